@@ -1,0 +1,57 @@
+"""Fine-tune Flan-T5 on conversations, in two stages that meet in one folder on disk.
+
+``prepare(PrepareConfig(...))`` turns ShareGPT records into tokenized Arrow shards;
+``fit(FitConfig(...))`` trains on them. Importing this package imports neither torch nor
+transformers: each public name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import FitConfig as FitConfig
+    from pipeline.config import PrepareConfig as PrepareConfig
+    from pipeline.config import TrainConfig as TrainConfig
+    from pipeline.data_module import make_supervised_data_module as make_supervised_data_module
+    from pipeline.errors import DuetError as DuetError
+    from pipeline.fit.collate import (
+        DataCollatorForSupervisedDataset as DataCollatorForSupervisedDataset,
+    )
+    from pipeline.fit.dataset import SupervisedDataset as SupervisedDataset
+    from pipeline.fit.embedding import (
+        smart_tokenizer_and_embedding_resize as smart_tokenizer_and_embedding_resize,
+    )
+    from pipeline.fit.stage import fit as fit
+    from pipeline.prepare.memory import preprocess as preprocess
+    from pipeline.prepare.stage import prepare as prepare
+    from pipeline.tokenizer import load_tokenizer as load_tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DataCollatorForSupervisedDataset": "pipeline.fit.collate",
+    "DuetError": "pipeline.errors",
+    "FitConfig": "pipeline.config",
+    "PrepareConfig": "pipeline.config",
+    "SupervisedDataset": "pipeline.fit.dataset",
+    "TrainConfig": "pipeline.config",
+    "load_tokenizer": "pipeline.tokenizer",
+    "make_supervised_data_module": "pipeline.data_module",
+    "preprocess": "pipeline.prepare.memory",
+    "smart_tokenizer_and_embedding_resize": "pipeline.fit.embedding",
+}
+_STAGES = ("fit", "prepare")  # packages that can be called: see callable_module.py
+
+__all__ = sorted([*_HOMES, *_STAGES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return importlib.import_module(f"pipeline.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,278 @@
+"""The settings of each command: frozen dataclasses that validate themselves.
+
+A field is written once, here, with its default and its help. The command line, the settings
+saved beside a result and the README's table of flags are all made from these fields. Fields that
+decide *what the rows are* stand in ``PrepareOptions``, fields that decide *how to train on them*
+in ``FitOptions``; ``TrainConfig``, the settings of both stages in one command, has them all.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adafactor"]
+Strategy = Literal["no", "steps", "epoch"]
+RoleName = Literal["human", "assistant", "system", "tool"]
+TRACKERS = ("tensorboard", "wandb", "trackio")
+ROLE_NAMES: tuple[RoleName, ...] = ("human", "assistant", "system", "tool")
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str) -> Any:
+    """Make a field of a settings class, with the help that a user reads."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field: ``eval_fraction`` is ``--eval-fraction``."""
+    return "--" + name.replace("_", "-")
+
+
+def _require(ok: bool, name: str, got: object, do: str) -> None:
+    if not ok:
+        raise ConfigError("a setting is out of range", where=flag(name), got=got, do=do)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What decides the rows of a prepared folder."""
+
+    model_max_length: int = option(
+        2048, help="Most tokens of an encoder or a decoder row, </s> counted; 64 or more."
+    )
+    max_target_length: int | None = option(
+        None, help="Most tokens of a decoder row. Default: --model-max-length."
+    )
+    eval_fraction: float = option(
+        0.0, help="Share of the conversations that become the split eval, by a hash of their id."
+    )
+    join_parts: bool = option(
+        True, help="Join the parts that a long conversation was cut into (ids BASE_N)."
+    )
+    dedup: bool = option(True, help="Leave out exact repeats of an earlier conversation.")
+    role: tuple[str, ...] = option(
+        (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
+    )
+    num_workers: int | None = option(None, help="Processes that tokenize. Default: all cores.")
+    engine: Literal["local"] = option("local", help="Where the work runs.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _require(self.model_max_length >= 64, "model_max_length", self.model_max_length,
+                 "give 64 or more: the header and both tags must fit")  # fmt: skip
+        _require(self.max_target_length is None or 1 <= self.max_target_length, "max_target_length",
+                 self.max_target_length, "give 1 or more")  # fmt: skip
+        _require(self.target_length <= self.model_max_length, "max_target_length",
+                 self.max_target_length, "give no more than --model-max-length")  # fmt: skip
+        _require(0.0 <= self.eval_fraction < 1.0, "eval_fraction", self.eval_fraction,
+                 "give a share from 0 up to, but not including, 1")  # fmt: skip
+        _require(self.num_workers is None or self.num_workers >= 1, "num_workers",
+                 self.num_workers, "give 1 or more, or leave it out for all cores")  # fmt: skip
+        self.extra_roles()
+
+    @property
+    def target_length(self) -> int:
+        """Most tokens of a decoder row."""
+        return self.model_max_length if self.max_target_length is None else self.max_target_length
+
+    def extra_roles(self) -> dict[str, str]:
+        """Return the names that ``--role`` adds, in lower case, with the role each stands for."""
+        roles = {}
+        for text in self.role:
+            name, _, role = text.rpartition("=")
+            if not name or role.lower() not in ROLE_NAMES:
+                raise ConfigError("not a role", where="--role", got=text,
+                                  do="give NAME=ROLE, ROLE one of " + ", ".join(ROLE_NAMES))  # fmt: skip
+            roles[name.lower()] = role.lower()
+        return roles
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What decides a training run on given rows. Defaults are the Hugging Face trainer's."""
+
+    num_train_epochs: float = option(3.0, help="Passes over the rows; may be a fraction.")
+    max_steps: int = option(-1, help="Optimizer steps; overrides --num-train-epochs. -1: off.")
+    per_device_train_batch_size: int = option(8, help="Rows per process and micro-batch.")
+    per_device_eval_batch_size: int = option(8, help="Rows per process when evaluating.")
+    gradient_accumulation_steps: int = option(1, help="Micro-batches per optimizer step.")
+    train_batch_size: int | None = option(
+        None, help="Rows per optimizer step, set directly; accumulation follows from it."
+    )
+    learning_rate: float = option(5e-5, help="Peak learning rate.")
+    lr_scheduler_type: Scheduler = option("linear", help="Shape of the learning rate's course.")
+    warmup_ratio: float = option(0.0, help="Share of all steps in which the rate rises.")
+    warmup_steps: int = option(0, help="Steps in which the rate rises; overrides the ratio.")
+    weight_decay: float = option(0.0, help="Weight decay, on all but biases and norms.")
+    max_grad_norm: float = option(1.0, help="Gradients are clipped to this total norm; 0: off.")
+    optim: Optimizer = option("adamw_torch", help="Optimizer.")
+    adam_beta1: float = option(0.9, help="First beta of AdamW.")
+    adam_beta2: float = option(0.999, help="Second beta of AdamW.")
+    adam_epsilon: float = option(1e-8, help="Epsilon of AdamW.")
+    bf16: bool = option(False, help="Compute in bfloat16; weights stay in float32.")
+    fp16: bool = option(False, help="Refused: T5 overflows in float16. Use --bf16.")
+    tf32: bool | None = option(None, help="Allow TF32 matmuls on a GPU that has them.")
+    gradient_checkpointing: bool = option(
+        False, help="Recompute activations in the backward pass: less memory, more time."
+    )
+    torch_compile: bool = option(False, help="Compile the model with torch.compile.")
+    logging_steps: float = option(500, help="Log every so many steps; below 1: a share of all.")
+    eval_strategy: Strategy | None = option(
+        None,
+        help="When to evaluate. Default: every --eval-steps if given, and at the end, "
+        "where there is a split eval.",
+    )
+    eval_steps: float | None = option(
+        None, help="Evaluate every so many steps; below 1: a share of all."
+    )
+    save_strategy: Strategy = option("steps", help="When to save checkpoints.")
+    save_steps: float = option(500, help="Save every so many steps; below 1: a share of all.")
+    save_total_limit: int | None = option(None, help="Checkpoints to keep. Default: all.")
+    seed: int = option(42, help="Seed of the order, of dropout and of fresh weights.")
+    report_to: str = option("none", help="none, tensorboard, wandb, trackio; or some, with commas.")
+    run_name: str | None = option(None, help="The run's name for the trackers.")
+    from_scratch: bool = option(
+        False, help="Start from the model's config with fresh weights: tests, demos, pre-training."
+    )
+    num_data: int = option(-1, help="Train on the first so many rows. -1: all.")
+    cache_dir: str | None = option(None, help="Where models from the hub are kept.")
+    fsdp: str = option("", help="Sharding, in the Hugging Face trainer's words.")
+    fsdp_transformer_layer_cls_to_wrap: str = option("", help="The layer class that FSDP wraps.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        if self.fp16:
+            raise ConfigError("T5 overflows in float16 and its loss becomes NaN", where="--fp16",
+                              got=True, do="use --bf16 True, or neither")  # fmt: skip
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size",
+                     "gradient_accumulation_steps"):  # fmt: skip
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
+        for name in ("train_batch_size", "save_total_limit", "eval_steps"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "give more than 0, or leave it out")
+        for name in ("learning_rate", "logging_steps", "save_steps", "num_train_epochs",
+                     "adam_epsilon"):  # fmt: skip
+            _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "give 0 to 1")
+        _require(self.num_data == -1 or self.num_data >= 1, "num_data", self.num_data,
+                 "give 1 or more, or -1 for all")  # fmt: skip
+        _require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", self.max_steps,
+                 "give 1 or more, or -1 to go by --num-train-epochs")  # fmt: skip
+        _require(self.eval_strategy != "steps" or self.eval_steps is not None, "eval_strategy",
+                 "steps, but no --eval-steps", "give --eval-steps too")  # fmt: skip
+        unknown = [name for name in self.trackers if name not in TRACKERS]
+        _require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers to report to; empty for ``none``."""
+        names = [name.strip() for name in self.report_to.split(",")]
+        return [name for name in names if name not in ("", "none")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(PrepareOptions):
+    """Settings of ``duet prepare``: ShareGPT files in, a prepared folder out."""
+
+    data_path: tuple[str, ...] = option(
+        help="A file, a folder or a glob of ShareGPT records. Repeatable."
+    )
+    model_name_or_path: str = option(help="The T5 whose tokenizer is used: a folder or a hub name.")
+    output_dir: str = option("data/processed", help="The prepared folder is made in this one.")
+    cache_dir: str | None = option(None, help="Where models from the hub are kept.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        if isinstance(self.data_path, (str, Path)):
+            object.__setattr__(self, "data_path", (str(self.data_path),))
+        _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(FitOptions):
+    """Settings of ``duet fit``: a prepared folder and a model in, a trained folder out."""
+
+    data_path: str = option(help="The prepared folder: what duet prepare printed.")
+    model_name_or_path: str = option(help="The model to start from: a folder or a hub name.")
+    output_dir: str = option(help="Checkpoints and the trained model go here.")
+    model_max_length: int | None = option(
+        None, help="Checked against the prepared folder's; the rows are cut there already."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(PrepareOptions, FitOptions):
+    """Settings of ``duet train``: both stages in one, with train_flant5's flags."""
+
+    data_path: tuple[str, ...] = option(
+        help="A file, a folder or a glob of ShareGPT records; or a prepared folder. Repeatable."
+    )
+    model_name_or_path: str = option(help="The model to start from: a folder or a hub name.")
+    output_dir: str = option(help="Checkpoints and the trained model go here.")
+    prepared_dir: str = option("data/processed", help="Prepared folders are made in this one.")
+    preprocessed_path: str | None = option(None, help="Accepted; --prepared-dir took its place.")
+    lazy_preprocess: bool = option(False, help="Accepted; rows are always read from disk.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        if isinstance(self.data_path, (str, Path)):
+            object.__setattr__(self, "data_path", (str(self.data_path),))
+        PrepareOptions.__post_init__(self)
+        FitOptions.__post_init__(self)
+
+    def prepare_config(self) -> PrepareConfig:
+        """Return the settings of the first stage."""
+        return PrepareConfig(**_shared(self, PrepareConfig) | {"output_dir": self.prepared_dir})
+
+    def fit_config(self, prepared: Path) -> FitConfig:
+        """Return the settings of the second stage, on the folder that the first one made."""
+        return FitConfig(**_shared(self, FitConfig) | {"data_path": str(prepared)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Settings of ``duet inspect``: show what a prepared folder holds."""
+
+    prepared: str = option(help="The prepared folder.")
+    rows: int = option(3, help="Pairs to show, spread over the split.")
+    split: str = option("train", help="The split to show: train or eval.")
+    rejected: int = option(5, help="Rejected records to show.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """Settings of ``duet chat``: talk to a trained model."""
+
+    model: str = option(help="The trained folder: the --output-dir of fit.")
+    message: str | None = option(None, help="Answer this one message and end.")
+    system: str | None = option(None, help="A system text in place of the usual header.")
+    max_new_tokens: int = option(512, help="Most tokens of an answer.")
+    temperature: float = option(0.0, help="0: the likeliest token; above: sample.")
+    top_p: float = option(0.95, help="Sample from the likeliest tokens of this total probability.")
+    seed: int = option(42, help="Seed of the sampling.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "give 1 or more")
+        _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1")
+
+
+def _shared(config: Any, kind: type[Any]) -> dict[str, Any]:
+    """Return the values of ``config`` for the fields that ``kind`` has too."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(kind) if hasattr(config, f.name)}

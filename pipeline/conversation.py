@@ -1,0 +1,75 @@
+"""The nouns of this project, and no more: what a conversation is made of.
+
+A **turn** is a role and a text. A **conversation** is turns in order, with the id of its first
+part. A **record** (one JSON object of an export) is a whole conversation or a part of one: the
+public ShareGPT files are cut into parts whose ids are ``BASE_N``, N the index of the part's
+first turn. A **pair** is one assistant turn as the target and all before it as the source.
+"""
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Role(enum.StrEnum):
+    """Who speaks. The value is the word in the turn's tag, ``### Human:``."""
+
+    HUMAN = "Human"
+    ASSISTANT = "Assistant"
+    SYSTEM = "System"
+    TOOL = "Tool"
+
+
+ROLES_BY_NAME: dict[str, Role] = {
+    **dict.fromkeys(("human", "user", "prompter"), Role.HUMAN),
+    **dict.fromkeys(
+        ("gpt", "chatgpt", "bing", "bard", "assistant", "model", "function_call"), Role.ASSISTANT
+    ),
+    "system": Role.SYSTEM,
+    **dict.fromkeys(("tool", "function", "observation"), Role.TOOL),
+}
+"""Speaker names in lower case, as exports write them."""
+
+
+class Turn(NamedTuple):
+    """One message."""
+
+    role: Role
+    text: str
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Turns in order; ``start`` is the index of the first among the uncut conversation's."""
+
+    id: str
+    turns: list[Turn]
+
+    @property
+    def base(self) -> str:
+        """The id that all parts of one conversation share; the id itself where it is no part's."""
+        return split_part_id(self.id)[0]
+
+    @property
+    def start(self) -> int:
+        """The index of the first turn among the uncut conversation's turns."""
+        return split_part_id(self.id)[1] or 0
+
+
+_PART_ID = re.compile(r"(.+)_([0-9]+)", re.DOTALL)
+
+
+def split_part_id(conversation_id: str) -> tuple[str, int | None]:
+    """Split ``BASE_N`` into its base and index.
+
+    >>> split_part_id("QWJhYvA_14")
+    ('QWJhYvA', 14)
+    >>> split_part_id("chats:3")
+    ('chats:3', None)
+    """
+    match = _PART_ID.fullmatch(conversation_id)
+    # More digits than any index has would be a number, not an index.
+    if match is None or len(match[2]) > 9:
+        return conversation_id, None
+    return match[1], int(match[2])

@@ -1,0 +1,93 @@
+"""``manifest.json``: what a prepared folder holds, and the proof that it is complete."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PreparedFolderError
+from pipeline.store.atomic import write_file
+
+SCHEMA_VERSION = 1
+FILENAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Arrow file: its path below the prepared folder, split, rows, bytes and SHA-256."""
+
+    path: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The content of ``manifest.json``; no absolute path stands in it."""
+
+    fingerprint: str
+    """Hash of the records' content, the options, the tokenizer and the schema."""
+    config: dict[str, Any]
+    sources: list[dict[str, Any]]
+    """Name, bytes, SHA-256, format and record counts of each input file."""
+    counts: dict[str, Any]
+    """``records``, ``rejected``, ``conversations``, ``pairs`` and ``reasons`` by name."""
+    tokens: dict[str, Any]
+    """Totals of both columns, unknown tokens, length percentiles, the vocabulary's size."""
+    shards: list[Shard]
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def rows(self, split: str) -> int:
+        """The number of rows of a split; 0 where there is none."""
+        return sum(shard.rows for shard in self.shards if shard.split == split)
+
+    def splits(self) -> list[str]:
+        """The splits in the order of the shards."""
+        return list(dict.fromkeys(shard.split for shard in self.shards))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``: the last file of a prepared folder."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+    write_file(folder / FILENAME, text + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a prepared folder's manifest and check that its shards are there.
+
+    Raises:
+        PreparedFolderError: No folder, no manifest (the preparation did not end), another
+            schema, or a shard missing or of another size.
+    """
+    path = folder / FILENAME
+    again = "run duet prepare, and give the path that it prints"
+    if not folder.is_dir():
+        raise PreparedFolderError("no such prepared folder", where=folder, got="nothing there",
+                                  do=again)  # fmt: skip
+    if not path.is_file():
+        raise PreparedFolderError("not a prepared folder, or not a complete one", where=folder,
+                                  got=f"no {FILENAME} in it", do=again)  # fmt: skip
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields["schema_version"]
+        if version == SCHEMA_VERSION:
+            shards = [Shard(**shard) for shard in fields.pop("shards")]
+            manifest = Manifest(shards=shards, **fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PreparedFolderError("the manifest cannot be read", where=path, got=repr(error),
+                                  do=again) from error  # fmt: skip
+    if version != SCHEMA_VERSION:
+        raise PreparedFolderError("prepared by another version of this program", where=path,
+                                  got=f"schema {version}, this one reads {SCHEMA_VERSION}",
+                                  do=again)  # fmt: skip
+    for shard in manifest.shards:
+        file = folder / shard.path
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard.bytes:
+            got = "no such file" if size is None else f"{size} bytes, not {shard.bytes}"
+            raise PreparedFolderError("a shard is missing or damaged", where=file, got=got, do=again)
+    return manifest

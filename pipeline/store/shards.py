@@ -1,0 +1,152 @@
+"""Arrow shards: written one record batch at a time, read memory-mapped.
+
+Each shard is an Arrow IPC stream, which is what ``datasets`` reads. A stream that was cut short
+reads back silently shorter, so rows are checked against the manifest on opening.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline.errors import PreparedFolderError
+from pipeline.store.atomic import output_errors
+from pipeline.store.manifest import Manifest, Shard
+
+ROWS_PER_SHARD = 65_536
+
+
+def row_schema(vocab_size: int) -> pa.Schema:
+    """Return the columns of a row; ids are uint16 where the vocabulary fits, else int32."""
+    ids = pa.list_(pa.uint16() if vocab_size <= 1 << 16 else pa.int32())
+    return pa.schema(
+        {"input_ids": ids, "labels": ids, "conversation_id": pa.string(), "turn": pa.int32()}
+    )
+
+
+class SplitWriter:
+    """Writes the shards of one split, in the order in which rows arrive."""
+
+    def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
+        """Start a split in ``folder``; its first shard is opened even if no row comes."""
+        self._folder, self._split, self._schema = folder, split, schema
+        self._shards: list[Shard] = []
+        with output_errors(folder / split):
+            (folder / split).mkdir(parents=True)
+        self._open()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows; a full shard is closed and the next one opened."""
+        if not batch.num_rows:
+            return
+        if self._rows + batch.num_rows > ROWS_PER_SHARD and self._rows:
+            self._close()
+            self._open()
+        with output_errors(self._path):
+            self._stream.write_batch(batch)
+        self._rows += batch.num_rows
+
+    def close(self) -> list[Shard]:
+        """Finish the split, with the state files that ``datasets`` reads; return its shards."""
+        self._close()
+        names = [{"filename": Path(shard.path).name} for shard in self._shards]
+        state = {
+            "_data_files": names,
+            "_fingerprint": hashlib.sha256(repr(self._shards).encode()).hexdigest()[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": self._split,
+        }
+        with output_errors(self._folder / self._split):
+            _write_json(self._folder / self._split / "state.json", state)
+            # Without features, datasets takes them from the shards' own schema.
+            _write_json(self._folder / self._split / "dataset_info.json", {"splits": None})
+        return self._shards
+
+    def _open(self) -> None:
+        self._path = self._folder / self._split / f"shard-{len(self._shards):05d}.arrow"
+        self._rows = 0
+        with output_errors(self._path):
+            self._file = _HashingFile(self._path.open("wb"))
+            self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), self._schema)
+
+    def _close(self) -> None:
+        with output_errors(self._path):
+            self._stream.close()
+            self._file.close()
+        self._shards.append(
+            Shard(
+                path=self._path.relative_to(self._folder).as_posix(),
+                split=self._split,
+                rows=self._rows,
+                bytes=self._file.size,
+                sha256=self._file.hash.hexdigest(),
+            )
+        )
+
+
+class _HashingFile:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash, self.size, self.closed = hashlib.sha256(), 0, False
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self.closed = True
+
+
+def write_dataset_dict(folder: Path, splits: list[str]) -> None:
+    """Write the file by which ``datasets.load_from_disk`` knows a folder of splits."""
+    with output_errors(folder):
+        _write_json(folder / "dataset_dict.json", {"splits": splits})
+
+
+def open_split(folder: Path, manifest: Manifest, split: str) -> pa.Table:
+    """Memory-map the rows of a split; nothing is read until it is looked at.
+
+    Returns:
+        A table of ``input_ids`` and ``labels`` (list<uint16> or list<int32>),
+        ``conversation_id`` (string) and ``turn`` (int32), one row a pair.
+
+    Raises:
+        PreparedFolderError: No such split, or a shard that does not hold its rows.
+    """
+    shards = [shard for shard in manifest.shards if shard.split == split]
+    if not shards:
+        raise PreparedFolderError("no such split", where=folder, got=split,
+                                  do="use one of " + ", ".join(manifest.splits()))  # fmt: skip
+    return pa.concat_tables([_open_shard(folder / shard.path, shard.rows) for shard in shards])
+
+
+def _open_shard(path: Path, rows: int) -> pa.Table:
+    again = "run duet prepare again"
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise PreparedFolderError("a shard cannot be read", where=path, got=error,
+                                  do=again) from error  # fmt: skip
+    if table.num_rows != rows:
+        raise PreparedFolderError("a shard is damaged", where=path,
+                                  got=f"{table.num_rows} rows, not {rows}", do=again)  # fmt: skip
+    return table
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

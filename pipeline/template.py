@@ -1,0 +1,139 @@
+r"""How turns become tagged text: the one place that ``prepare``, ``chat`` and the tokenizer share.
+
+    A chat between a curious human and an artificial intelligence assistant. […]⏎
+    ⏎
+    ### Human: What is 2 + 2?⏎
+    ### Assistant: 4.⏎
+    ### Human: And 3 + 3?⏎
+    ### Assistant:
+
+The header, then every turn behind its tag, then the prompt. The prompt has no space after it: in
+T5's vocabulary the space rides on the answer's first word. A system turn that comes first
+replaces the header's sentence. What does not live here: cutting to the window (``window.py``)
+and ids (``tokenizer.py``).
+
+No text can pose as a turn: a line inside a text that begins with a tag gets one space before it.
+A turn's own first line stands behind its tag and needs none; the header's first line does. The
+test is made on the line as the tokenizer's normaliser leaves it, since ``＃＃＃ Human:`` has the
+same ids as ``### Human:``.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from pipeline.conversation import Role, Turn
+
+HEADER = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+"""The sentence of the Vicuna and FastChat-T5 prompt: a constant of the protocol."""
+
+TAGS: dict[Role, str] = {role: f"### {role}:" for role in Role}
+PROMPT = TAGS[Role.ASSISTANT]
+
+Escape = Callable[..., str]
+"""``escape(text, starts_line=False) -> text``; ``Escaper`` makes one."""
+
+# The only characters that NFKC turns into "#", and "#" itself: no other line can become a tag.
+_HASHES = re.compile("[#\uff03\ufe5f]")
+
+
+class Escaper:
+    r"""Puts one space before each line of a text that would read as a tag.
+
+    Args:
+        normalize: The tokenizer's normaliser, str to str; none leaves lines as they are.
+
+    >>> Escaper()("see:\n### Human: me")
+    'see:\n ### Human: me'
+    >>> Escaper()("### Human: me"), Escaper()("### Human: me", starts_line=True)
+    ('### Human: me', ' ### Human: me')
+    """
+
+    def __init__(self, normalize: Callable[[str], str] = str) -> None:
+        """Normalise the tags once, as the lines will be."""
+        self._normalize = normalize
+        self._tags = tuple(normalize(tag) for tag in TAGS.values())
+
+    def __call__(self, text: str, starts_line: bool = False) -> str:
+        """Return ``text`` escaped; ``starts_line``: its first line begins a line of its own."""
+        if not _HASHES.search(text):
+            return text
+        first, *rest = text.split("\n")
+        lines = [self._escape_line(first) if starts_line else first]
+        lines += [self._escape_line(line) for line in rest]
+        return "\n".join(lines)
+
+    def _escape_line(self, line: str) -> str:
+        # A tab is a token of its own and never part of a tag.
+        head = line.split("\t", 1)[0]
+        if _HASHES.search(head) and self._normalize(head).startswith(self._tags):
+            return " " + line
+        return line
+
+
+def split_system(turns: Sequence[Turn]) -> tuple[str, int]:
+    """Return the header's sentence and the number of turns that it took (0 or 1)."""
+    if turns and turns[0].role is Role.SYSTEM:
+        return turns[0].text, 1
+    return HEADER, 0
+
+
+def header_text(sentence: str, escape: Escape) -> str:
+    """Return the header: its sentence and a blank line."""
+    return escape(sentence, starts_line=True) + "\n\n"
+
+
+def turn_text(turn: Turn, escape: Escape) -> str:
+    r"""Return one turn of the history.
+
+    >>> turn_text(Turn(Role.HUMAN, "hi"), Escaper())
+    '### Human: hi\n'
+    """
+    return f"{TAGS[turn.role]} {escape(turn.text)}\n"
+
+
+def encoder_text(turns: Sequence[Turn], escape: Escape) -> str:
+    """Return the whole source text for the answer that follows ``turns``, uncut."""
+    sentence, taken = split_system(turns)
+    history = "".join(turn_text(turn, escape) for turn in turns[taken:])
+    return header_text(sentence, escape) + history + PROMPT
+
+
+def chat_template() -> str:
+    """Return the Jinja template that renders ``messages`` to exactly ``encoder_text``.
+
+    Jinja has no normaliser at hand: it escapes tags in their literal form only.
+    """
+    escaped = " | replace('\\r\\n', '\\n')" + "".join(
+        f" | replace('\\n{tag}', '\\n {tag}')" for tag in TAGS.values()
+    )
+    names = {
+        Role.HUMAN: "['user', 'human', 'prompter']",
+        Role.ASSISTANT: "['assistant', 'gpt', 'chatgpt', 'bing', 'bard', 'model', 'function_call']",
+        Role.SYSTEM: "['system']",
+        Role.TOOL: "['tool', 'function', 'observation']",
+    }
+    tags = "".join(
+        f"{{%- {'if' if i == 0 else 'elif'} role in {names[role]} -%}}{TAGS[role]}"
+        for i, role in enumerate(TAGS)
+    )
+    return (
+        "{%- macro text(content) -%}"
+        "{%- if content is string -%}{{ content }}"
+        "{%- else -%}{%- for part in content -%}{{ part['text'] }}{%- endfor -%}{%- endif -%}"
+        "{%- endmacro -%}"
+        "{%- set first_is_system = messages and messages[0]['role'] | lower == 'system' -%}"
+        "{%- if first_is_system -%}"
+        f"{{{{ (('\\n' ~ text(messages[0]['content'])){escaped})[1:] }}}}"
+        f"{{%- else -%}}{{{{ {HEADER!r} }}}}{{%- endif -%}}"
+        "{{ '\\n\\n' }}"
+        "{%- for message in (messages[1:] if first_is_system else messages) -%}"
+        "{%- set role = message['role'] | lower -%}"
+        f"{tags}"
+        "{%- else -%}{{ raise_exception('unknown role: ' ~ message['role']) }}{%- endif -%}"
+        f"{{{{ ' ' ~ (text(message['content']){escaped}) ~ '\\n' }}}}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{PROMPT}{{%- endif -%}}"
+    )

@@ -1,0 +1,248 @@
+"""Text to ids and back, for both stages, without torch or transformers.
+
+A T5's vocabulary becomes the lossless tokenizer (``lossless.py``); a folder whose tokenizer is
+that one already is used as it is; a tokenizer that is no T5's goes through its own fast
+tokenizer, unchanged. What is saved beside the rows is what ``AutoTokenizer`` loads.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline import lossless
+from pipeline.errors import TokenizerError
+from pipeline.hub import find_model_file
+from pipeline.template import chat_template
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+"""Every file that a tokenizer may consist of."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokenizer:
+    """A fast tokenizer and what the two stages ask of it.
+
+    Control ids never come out of a text: ``</s>`` in a message is plain characters.
+    """
+
+    backend: Tokenizer
+    files: dict[str, bytes]
+    """What ``save`` writes: file names and contents."""
+    prefix_ids: tuple[int, ...]
+    """Ids that the tokenizer puts before a text; none for T5."""
+    eos_id: int
+    unk_id: int | None
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids; the highest is one less."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of everything that decides the ids."""
+        text = self.backend.to_str() + json.dumps([self.prefix_ids, self.eos_id])
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without prefix and ``</s>``."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; control ids are left out."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    def normalize(self, text: str) -> str:
+        """Return a text as the normaliser leaves it, with spaces as spaces."""
+        if self.backend.normalizer is None:
+            return text
+        normal = str(self.backend.normalizer.normalize_str(text)).replace(lossless.SPACE, " ")
+        dummy = str(self.backend.normalizer.normalize_str("x")).endswith(lossless.SPACE + "x")
+        return normal[1:] if dummy and normal.startswith(" ") else normal
+
+    def save(self, folder: Path, *, model_max_length: int) -> None:
+        """Write the files that ``AutoTokenizer.from_pretrained(folder)`` loads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            if name == "tokenizer_config.json":
+                config = json.loads(content) | {"model_max_length": model_max_length}
+                content = json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8")
+            (folder / name).write_bytes(content)
+
+
+def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextTokenizer:
+    """Load the tokenizer that a model's rows are made with.
+
+    Args:
+        name_or_path: A folder with a tokenizer's files, or a name on the hub.
+        cache_dir: Where files from the hub are kept.
+
+    Raises:
+        ModelError: The model cannot be found.
+        TokenizerError: It has no tokenizer, or a broken one.
+    """
+    spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
+    spec = _read_json(spec_path) if spec_path else None
+    if spec is not None and lossless.is_lossless(spec):
+        return _own_fast_tokenizer(name_or_path, cache_dir)
+    if _model_type(name_or_path, cache_dir) in (None, "t5"):
+        vocabulary = lossless.vocabulary_of_json(spec) if spec is not None else None
+        spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
+        if vocabulary is None and spiece is not None:
+            vocabulary = lossless.vocabulary_of_spiece(spiece)
+        if vocabulary is not None:
+            return _lossless_tokenizer(vocabulary)
+    return _own_fast_tokenizer(name_or_path, cache_dir)
+
+
+def source_files(name_or_path: str, cache_dir: str | None = None) -> list[Path]:
+    """Return the files that decide which tokenizer ``load_tokenizer`` gives.
+
+    Raises:
+        ModelError: The model cannot be found.
+    """
+    found = (find_model_file(name_or_path, name, cache_dir)
+             for name in (*TOKENIZER_FILES, "config.json"))  # fmt: skip
+    return [path for path in found if path is not None]
+
+
+def tokenizer_of(tokenizer: Any) -> TextTokenizer:
+    """Return the TextTokenizer of a transformers tokenizer (stock T5's becomes lossless)."""
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return load_tokenizer(folder)
+
+
+def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
+    text = lossless.build_json(vocabulary)
+    sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
+    config = {
+        # The class that adds nothing of its own to what tokenizer.json says.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": sentinels,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "split_special_tokens": True,
+        "chat_template": chat_template(),
+    }
+    files = {
+        "tokenizer.json": text.encode("utf-8"),
+        "tokenizer_config.json": json.dumps(config, ensure_ascii=False).encode("utf-8"),
+        "spiece.model": lossless.build_spiece(vocabulary),
+    }
+    return _ready(Tokenizer.from_str(text), files, eos="</s>", unk="<unk>", where="</s>")
+
+
+def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokenizer:
+    paths = {name: find_model_file(name_or_path, name, cache_dir) for name in TOKENIZER_FILES}
+    files = {name: path.read_bytes() for name, path in paths.items() if path is not None}
+    if "tokenizer.json" not in files:
+        files = _converted_files(name_or_path, cache_dir)
+    try:
+        backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise TokenizerError("the tokenizer cannot be read", where=name_or_path, got=error,
+                             do="copy the model's folder again") from error  # fmt: skip
+    special = json.loads(files.get("special_tokens_map.json", b"{}")) | config
+    return _ready(backend, files, eos=_content(special.get("eos_token")),
+                  unk=_content(special.get("unk_token")), where=name_or_path)  # fmt: skip
+
+
+def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
+    """Let transformers make the fast tokenizer where a model ships without one."""
+    # The one place that needs transformers: mT5 and its like come as spiece.model alone.
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, use_fast=True)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    except Exception as error:  # whatever transformers meets there
+        raise TokenizerError("the model has no tokenizer that can be used", where=name_or_path,
+                             got=error, do="give a folder with tokenizer.json or spiece.model",
+                             ) from error  # fmt: skip
+    if "tokenizer.json" not in files:
+        raise TokenizerError("the model has no fast tokenizer", where=name_or_path,
+                             got=type(tokenizer).__name__,
+                             do="give a model whose tokenizer has a fast form")  # fmt: skip
+    return files
+
+
+def _ready(
+    backend: Tokenizer, files: dict[str, bytes], *, eos: str | None, unk: str | None, where: str
+) -> TextTokenizer:
+    backend.no_truncation()
+    backend.no_padding()
+    # Otherwise "</s>" in a text would be the id of </s>.
+    backend.encode_special_tokens = True
+    eos_id = backend.token_to_id(eos) if eos is not None else None
+    if eos_id is None:
+        raise TokenizerError("the tokenizer has no end-of-sequence token", where=where,
+                             got=f"eos_token {eos}", do="give an encoder-decoder model")  # fmt: skip
+    wrapping = backend.encode("", add_special_tokens=True).ids
+    return TextTokenizer(
+        backend=backend,
+        files=files,
+        prefix_ids=tuple(i for i in wrapping if i != eos_id),
+        eos_id=eos_id,
+        unk_id=backend.token_to_id(unk) if unk is not None else None,
+    )
+
+
+def _content(token: Any) -> str | None:
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _model_type(name_or_path: str, cache_dir: str | None) -> str | None:
+    path = find_model_file(name_or_path, "config.json", cache_dir)
+    value = (_read_json(path) if path else {}).get("model_type")
+    return value if isinstance(value, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TokenizerError("a model's file cannot be read", where=path, got=error,
+                             do="copy the model's folder again") from error  # fmt: skip
+    if not isinstance(value, dict):
+        raise TokenizerError("a model's file has a wrong shape", where=path,
+                             got=type(value).__name__, do="copy the model's folder again")  # fmt: skip
+    return value
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a saved tokenizer's files into another folder."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
