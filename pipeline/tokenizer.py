@@ -62,6 +62,12 @@ class TextTokenizer:
         text = self.backend.to_str() + json.dumps([self.prefix_ids, self.eos_id])
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process boundary as files: a pickled backend forgets its settings."""
+        tokens = (self.backend.id_to_token(i) if i is not None else None
+                  for i in (self.eos_id, self.unk_id))  # fmt: skip
+        return (_ready, (self.files, *tokens, "a worker"))
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without prefix and ``</s>``."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -155,7 +161,7 @@ def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False).encode("utf-8"),
         "spiece.model": lossless.build_spiece(vocabulary),
     }
-    return _ready(Tokenizer.from_str(text), files, eos="</s>", unk="<unk>", where="</s>")
+    return _ready(files, "</s>", "<unk>", "T5's vocabulary")
 
 
 def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokenizer:
@@ -163,15 +169,12 @@ def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokeniz
     files = {name: path.read_bytes() for name, path in paths.items() if path is not None}
     if "tokenizer.json" not in files:
         files = _converted_files(name_or_path, cache_dir)
-    try:
-        backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError("the tokenizer cannot be read", where=name_or_path, got=error,
-                             do="copy the model's folder again") from error  # fmt: skip
-    special = json.loads(files.get("special_tokens_map.json", b"{}")) | config
-    return _ready(backend, files, eos=_content(special.get("eos_token")),
-                  unk=_content(special.get("unk_token")), where=name_or_path)  # fmt: skip
+    special: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path := paths[name]) is not None:
+            special |= _read_json(path)
+    tokens = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
+    return _ready(files, *tokens, name_or_path)
 
 
 def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
@@ -196,8 +199,13 @@ def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, byte
 
 
 def _ready(
-    backend: Tokenizer, files: dict[str, bytes], *, eos: str | None, unk: str | None, where: str
+    files: dict[str, bytes], eos: str | None, unk: str | None, where: str
 ) -> TextTokenizer:
+    try:
+        backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise TokenizerError("the tokenizer cannot be read", where=where, got=error,
+                             do="copy the model's folder again") from error  # fmt: skip
     backend.no_truncation()
     backend.no_padding()
     # Otherwise "</s>" in a text would be the id of </s>.

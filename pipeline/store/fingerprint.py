@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ class ContentHash:
         return self._hash.hexdigest()
 
     def _update(self, *texts: str) -> None:
-        # Lengths before texts: no two sequences of texts look alike.
-        data = [text.encode("utf-8") for text in texts]
-        self._hash.update(repr([len(part) for part in data]).encode("ascii"))
-        self._hash.update(b"".join(data))
+        self._hash.update(framed(texts))
+
+
+def framed(texts: Iterable[str]) -> bytes:
+    """Return texts as bytes with their lengths before them: no two sequences look alike."""
+    parts = [text.encode("utf-8") for text in texts]
+    return repr([len(part) for part in parts]).encode("ascii") + b"".join(parts)

@@ -1,0 +1,96 @@
+"""Finds an earlier preparation of the same input, at once; and lets only one run make it.
+
+A prepared folder is named by its fingerprint, which is of the *records'* content, so it is known
+only after reading them. For an answer at once, ``.index/`` maps a key of the files' *bytes* (with
+the options, the tokenizer's files and the schema) to the fingerprint. Records without an id are
+named after their file, so where there was one, the files' names belong to the key too.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipeline.errors import PreparedFolderError
+from pipeline.progress import note
+from pipeline.store.atomic import output_errors, write_file
+from pipeline.store.fingerprint import key_of
+from pipeline.store.manifest import read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCache:
+    """The prepared folders of one ``--output-dir``, seen from one preparation.
+
+    Args:
+        folder: The ``--output-dir``.
+        key: Names the input's bytes, the options, the tokenizer and the schema.
+        stems: The files' names without suffixes, in order.
+    """
+
+    folder: Path
+    key: str
+    stems: Sequence[str]
+
+    def find(self) -> Path | None:
+        """Return the complete prepared folder of this input, or None."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            entry = json.loads(self._entry(self.key).read_text(encoding="utf-8"))
+            if entry["named_after_files"]:
+                entry = json.loads(self._entry(self._named_key()).read_text(encoding="utf-8"))
+            return self.complete(str(entry["fingerprint"]))
+        return None
+
+    def complete(self, fingerprint: str) -> Path | None:
+        """Return the folder of a fingerprint if it is complete and undamaged, else None."""
+        path = self.folder / fingerprint
+        if not path.exists():
+            return None
+        try:
+            manifest = read_manifest(path)
+        except PreparedFolderError as error:
+            note(f"prepared again, since {error}")
+            return None
+        return path if manifest.fingerprint == fingerprint else None
+
+    def remember(self, fingerprint: str, *, named_after_files: bool) -> None:
+        """Write down where this input's preparation is."""
+        entry = {"fingerprint": fingerprint, "named_after_files": named_after_files}
+        if named_after_files:
+            write_file(self._entry(self._named_key()), json.dumps(entry))
+        write_file(self._entry(self.key), json.dumps(entry))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of this input; a lock whose owner died does not block."""
+        path = self.folder / ".locks" / f"{self.key}.lock"
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """Make a sibling to work in; it is gone afterwards, and so are those of killed runs."""
+        path = self.folder / f".tmp-{self.key}"
+        shutil.rmtree(path, ignore_errors=True)
+        with output_errors(path):
+            path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _entry(self, key: str) -> Path:
+        return self.folder / ".index" / f"{key}.json"
+
+    def _named_key(self) -> str:
+        return key_of(self.key, list(self.stems))

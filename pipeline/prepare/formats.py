@@ -1,0 +1,125 @@
+"""What a file is, by its content and never by its suffix; and its bytes, unpacked, as a stream."""
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import zstandard
+
+from pipeline.errors import InputError
+
+Format = Literal["json", "jsonl", "parquet"]
+
+BOM = b"\xef\xbb\xbf"
+_SNIFF = 1 << 16
+# Small pieces in: when a piece is damaged, all that was unpacked before it is already out.
+_PIECE = 1 << 10
+_CHUNK = 1 << 20
+
+_UNPACKERS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
+    b"\x28\xb5\x2f\xfd": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    b"\xfd7zXZ\x00": lzma.LZMADecompressor,
+    b"BZh": bz2.BZ2Decompressor,
+}
+_DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, ValueError)
+
+
+class BrokenStreamError(Exception):
+    """The bytes end too early or cannot be unpacked; what came before is whole."""
+
+
+def looks_like_records(path: Path) -> bool:
+    """Tell whether a file found in a folder is one of records: JSON, JSON Lines or Parquet."""
+    head = _head(path)
+    return head.startswith(b"PAR1") or head.removeprefix(BOM).lstrip()[:1] in (b"[", b"{")
+
+
+def format_of(path: Path) -> Format:
+    """Return what a file's content is; text that is no JSON array is read line by line."""
+    head = _head(path)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    return "json" if head.removeprefix(BOM).lstrip()[:1] == b"[" else "jsonl"
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError("a file cannot be read", where=path, got=error.strerror or error,
+                         do="check the path and its permissions") from error  # fmt: skip
+
+
+def read_bytes(
+    file: BinaryIO, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[bytes]:
+    """Yield a file's content in chunks, unpacked if it is gzip, zstd, xz or bz2.
+
+    Args:
+        file: The open file, at its start.
+        advance: Hears of the bytes read, as they stand in the file.
+
+    Raises:
+        BrokenStreamError: After the last byte that can be had, where the stream is cut or damaged.
+    """
+    head = file.read(max(map(len, _UNPACKERS)))
+    file.seek(0)
+    unpacker = next((make for magic, make in _UNPACKERS.items() if head.startswith(magic)), None)
+    if unpacker is None:
+        while chunk := file.read(_CHUNK):
+            advance(len(chunk))
+            yield chunk
+        return
+    out, size = [], 0
+    try:
+        for piece in _unpack(file, unpacker, advance):
+            out.append(piece)
+            size += len(piece)
+            if size >= _CHUNK:
+                yield b"".join(out)
+                out, size = [], 0
+    except _DAMAGED as error:
+        yield b"".join(out)
+        raise BrokenStreamError(str(error)) from error
+    yield b"".join(out)
+
+
+def _unpack(
+    file: BinaryIO, make: Callable[[], Any], advance: Callable[[int], None]
+) -> Iterator[bytes]:
+    unpacker, started = make(), False
+    while piece := file.read(_PIECE):
+        advance(len(piece))
+        while piece:
+            yield unpacker.decompress(piece)
+            started = True
+            if not unpacker.eof:
+                break
+            # Another member may follow; gzip allows zeros as padding.
+            piece = unpacker.unused_data.lstrip(b"\x00")
+            unpacker, started = make(), False
+    if started:
+        raise EOFError("the compressed data are cut off")
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of the content, unpacked, as far as they can be had."""
+    head = b""
+    with open_file(path) as file:
+        try:
+            for chunk in read_bytes(file):
+                head += chunk
+                if len(head) >= _SNIFF or head.removeprefix(BOM).strip():
+                    break
+        except BrokenStreamError:
+            pass
+    return head[:_SNIFF]

@@ -1,0 +1,94 @@
+"""Paths, as a user gives them, to the files that are read, in order.
+
+A path that exists is that path and no glob; a folder gives its files by name; a glob gives what
+it matches, sorted. In a folder, and among what a glob matches, a file that is no records' file is
+passed over with one line; a file that was named is always read.
+"""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.prepare.formats import looks_like_records
+from pipeline.progress import note
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file and the name under which reports speak of it (never an absolute path)."""
+
+    path: Path
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its format and compression suffixes: ``chats`` of chats.json.gz."""
+        stem = self.name.rpartition("/")[2]
+        for suffixes in (_COMPRESSIONS, _FORMATS):
+            for suffix in suffixes:
+                if stem.lower().endswith(suffix) and len(stem) > len(suffix):
+                    stem = stem[: -len(suffix)]
+                    break
+        return stem
+
+
+_COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".xz", ".bz2")
+_FORMATS = (".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+
+
+def find_sources(data_path: Sequence[str]) -> list[Source]:
+    """Return the files behind some paths, in the order given.
+
+    Raises:
+        InputError: A path is missing, a glob matches nothing, or a folder holds no records' file.
+    """
+    paths = [path for given in data_path for path in _expand(given)]
+    return [Source(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _expand(given: str) -> list[Path]:
+    path = Path(given)
+    if path.is_dir():
+        files = _records_files(sorted(path.iterdir(), key=lambda child: child.name))
+        if not files:
+            raise InputError("a folder without a file of records", where=given,
+                             got="no JSON, JSON Lines or Parquet in it",
+                             do="give the folder that holds the export")  # fmt: skip
+        return files
+    if path.exists():
+        return [path]
+    if not glob.has_magic(given):
+        raise InputError("no such path", where=given, got="nothing there",
+                         do="check --data-path")  # fmt: skip
+    matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]
+    files = _records_files(matches)
+    if not files:
+        got = "no file of records among its matches" if matches else "no match"
+        raise InputError("a glob that matches nothing", where=given, got=got, do="check --data-path")
+    return files
+
+
+def _records_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files that hold records; say which others were passed over."""
+    kept = []
+    for path in paths:
+        if path.is_file() and looks_like_records(path):
+            kept.append(path)
+        else:
+            note(f"passed over, no JSON, JSON Lines or Parquet file: {path}")
+    return kept
+
+
+def _names(paths: Sequence[Path]) -> Iterator[str]:
+    """Yield for each path as many of its last parts as tell it from the others."""
+    for path in paths:
+        parts = path.absolute().parts
+        others = {other.absolute() for other in paths} - {path.absolute()}
+        size = 1
+        while any(other.parts[-size:] == parts[-size:] for other in others) and size < len(parts):
+            size += 1
+        # A file name may hold any bytes; what is written about it is UTF-8.
+        yield os.fsencode("/".join(parts[-size:]).lstrip("/")).decode("utf-8", "replace")

@@ -1,0 +1,293 @@
+"""The first stage as a whole: find the sources, read, join, encode, write, publish."""
+
+import json
+import platform
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import PrepareConfig
+from pipeline.conversation import Conversation
+from pipeline.errors import InputError
+from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.formats import format_of
+from pipeline.prepare.joining import RepeatFilter, join_parts
+from pipeline.prepare.reader import Fault, Record, read_records
+from pipeline.prepare.records import RejectedError, parse_record, roles_with
+from pipeline.prepare.sources import Source, find_sources
+from pipeline.prepare.workers import (
+    EVAL,
+    TRAIN,
+    EncodedBatch,
+    EncodingSettings,
+    batches_of,
+    encode_batches,
+)
+from pipeline.progress import ByteProgress, note
+from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.fingerprint import ContentHash, key_of, sha256_of_file
+from pipeline.store.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from pipeline.store.shards import SplitWriter, row_schema, write_dataset_dict
+from pipeline.store.summary import summary
+from pipeline.tokenizer import load_tokenizer, source_files
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Turn ShareGPT records into a prepared folder, or find the one made of the same content.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        ``config.output_dir/<fingerprint>``, complete.
+
+    Raises:
+        InputError: A path is missing or cannot be read, or no pair is left.
+        ModelError, TokenizerError: The tokenizer cannot be had.
+        OutputError: The result cannot be written. Nothing is published then.
+    """
+    sources = find_sources(config.data_path)
+    hashes = [sha256_of_file(source.path) for source in sources]
+    model = source_files(config.model_name_or_path, config.cache_dir)
+    tokenizer_key = [(path.name, sha256_of_file(path)) for path in model]
+    key = key_of(hashes, _options(config), tokenizer_key, SCHEMA_VERSION)
+    cache = PreparedCache(Path(config.output_dir), key, [source.stem for source in sources])
+    folder = cache.find()
+    if folder is None:
+        with cache.lock():
+            folder = cache.find() or _Preparation(config, sources, hashes, cache).run()
+    else:
+        note("prepared before, from the same content with the same options")
+    print(summary(read_manifest(folder), folder), file=sys.stderr)
+    return folder
+
+
+def _options(config: PrepareConfig) -> dict[str, Any]:
+    """Return what decides the rows, as the fingerprint and the manifest have it."""
+    return {
+        "model_max_length": config.model_max_length,
+        "max_target_length": config.target_length,
+        "eval_fraction": config.eval_fraction,
+        "join_parts": config.join_parts,
+        "dedup": config.dedup,
+        "role": config.extra_roles(),
+    }
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is counted on the way."""
+
+    accepted: int = 0
+    rejected: int = 0
+    conversations: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    unknown: int = 0
+    lengths: dict[str, npt.NDArray[np.int64]] = field(
+        default_factory=lambda: {name: np.zeros(1, np.int64) for name in ("input_ids", "labels")}
+    )
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Take in a batch's counts."""
+        self.reasons.update(batch.reasons)
+        self.unknown += batch.unknown
+        for name, counts in batch.lengths.items():
+            longer, shorter = sorted((self.lengths[name], counts), key=len, reverse=True)
+            longer = longer.astype(np.int64)
+            longer[: len(shorter)] += shorter
+            self.lengths[name] = longer
+
+    @property
+    def pairs(self) -> int:
+        """Rows so far."""
+        return int(self.lengths["labels"].sum())
+
+    def tokens(self) -> dict[str, Any]:
+        """Return the manifest's totals and percentiles."""
+        totals = {name: int(n @ np.arange(len(n))) for name, n in self.lengths.items()}
+        spread = {name: _percentiles(n) for name, n in self.lengths.items()}
+        return {**totals, "unknown": self.unknown, "lengths": spread}
+
+
+def _percentiles(counts: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Return the lengths at some shares of the rows, nearest rank."""
+    ranks = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    reached = counts.cumsum()
+    return {
+        name: int(np.searchsorted(reached, np.ceil(share * reached[-1])))
+        for name, share in ranks.items()
+    }
+
+
+class _Preparation:
+    """One run, from the files to the published folder."""
+
+    def __init__(
+        self, config: PrepareConfig, sources: list[Source], hashes: list[str], cache: PreparedCache
+    ) -> None:
+        self._config, self._sources, self._hashes, self._cache = config, sources, hashes, cache
+        self._tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir)
+        self._roles = roles_with(config.extra_roles())
+        self._content, self._tally = ContentHash(), _Tally()
+        self._named_after_files = False
+        self._source_counts = [Counter[str]() for _ in sources]
+        self._first_rejection = ""
+
+    def run(self) -> Path:
+        """Do the work in a temporary sibling and publish it."""
+        with self._cache.temporary() as folder:
+            shards = self._write_rows(folder)
+            if not self._tally.pairs:
+                raise self._nothing_left()
+            fingerprint = key_of(
+                self._content.hexdigest(), _options(self._config),
+                self._tokenizer.fingerprint, SCHEMA_VERSION,
+            )  # fmt: skip
+            final = self._cache.complete(fingerprint)
+            if final is None:
+                with output_errors(folder):
+                    self._tokenizer.save(
+                        folder / "tokenizer", model_max_length=self._config.model_max_length
+                    )
+                write_manifest(folder, self._manifest(fingerprint, shards))
+                final = self._cache.folder / fingerprint
+                publish_folder(folder, final)
+        self._cache.remember(fingerprint, named_after_files=self._named_after_files)
+        return final
+
+    def _write_rows(self, folder: Path) -> list[Any]:
+        schema = row_schema(self._tokenizer.vocab_size)
+        splits = [TRAIN, EVAL] if self._config.eval_fraction else [TRAIN]
+        writers = {split: SplitWriter(folder, split, schema) for split in splits}
+        total = sum(source.path.stat().st_size for source in self._sources)
+        settings = EncodingSettings(
+            self._tokenizer, self._config.model_max_length, self._config.target_length,
+            self._config.eval_fraction,
+        )  # fmt: skip
+        with (
+            output_errors(folder / "rejected.jsonl"),
+            (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
+            ByteProgress("preparing", total) as progress,
+        ):
+            batches = batches_of(self._conversations(progress, rejected))
+            for batch in encode_batches(batches, settings, self._config.num_workers):
+                self._tally.add(batch)
+                progress.status = f"{self._tally.pairs:,} pairs"
+                for split, rows in batch.rows.items():
+                    writers[split].write(rows)
+        write_dataset_dict(folder, splits)
+        return [shard for writer in writers.values() for shard in writer.close()]
+
+    def _conversations(self, progress: ByteProgress, rejected: TextIO) -> Iterator[Conversation]:
+        """Yield the conversations that are kept, joined and without repeats."""
+        records = self._accepted(progress, rejected)
+        repeats = RepeatFilter() if self._config.dedup else None
+        for conversation in join_parts(records) if self._config.join_parts else records:
+            if repeats is not None and repeats.is_repeat(conversation):
+                self._tally.reasons["duplicate"] += 1
+            else:
+                self._tally.conversations += 1
+                yield conversation
+
+    def _accepted(self, progress: ByteProgress, rejected: TextIO) -> Iterator[Conversation]:
+        """Yield the records that are conversations; write the others to ``rejected``."""
+        for source, counts in zip(self._sources, self._source_counts, strict=True):
+            for found in read_records(source, progress.advance):
+                counts["records"] += 1
+                try:
+                    conversation = self._parse(found, source)
+                except RejectedError as error:
+                    counts["rejected"] += 1
+                    self._reject(found, source, error, rejected)
+                else:
+                    self._tally.accepted += 1
+                    self._content.accepted(conversation)
+                    yield conversation
+
+    def _parse(self, found: Record | Fault, source: Source) -> Conversation:
+        if isinstance(found, Fault):
+            raise RejectedError(found.reason, found.detail)
+        default_id = f"{source.stem}:{found.position}"
+        conversation = parse_record(found.value, default_id, self._roles)
+        self._named_after_files |= found.value.get("id") is None
+        return conversation
+
+    def _reject(
+        self, found: Record | Fault, source: Source, error: RejectedError, rejected: TextIO
+    ) -> None:
+        self._tally.rejected += 1
+        self._tally.reasons[error.reason] += 1
+        self._first_rejection = self._first_rejection or (
+            f"; the first: {source.name}, record {found.position}, {error}"
+        )
+        line = {"file": source.name, "position": found.position, "reason": error.reason,
+                "detail": error.detail}  # fmt: skip
+        if isinstance(found, Fault):
+            text = json.dumps(line | ({"text": found.text} if found.text is not None else {}))
+            content = found.text or ""
+        else:
+            text = f'{json.dumps(line)[:-1]}, "record": {_json_line(found)}}}'
+            content = json.dumps(found.value, sort_keys=True, default=str)
+        self._content.rejected(error.reason, content)
+        rejected.write(text + "\n")
+
+    def _nothing_left(self) -> InputError:
+        tally = self._tally
+        reasons = ", ".join(f"{name} {n}" for name, n in sorted(tally.reasons.items())) or "none"
+        return InputError(
+            "no pair is left to train on", where=", ".join(s.name for s in self._sources[:5]),
+            got=f"{tally.accepted + tally.rejected} records, {tally.rejected} rejected ({reasons})"
+            + self._first_rejection,
+            do="give ShareGPT records with a human turn and an assistant turn after it",
+        )  # fmt: skip
+
+    def _manifest(self, fingerprint: str, shards: list[Any]) -> Manifest:
+        tally, model = self._tally, self._config.model_name_or_path
+        return Manifest(
+            fingerprint=fingerprint,
+            config=_options(self._config)
+            | {"model_name_or_path": Path(model).resolve().name if Path(model).is_dir() else model},
+            sources=[
+                {
+                    "name": source.name,
+                    "bytes": source.path.stat().st_size,
+                    "sha256": digest,
+                    "format": format_of(source.path),
+                    "records": counts["records"],
+                    "rejected": counts["rejected"],
+                }
+                for source, digest, counts in zip(
+                    self._sources, self._hashes, self._source_counts, strict=True
+                )
+            ],
+            counts={
+                "records": tally.accepted + tally.rejected,
+                "rejected": tally.rejected,
+                "conversations": tally.conversations,
+                "pairs": tally.pairs,
+                "reasons": {name: n for name, n in sorted(tally.reasons.items()) if n},
+            },
+            tokens=tally.tokens() | {"vocab_size": self._tokenizer.vocab_size},
+            shards=shards,
+            versions={"python": platform.python_version()}
+            | {name: version(name) for name in ("tokenizers", "pyarrow")},
+        )
+
+
+def _json_line(record: Record) -> str:
+    """Return a record's JSON in one line."""
+    if record.text is not None:
+        # No string holds a newline in its raw form, so these are all between values.
+        return re.sub(r"\s*[\r\n]\s*", " ", record.text)
+    try:
+        return json.dumps(record.value, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:  # a NaN in a Parquet column
+        return json.dumps(str(record.value), ensure_ascii=False)

@@ -1,0 +1,92 @@
+"""Cuts a source to the window: the rule that training and chatting share.
+
+The room for a source is the window less ``</s>`` and the prompt (and what else the tokenizer
+wraps a text in). A header of more than half the room keeps that half. A history that is too long
+loses its oldest whole turns. If the last turn alone is too long, it keeps its tag and as many of
+its last tokens as fit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.tokenizer import TextTokenizer
+
+Ids = npt.NDArray[Any]
+"""Token ids of one piece of text: one dimension, any integer type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Sizes and constant ids of an encoder row.
+
+    A row is ``prefix + header + turns + prompt + </s>``, at most ``length`` ids.
+    """
+
+    length: int
+    prefix: Ids
+    prompt: Ids
+    eos: Ids
+
+    @property
+    def room(self) -> int:
+        """Most ids of header and turns together."""
+        return self.length - len(self.prefix) - len(self.prompt) - len(self.eos)
+
+
+def make_window(tokenizer: TextTokenizer, length: int, prompt: str, dtype: Any) -> Window:
+    """Make the window of a tokenizer; ``length`` counts ``</s>``."""
+    (prompt_ids,) = tokenizer.encode_batch([prompt])
+    return Window(
+        length=length,
+        prefix=np.array(tokenizer.prefix_ids, dtype),
+        prompt=np.array(prompt_ids, dtype),
+        eos=np.array([tokenizer.eos_id], dtype),
+    )
+
+
+def cut_header(header: Ids, window: Window) -> tuple[Ids, bool]:
+    """Return the header, cut to half the room if it is longer, and whether it was cut."""
+    half = window.room // 2
+    return (header[:half], True) if len(header) > half else (header, False)
+
+
+def cut_source(
+    header: Ids, turns: Sequence[Ids], tag_length: int, window: Window
+) -> tuple[Ids, str | None]:
+    """Return an encoder row's ids and the name of what was cut from its turns.
+
+    Args:
+        header: Ids of the header, cut by ``cut_header``.
+        turns: Ids of each turn before the answer, oldest first, with its tag.
+        tag_length: How many of the last turn's ids are its tag.
+        window: The window.
+
+    Returns:
+        The ids, at most ``window.length``, and None, ``history_cut`` or ``question_cut``.
+
+    >>> window = Window(12, *(np.array(ids) for ids in ([], [90, 91], [1])))
+    >>> header, turns = np.array([5, 6]), [np.array([20, 21, 22, 23]), np.array([30, 31, 32, 33])]
+    >>> row, cut = cut_source(header, turns, 1, window)
+    >>> row.tolist(), cut
+    ([5, 6, 30, 31, 32, 33, 90, 91, 1], 'history_cut')
+    >>> row, cut = cut_source(header, [*turns, np.arange(40, 60)], 1, window)
+    >>> row.tolist(), cut
+    ([5, 6, 40, 54, 55, 56, 57, 58, 59, 90, 91, 1], 'question_cut')
+    """
+    budget = window.room - len(header)
+    kept = len(turns)
+    size = 0
+    while kept and size + len(turns[kept - 1]) <= budget:
+        kept -= 1
+        size += len(turns[kept])
+    cut = "history_cut" if kept else None
+    history = list(turns[kept:])
+    if turns and kept == len(turns):
+        last, cut = turns[-1], "question_cut"
+        tail = budget - tag_length
+        history = [last[:tag_length], last[len(last) - tail :]]
+    return np.concatenate([window.prefix, header, *history, window.prompt, window.eos]), cut
