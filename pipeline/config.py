@@ -29,9 +29,9 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 ROLE_NAMES: tuple[RoleName, ...] = ("human", "assistant", "system", "tool")
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str) -> Any:
+def option(default: Any = dataclasses.MISSING, *, help: str, positional: bool = False) -> Any:
     """Make a field of a settings class, with the help that a user reads."""
-    return dataclasses.field(default=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
 
 
 def flag(name: str) -> str:
@@ -248,7 +248,7 @@ class TrainConfig(PrepareOptions, FitOptions):
 class InspectConfig:
     """Settings of ``duet inspect``: show what a prepared folder holds."""
 
-    prepared: str = option(help="The prepared folder.")
+    prepared: str = option(help="The prepared folder.", positional=True)
     rows: int = option(3, help="Pairs to show, spread over the split.")
     split: str = option("train", help="The split to show: train or eval.")
     rejected: int = option(5, help="Rejected records to show.")
@@ -258,7 +258,7 @@ class InspectConfig:
 class ChatConfig:
     """Settings of ``duet chat``: talk to a trained model."""
 
-    model: str = option(help="The trained folder: the --output-dir of fit.")
+    model: str = option(help="The trained folder: the --output-dir of fit.", positional=True)
     message: str | None = option(None, help="Answer this one message and end.")
     system: str | None = option(None, help="A system text in place of the usual header.")
     max_new_tokens: int = option(512, help="Most tokens of an answer.")

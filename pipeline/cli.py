@@ -1,0 +1,133 @@
+"""The command line: builds a command's settings, imports its stage late, prints what it made.
+
+stdout carries the result alone (a path, an answer); everything else goes to stderr. Exit codes:
+0; 1 with one line on stderr; 2 for a command line that cannot be understood.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from pipeline.config import ChatConfig, FitConfig, InspectConfig, PrepareConfig, TrainConfig
+from pipeline.errors import DuetError
+from pipeline.flags import UsageError, command_of, modernise
+from pipeline.progress import note
+
+
+def _prepare(config: PrepareConfig) -> None:
+    from pipeline.prepare.stage import prepare
+
+    print(prepare(config))
+
+
+def _fit(config: FitConfig) -> None:
+    from pipeline.fit.stage import fit
+
+    _print_once(fit(config))
+
+
+def _train(config: TrainConfig) -> None:
+    from pipeline.train import train
+
+    _print_once(train(config))
+
+
+def _inspect(config: InspectConfig) -> None:
+    from pipeline.inspection import inspect_prepared
+
+    for line in inspect_prepared(config):
+        print(line)
+
+
+def _chat(config: ChatConfig) -> None:
+    from pipeline.chat import chat
+
+    chat(config)
+
+
+def _print_once(result: object) -> None:
+    """Print the result from one process of a distributed run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(result)
+
+
+COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
+    "prepare": (
+        PrepareConfig,
+        _prepare,
+        "Turn ShareGPT records into a prepared folder; print its path.",
+    ),
+    "fit": (FitConfig, _fit, "Train a Flan-T5 on a prepared folder."),
+    "train": (
+        TrainConfig,
+        _train,
+        "Both stages in one; takes the flags of FastChat's train_flant5.",
+    ),
+    "inspect": (
+        InspectConfig,
+        _inspect,
+        "Show what a prepared folder holds: pairs, lengths, what was left out and why.",
+    ),
+    "chat": (
+        ChatConfig,
+        _chat,
+        "Talk to a trained model, with the template and window it was trained with.",
+    ),
+}
+"""Each command's settings, function and help."""
+
+
+def make_app() -> typer.Typer:
+    """Make the Typer application: one command for each settings class."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help="Fine-tune Flan-T5 on conversations: prepare once, then fit.",
+    )
+    for name, (config_class, run, text) in COMMANDS.items():
+        app.command(name, help=text)(command_of(config_class, run))
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and end the process with its exit code."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line; return its exit code."""
+    command = argv[0] if argv else ""
+    try:
+        if command in COMMANDS:
+            args, notes = modernise(
+                argv[1:], COMMANDS[command][0], accept_without_meaning=command == "train"
+            )
+            argv = [command, *args]
+            for text in notes:
+                note(text)
+        code = make_app()(argv, prog_name="duet", standalone_mode=False)
+    except (UsageError, typer.exceptions.TyperException) as error:
+        return _usage(error, command if command in COMMANDS else "")
+    except DuetError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Exception, command: str) -> int:
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    param = getattr(error, "param", None)
+    if param is not None and param.opts and param.opts[0] not in text:
+        text = f"{param.opts[0]}: {text}"
+    text = " ".join(text.removeprefix("Value error, ").split()).rstrip(".")
+    help_of = f"duet {command} --help".replace("  ", " ")
+    print(f"usage: {text}; see {help_of}", file=sys.stderr)
+    return 2
