@@ -30,7 +30,7 @@ def _fit(config: FitConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
-    from pipeline.train import train
+    from pipeline.stages import train
 
     _print_once(train(config))
 
@@ -84,7 +84,6 @@ def make_app() -> typer.Typer:
     """Make the Typer application: one command for each settings class."""
     app = typer.Typer(
         add_completion=False,
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         help="Fine-tune Flan-T5 on conversations: prepare once, then fit.",
@@ -101,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: list[str]) -> int:
     """Run a command line; return its exit code."""
-    command = argv[0] if argv else ""
+    argv = argv or ["--help"]
+    command = argv[0]
     try:
         if command in COMMANDS:
             args, notes = modernise(
@@ -127,7 +127,7 @@ def _usage(error: Exception, command: str) -> int:
     param = getattr(error, "param", None)
     if param is not None and param.opts and param.opts[0] not in text:
         text = f"{param.opts[0]}: {text}"
-    text = " ".join(text.removeprefix("Value error, ").split()).rstrip(".")
+    text = " ".join(text.replace("Value error, ", "").split()).rstrip(".")
     help_of = f"duet {command} --help".replace("  ", " ")
     print(f"usage: {text}; see {help_of}", file=sys.stderr)
     return 2

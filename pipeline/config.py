@@ -69,16 +69,36 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""
-        _require(self.model_max_length >= 64, "model_max_length", self.model_max_length,
-                 "give 64 or more: the header and both tags must fit")  # fmt: skip
-        _require(self.max_target_length is None or 1 <= self.max_target_length, "max_target_length",
-                 self.max_target_length, "give 1 or more")  # fmt: skip
-        _require(self.target_length <= self.model_max_length, "max_target_length",
-                 self.max_target_length, "give no more than --model-max-length")  # fmt: skip
-        _require(0.0 <= self.eval_fraction < 1.0, "eval_fraction", self.eval_fraction,
-                 "give a share from 0 up to, but not including, 1")  # fmt: skip
-        _require(self.num_workers is None or self.num_workers >= 1, "num_workers",
-                 self.num_workers, "give 1 or more, or leave it out for all cores")  # fmt: skip
+        _require(
+            self.model_max_length >= 64,
+            "model_max_length",
+            self.model_max_length,
+            "give 64 or more: the header and both tags must fit",
+        )
+        _require(
+            self.max_target_length is None or self.max_target_length >= 1,
+            "max_target_length",
+            self.max_target_length,
+            "give 1 or more",
+        )
+        _require(
+            self.target_length <= self.model_max_length,
+            "max_target_length",
+            self.max_target_length,
+            "give no more than --model-max-length",
+        )
+        _require(
+            0.0 <= self.eval_fraction < 1.0,
+            "eval_fraction",
+            self.eval_fraction,
+            "give a share from 0 up to, but not including, 1",
+        )
+        _require(
+            self.num_workers is None or self.num_workers >= 1,
+            "num_workers",
+            self.num_workers,
+            "give 1 or more, or leave it out for all cores",
+        )
         self.extra_roles()
 
     @property
@@ -92,8 +112,12 @@ class PrepareOptions:
         for text in self.role:
             name, _, role = text.rpartition("=")
             if not name or role.lower() not in ROLE_NAMES:
-                raise ConfigError("not a role", where="--role", got=text,
-                                  do="give NAME=ROLE, ROLE one of " + ", ".join(ROLE_NAMES))  # fmt: skip
+                raise ConfigError(
+                    "not a role",
+                    where="--role",
+                    got=text,
+                    do="give NAME=ROLE, ROLE one of " + ", ".join(ROLE_NAMES),
+                )
             roles[name.lower()] = role.lower()
         return roles
 
@@ -153,27 +177,51 @@ class FitOptions:
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""
         if self.fp16:
-            raise ConfigError("T5 overflows in float16 and its loss becomes NaN", where="--fp16",
-                              got=True, do="use --bf16 True, or neither")  # fmt: skip
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps"):  # fmt: skip
+            raise ConfigError(
+                "T5 overflows in float16 and its loss becomes NaN",
+                where="--fp16",
+                got=True,
+                do="use --bf16 True, or neither",
+            )
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
         for name in ("train_batch_size", "save_total_limit", "eval_steps"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "give more than 0, or leave it out")
-        for name in ("learning_rate", "logging_steps", "save_steps", "num_train_epochs",
-                     "adam_epsilon"):  # fmt: skip
+        for name in (
+            "learning_rate",
+            "logging_steps",
+            "save_steps",
+            "num_train_epochs",
+            "adam_epsilon",
+        ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "give 0 to 1")
-        _require(self.num_data == -1 or self.num_data >= 1, "num_data", self.num_data,
-                 "give 1 or more, or -1 for all")  # fmt: skip
-        _require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", self.max_steps,
-                 "give 1 or more, or -1 to go by --num-train-epochs")  # fmt: skip
-        _require(self.eval_strategy != "steps" or self.eval_steps is not None, "eval_strategy",
-                 "steps, but no --eval-steps", "give --eval-steps too")  # fmt: skip
+        _require(
+            self.num_data == -1 or self.num_data >= 1,
+            "num_data",
+            self.num_data,
+            "give 1 or more, or -1 for all",
+        )
+        _require(
+            self.max_steps == -1 or self.max_steps >= 1,
+            "max_steps",
+            self.max_steps,
+            "give 1 or more, or -1 to go by --num-train-epochs",
+        )
+        _require(
+            self.eval_strategy != "steps" or self.eval_steps is not None,
+            "eval_strategy",
+            "steps, but no --eval-steps",
+            "give --eval-steps too",
+        )
         unknown = [name for name in self.trackers if name not in TRACKERS]
         _require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
 
@@ -275,4 +323,6 @@ class ChatConfig:
 
 def _shared(config: Any, kind: type[Any]) -> dict[str, Any]:
     """Return the values of ``config`` for the fields that ``kind`` has too."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(kind) if hasattr(config, f.name)}
+    return {
+        f.name: getattr(config, f.name) for f in dataclasses.fields(kind) if hasattr(config, f.name)
+    }

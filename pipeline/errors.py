@@ -12,8 +12,8 @@
 
 The command line prints ``str(error)`` on stderr and ends with exit code 1:
 
->>> print(InputError("no such path", where="chats.json", got="nothing there", do="check --data-path"))
-error: no such path; where: chats.json; got: nothing there; do: check --data-path
+>>> print(InputError("no such path", where="chats.json", got="nothing", do="check --data-path"))
+error: no such path; where: chats.json; got: nothing; do: check --data-path
 
 >>> try:
 ...     raise ConfigError("too short", where="--model-max-length", got=8, do="give 64 or more")

@@ -31,7 +31,7 @@ WITHOUT_MEANING = {
     "--local-rank": "the launcher's environment says it",
     "--logging-dir": "trackers write below --output-dir",
     "--logging-strategy": "see --logging-steps",
-    "--overwrite-output-dir": "a run goes on from its newest checkpoint; give a new folder for a new run",
+    "--overwrite-output-dir": "a run goes on from its newest checkpoint",
     "--remove-unused-columns": "only the columns that are needed are read",
     "--save-safetensors": "weights are always saved as safetensors",
 }
@@ -69,7 +69,7 @@ def _parameter(f: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if required else f.default
     if typing.get_origin(hint) is tuple:
         hint = list[str]
-        default = default if required else list(f.default)
+        default = default if required else list(typing.cast("tuple[str, ...]", f.default))
     if f.metadata["positional"]:
         info: Any = typer.Argument(help=f.metadata["help"], metavar=f.name.upper())
     elif _is_switch(hint):
@@ -126,7 +126,7 @@ def modernise(
         name = ALIASES.get(name, name)
         if equals:
             rest.insert(0, value)
-        if name in flags and flags[name]:
+        if flags.get(name):
             result.append(_switch(name, rest, given=bool(equals)))
         elif name in flags:
             result.append(name)

@@ -34,5 +34,9 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
         got = str(error).splitlines()[0]
-    raise ModelError("the model cannot be found", where=name_or_path, got=got,
-                     do="give a folder with config.json and a tokenizer, or a hub name")  # fmt: skip
+    raise ModelError(
+        "the model cannot be found",
+        where=name_or_path,
+        got=got,
+        do="give a folder with config.json and a tokenizer, or a hub name",
+    )

@@ -75,14 +75,14 @@ def vocabulary_of_spiece(path: Path) -> T5Vocabulary | None:
     Raises:
         TokenizerError: The file is no SentencePiece model.
     """
-    from sentencepiece import sentencepiece_model_pb2 as spm
-
+    spm = _protobuf()
     proto = spm.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError is not importable in every version
-        raise TokenizerError("not a SentencePiece model", where=path, got=error,
-                             do="copy the model's folder again") from error  # fmt: skip
+        raise TokenizerError(
+            "not a SentencePiece model", where=path, got=error, do="copy the model's folder again"
+        ) from error
     if proto.trainer_spec.byte_fallback:
         return None
     pieces = [(p.piece, float(p.score)) for p in proto.pieces]
@@ -93,7 +93,10 @@ def vocabulary_of_spiece(path: Path) -> T5Vocabulary | None:
 
 def _checked(vocabulary: T5Vocabulary) -> T5Vocabulary | None:
     starts_right = tuple(piece for piece, _ in vocabulary.pieces[:3]) == SPECIALS
-    return vocabulary if starts_right and vocabulary.num_sentinels else None
+    # mT5's vocabulary starts like T5's, but has a piece for each byte.
+    has_bytes = any(piece == "<0x0A>" for piece, _ in vocabulary.pieces[:300])
+    is_t5 = starts_right and vocabulary.num_sentinels and not has_bytes
+    return vocabulary if is_t5 else None
 
 
 def _charsmap(normalizer: dict[str, Any] | None) -> bytes | None:
@@ -169,8 +172,7 @@ def build_spiece(vocabulary: T5Vocabulary) -> bytes:
     SentencePiece has one dummy ``▁`` a text, not one a line, so a converter that encodes whole
     texts with it must split them at newlines and tabs to get the same ids.
     """
-    from sentencepiece import sentencepiece_model_pb2 as spm
-
+    spm = _protobuf()
     proto = spm.ModelProto()
     pieces = with_new_pieces(vocabulary)
     kinds = spm.ModelProto.SentencePiece
@@ -191,7 +193,14 @@ def build_spiece(vocabulary: T5Vocabulary) -> bytes:
     normalizer.name, normalizer.precompiled_charsmap = "nmt_nfkc", vocabulary.charsmap
     normalizer.add_dummy_prefix, normalizer.escape_whitespaces = True, True
     normalizer.remove_extra_whitespaces = False
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _protobuf() -> Any:
+    # Imported late: a preparation that is found again does without it.
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2
 
 
 def _normalizer(charsmap: bytes) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""What a run says while it runs, on stderr: notes, and a bar on a terminal or plain lines in a log."""
+"""What a run says on stderr while it runs: notes, and a bar on a terminal or lines in a log."""
 
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,7 +26,7 @@ class ByteProgress:
         self.status = ""
         self._title, self._total, self._done = title, max(total, 1), 0
         self._start = self._last = time.monotonic()
-        self._bar = None
+        self._bar: Any = None
 
     def __enter__(self) -> Self:
         """Start the bar on a terminal."""
@@ -42,10 +42,15 @@ class ByteProgress:
             )
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-                TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, status="")
         return self

@@ -64,8 +64,10 @@ class TextTokenizer:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary as files: a pickled backend forgets its settings."""
-        tokens = (self.backend.id_to_token(i) if i is not None else None
-                  for i in (self.eos_id, self.unk_id))  # fmt: skip
+        tokens = (
+            self.backend.id_to_token(i) if i is not None else None
+            for i in (self.eos_id, self.unk_id)
+        )
         return (_ready, (self.files, *tokens, "a worker"))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -126,8 +128,9 @@ def source_files(name_or_path: str, cache_dir: str | None = None) -> list[Path]:
     Raises:
         ModelError: The model cannot be found.
     """
-    found = (find_model_file(name_or_path, name, cache_dir)
-             for name in (*TOKENIZER_FILES, "config.json"))  # fmt: skip
+    found = (
+        find_model_file(name_or_path, name, cache_dir) for name in (*TOKENIZER_FILES, "config.json")
+    )
     return [path for path in found if path is not None]
 
 
@@ -173,8 +176,8 @@ def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokeniz
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (path := paths[name]) is not None:
             special |= _read_json(path)
-    tokens = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
-    return _ready(files, *tokens, name_or_path)
+    eos, unk = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
+    return _ready(files, eos, unk, name_or_path)
 
 
 def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
@@ -188,32 +191,44 @@ def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, byte
             tokenizer.save_pretrained(folder)
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     except Exception as error:  # whatever transformers meets there
-        raise TokenizerError("the model has no tokenizer that can be used", where=name_or_path,
-                             got=error, do="give a folder with tokenizer.json or spiece.model",
-                             ) from error  # fmt: skip
+        raise TokenizerError(
+            "the model has no tokenizer that can be used",
+            where=name_or_path,
+            got=error,
+            do="give a folder with tokenizer.json or spiece.model",
+        ) from error
     if "tokenizer.json" not in files:
-        raise TokenizerError("the model has no fast tokenizer", where=name_or_path,
-                             got=type(tokenizer).__name__,
-                             do="give a model whose tokenizer has a fast form")  # fmt: skip
+        raise TokenizerError(
+            "the model has no fast tokenizer",
+            where=name_or_path,
+            got=type(tokenizer).__name__,
+            do="give a model whose tokenizer has a fast form",
+        )
     return files
 
 
-def _ready(
-    files: dict[str, bytes], eos: str | None, unk: str | None, where: str
-) -> TextTokenizer:
+def _ready(files: dict[str, bytes], eos: str | None, unk: str | None, where: str) -> TextTokenizer:
     try:
         backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError("the tokenizer cannot be read", where=where, got=error,
-                             do="copy the model's folder again") from error  # fmt: skip
+        raise TokenizerError(
+            "the tokenizer cannot be read",
+            where=where,
+            got=error,
+            do="copy the model's folder again",
+        ) from error
     backend.no_truncation()
     backend.no_padding()
     # Otherwise "</s>" in a text would be the id of </s>.
     backend.encode_special_tokens = True
     eos_id = backend.token_to_id(eos) if eos is not None else None
     if eos_id is None:
-        raise TokenizerError("the tokenizer has no end-of-sequence token", where=where,
-                             got=f"eos_token {eos}", do="give an encoder-decoder model")  # fmt: skip
+        raise TokenizerError(
+            "the tokenizer has no end-of-sequence token",
+            where=where,
+            got=f"eos_token {eos}",
+            do="give an encoder-decoder model",
+        )
     wrapping = backend.encode("", add_special_tokens=True).ids
     return TextTokenizer(
         backend=backend,
@@ -240,11 +255,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TokenizerError("a model's file cannot be read", where=path, got=error,
-                             do="copy the model's folder again") from error  # fmt: skip
+        raise TokenizerError(
+            "a model's file cannot be read",
+            where=path,
+            got=error,
+            do="copy the model's folder again",
+        ) from error
     if not isinstance(value, dict):
-        raise TokenizerError("a model's file has a wrong shape", where=path,
-                             got=type(value).__name__, do="copy the model's folder again")  # fmt: skip
+        raise TokenizerError(
+            "a model's file has a wrong shape",
+            where=path,
+            got=type(value).__name__,
+            do="copy the model's folder again",
+        )
     return value
 
 

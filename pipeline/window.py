@@ -18,6 +18,20 @@ from pipeline.tokenizer import TextTokenizer
 Ids = npt.NDArray[Any]
 """Token ids of one piece of text: one dimension, any integer type."""
 
+DEFAULT_LENGTH = 2048
+
+
+def saved_length(tokenizer_or_config: Any) -> int:
+    """Return the window that a transformers tokenizer, or its saved config, carries.
+
+    Where none is set, transformers carries a huge number; the window is then 2,048.
+    """
+    if isinstance(tokenizer_or_config, dict):
+        length = tokenizer_or_config.get("model_max_length")
+    else:
+        length = getattr(tokenizer_or_config, "model_max_length", None)
+    return length if isinstance(length, int) and length < 1 << 20 else DEFAULT_LENGTH
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

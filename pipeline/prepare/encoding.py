@@ -43,9 +43,7 @@ class PairEncoder:
         target_length: Most ids of a decoder row; an answer that is cut has no ``</s>``.
     """
 
-    def __init__(
-        self, tokenizer: TextTokenizer, model_max_length: int, target_length: int
-    ) -> None:
+    def __init__(self, tokenizer: TextTokenizer, model_max_length: int, target_length: int) -> None:
         """Tokenize the constants."""
         self._tokenizer, self._target_length = tokenizer, target_length
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)

@@ -55,13 +55,15 @@ def open_file(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise InputError("a file cannot be read", where=path, got=error.strerror or error,
-                         do="check the path and its permissions") from error  # fmt: skip
+        raise InputError(
+            "a file cannot be read",
+            where=path,
+            got=error.strerror or error,
+            do="check the path and its permissions",
+        ) from error
 
 
-def read_bytes(
-    file: BinaryIO, advance: Callable[[int], None] = lambda _: None
-) -> Iterator[bytes]:
+def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
     """Yield a file's content in chunks, unpacked if it is gzip, zstd, xz or bz2.
 
     Args:

@@ -9,8 +9,7 @@ from pipeline.errors import RecordError
 from pipeline.prepare.encoding import PairEncoder
 from pipeline.prepare.records import RejectedError, parse_record
 from pipeline.tokenizer import tokenizer_of
-
-_LONGEST = 2048
+from pipeline.window import saved_length
 
 
 def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[int]]]:
@@ -31,8 +30,7 @@ def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[in
 
     Source: ``preprocess`` of FastChat's ``train_flant5``, whose place this takes.
     """
-    window = getattr(tokenizer, "model_max_length", _LONGEST)
-    window = window if window < 1 << 20 else _LONGEST  # transformers' mark for "none" is 10^30
+    window = saved_length(tokenizer)
     conversations = []
     for i, source in enumerate(sources):
         is_turns = isinstance(source, (list, tuple))
@@ -40,8 +38,12 @@ def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[in
         try:
             conversations.append(parse_record(record, f"source:{i}", ROLES_BY_NAME))
         except RejectedError as error:
-            raise RecordError("not a conversation", where=f"sources[{i}]", got=error,
-                              do="correct it or leave it out") from error  # fmt: skip
+            raise RecordError(
+                "not a conversation",
+                where=f"sources[{i}]",
+                got=error,
+                do="correct it or leave it out",
+            ) from error
     encoder = PairEncoder(tokenizer_of(tokenizer), window, window)
     rows = encoder.encode(conversations, Counter())
     return {

@@ -29,7 +29,7 @@ class NumberText(str):
 
 @dataclass(slots=True)
 class Record:
-    """One whole record: its position in the file, its value, and its JSON text (Parquet has none)."""
+    """One whole record: position in the file, value, and JSON text (Parquet has none)."""
 
     position: int
     value: Any
@@ -116,9 +116,11 @@ class _Window:
         except UnicodeDecodeError as error:
             self.ended = True
             cut = error.end == len(error.object) and not chunk
-            self.fault = ("cut_off", "ends inside a character") if cut else (
-                "invalid_utf8", f"byte {error.object[error.start]:#04x} is no UTF-8"
-            )  # fmt: skip
+            self.fault = (
+                ("cut_off", "ends inside a character")
+                if cut
+                else ("invalid_utf8", f"byte {error.object[error.start]:#04x} is no UTF-8")
+            )
             return bytes(error.object[: error.start]).decode("utf-8")
 
 

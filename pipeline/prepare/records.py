@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn
 from pipeline.prepare.reader import NumberText
@@ -70,7 +70,9 @@ def _turn(message: Any, i: int, who: str, what: str, roles: Mapping[str, Role]) 
     if what == "content" and isinstance(content, list):
         content = _joined(content, i)
     if not _is_text(content):
-        raise RejectedError("wrong_shape", f'"{what}" of turn {i} is a string, not {_kind(content)}')
+        raise RejectedError(
+            "wrong_shape", f'"{what}" of turn {i} is a string, not {_kind(content)}'
+        )
     if name.lower() not in roles:
         raise RejectedError("unknown_role", f'"{who}" of turn {i} is {name[:80]!r}; see --role')
     return Turn(roles[name.lower()], clean(content))
@@ -99,7 +101,7 @@ def _id(value: Any, default: str) -> str:
     return clean(str(value))
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and not isinstance(value, NumberText)
 
 

@@ -25,7 +25,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The file's name without its format and compression suffixes: ``chats`` of chats.json.gz."""
+        """The name without format and compression suffixes: ``chats`` of chats.json.gz."""
         stem = self.name.rpartition("/")[2]
         for suffixes in (_COMPRESSIONS, _FORMATS):
             for suffix in suffixes:
@@ -54,20 +54,24 @@ def _expand(given: str) -> list[Path]:
     if path.is_dir():
         files = _records_files(sorted(path.iterdir(), key=lambda child: child.name))
         if not files:
-            raise InputError("a folder without a file of records", where=given,
-                             got="no JSON, JSON Lines or Parquet in it",
-                             do="give the folder that holds the export")  # fmt: skip
+            raise InputError(
+                "a folder without a file of records",
+                where=given,
+                got="no JSON, JSON Lines or Parquet in it",
+                do="give the folder that holds the export",
+            )
         return files
     if path.exists():
         return [path]
     if not glob.has_magic(given):
-        raise InputError("no such path", where=given, got="nothing there",
-                         do="check --data-path")  # fmt: skip
+        raise InputError("no such path", where=given, got="nothing there", do="check --data-path")
     matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]
     files = _records_files(matches)
     if not files:
         got = "no file of records among its matches" if matches else "no match"
-        raise InputError("a glob that matches nothing", where=given, got=got, do="check --data-path")
+        raise InputError(
+            "a glob that matches nothing", where=given, got=got, do="check --data-path"
+        )
     return files
 
 

@@ -148,9 +148,11 @@ class _Preparation:
             if not self._tally.pairs:
                 raise self._nothing_left()
             fingerprint = key_of(
-                self._content.hexdigest(), _options(self._config),
-                self._tokenizer.fingerprint, SCHEMA_VERSION,
-            )  # fmt: skip
+                self._content.hexdigest(),
+                _options(self._config),
+                self._tokenizer.fingerprint,
+                SCHEMA_VERSION,
+            )
             final = self._cache.complete(fingerprint)
             if final is None:
                 with output_errors(folder):
@@ -169,9 +171,11 @@ class _Preparation:
         writers = {split: SplitWriter(folder, split, schema) for split in splits}
         total = sum(source.path.stat().st_size for source in self._sources)
         settings = EncodingSettings(
-            self._tokenizer, self._config.model_max_length, self._config.target_length,
+            self._tokenizer,
+            self._config.model_max_length,
+            self._config.target_length,
             self._config.eval_fraction,
-        )  # fmt: skip
+        )
         with (
             output_errors(folder / "rejected.jsonl"),
             (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
@@ -228,8 +232,12 @@ class _Preparation:
         self._first_rejection = self._first_rejection or (
             f"; the first: {source.name}, record {found.position}, {error}"
         )
-        line = {"file": source.name, "position": found.position, "reason": error.reason,
-                "detail": error.detail}  # fmt: skip
+        line = {
+            "file": source.name,
+            "position": found.position,
+            "reason": error.reason,
+            "detail": error.detail,
+        }
         if isinstance(found, Fault):
             text = json.dumps(line | ({"text": found.text} if found.text is not None else {}))
             content = found.text or ""
@@ -243,11 +251,12 @@ class _Preparation:
         tally = self._tally
         reasons = ", ".join(f"{name} {n}" for name, n in sorted(tally.reasons.items())) or "none"
         return InputError(
-            "no pair is left to train on", where=", ".join(s.name for s in self._sources[:5]),
+            "no pair is left to train on",
+            where=", ".join(s.name for s in self._sources[:5]),
             got=f"{tally.accepted + tally.rejected} records, {tally.rejected} rejected ({reasons})"
             + self._first_rejection,
             do="give ShareGPT records with a human turn and an assistant turn after it",
-        )  # fmt: skip
+        )
 
     def _manifest(self, fingerprint: str, shards: list[Any]) -> Manifest:
         tally, model = self._tally, self._config.model_name_or_path

@@ -100,7 +100,9 @@ class BatchEncoder:
         parts = _split(conversations, self._settings.eval_fraction)
         rows = {split: self._encoder.encode(part, reasons) for split, part in parts.items()}
         unk = self._settings.tokenizer.unk_id
-        everything = [ids for r in rows.values() for column in (r.input_ids, r.labels) for ids in column]
+        everything = [
+            ids for r in rows.values() for column in (r.input_ids, r.labels) for ids in column
+        ]
         return EncodedBatch(
             rows={split: self._record_batch(r) for split, r in rows.items()},
             reasons=reasons,
@@ -176,8 +178,12 @@ def _encode_in_processes(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise DuetError("a tokenizing process died", where="prepare", got=error,
-                        do="free some memory, or give --num-workers 1") from error  # fmt: skip
+        raise DuetError(
+            "a tokenizing process died",
+            where="prepare",
+            got=error,
+            do="free some memory, or give --num-workers 1",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -69,6 +69,9 @@ def output_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError("cannot write", where=error.filename or where,
-                          got=error.strerror or error,
-                          do="free some space, or give a folder that can be written") from error  # fmt: skip
+        raise OutputError(
+            "cannot write",
+            where=error.filename or where,
+            got=error.strerror or error,
+            do="free some space, or give a folder that can be written",
+        ) from error

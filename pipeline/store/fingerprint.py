@@ -28,8 +28,12 @@ def sha256_of_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError("a file cannot be read", where=path, got=error.strerror or error,
-                         do="check its permissions") from error  # fmt: skip
+        raise InputError(
+            "a file cannot be read",
+            where=path,
+            got=error.strerror or error,
+            do="check its permissions",
+        ) from error
 
 
 class ContentHash:

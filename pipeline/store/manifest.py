@@ -66,11 +66,16 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILENAME
     again = "run duet prepare, and give the path that it prints"
     if not folder.is_dir():
-        raise PreparedFolderError("no such prepared folder", where=folder, got="nothing there",
-                                  do=again)  # fmt: skip
+        raise PreparedFolderError(
+            "no such prepared folder", where=folder, got="nothing there", do=again
+        )
     if not path.is_file():
-        raise PreparedFolderError("not a prepared folder, or not a complete one", where=folder,
-                                  got=f"no {FILENAME} in it", do=again)  # fmt: skip
+        raise PreparedFolderError(
+            "not a prepared folder, or not a complete one",
+            where=folder,
+            got=f"no {FILENAME} in it",
+            do=again,
+        )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields["schema_version"]
@@ -78,16 +83,22 @@ def read_manifest(folder: Path) -> Manifest:
             shards = [Shard(**shard) for shard in fields.pop("shards")]
             manifest = Manifest(shards=shards, **fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PreparedFolderError("the manifest cannot be read", where=path, got=repr(error),
-                                  do=again) from error  # fmt: skip
+        raise PreparedFolderError(
+            "the manifest cannot be read", where=path, got=repr(error), do=again
+        ) from error
     if version != SCHEMA_VERSION:
-        raise PreparedFolderError("prepared by another version of this program", where=path,
-                                  got=f"schema {version}, this one reads {SCHEMA_VERSION}",
-                                  do=again)  # fmt: skip
+        raise PreparedFolderError(
+            "prepared by another version of this program",
+            where=path,
+            got=f"schema {version}, this one reads {SCHEMA_VERSION}",
+            do=again,
+        )
     for shard in manifest.shards:
         file = folder / shard.path
         size = file.stat().st_size if file.is_file() else None
         if size != shard.bytes:
             got = "no such file" if size is None else f"{size} bytes, not {shard.bytes}"
-            raise PreparedFolderError("a shard is missing or damaged", where=file, got=got, do=again)
+            raise PreparedFolderError(
+                "a shard is missing or damaged", where=file, got=got, do=again
+            )
     return manifest

@@ -52,7 +52,7 @@ class SplitWriter:
         """Finish the split, with the state files that ``datasets`` reads; return its shards."""
         self._close()
         names = [{"filename": Path(shard.path).name} for shard in self._shards]
-        state = {
+        state: dict[str, Any] = {
             "_data_files": names,
             "_fingerprint": hashlib.sha256(repr(self._shards).encode()).hexdigest()[:16],
             "_format_columns": None,
@@ -130,8 +130,12 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> pa.Table:
     """
     shards = [shard for shard in manifest.shards if shard.split == split]
     if not shards:
-        raise PreparedFolderError("no such split", where=folder, got=split,
-                                  do="use one of " + ", ".join(manifest.splits()))  # fmt: skip
+        raise PreparedFolderError(
+            "no such split",
+            where=folder,
+            got=split,
+            do="use one of " + ", ".join(manifest.splits()),
+        )
     return pa.concat_tables([_open_shard(folder / shard.path, shard.rows) for shard in shards])
 
 
@@ -140,11 +144,13 @@ def _open_shard(path: Path, rows: int) -> pa.Table:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException) as error:
-        raise PreparedFolderError("a shard cannot be read", where=path, got=error,
-                                  do=again) from error  # fmt: skip
+        raise PreparedFolderError(
+            "a shard cannot be read", where=path, got=error, do=again
+        ) from error
     if table.num_rows != rows:
-        raise PreparedFolderError("a shard is damaged", where=path,
-                                  got=f"{table.num_rows} rows, not {rows}", do=again)  # fmt: skip
+        raise PreparedFolderError(
+            "a shard is damaged", where=path, got=f"{table.num_rows} rows, not {rows}", do=again
+        )
     return table
 
 

@@ -1,0 +1,49 @@
+# Each recipe makes .venv from pyproject.toml and constraints.txt first, if it is not there.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+python := env("PYTHON", "python3")
+bin := ".venv/bin"
+
+# List the recipes
+default:
+    @just --list --unsorted
+
+# Train a tiny T5 on the sample from scratch and ask it something (three minutes, no network)
+demo: _venv
+    {{ bin }}/python scripts/demo.py
+
+# Lint, types, import rules, docs, then the fast tests
+test: lint types docs-check
+    {{ bin }}/python -m pytest -n 2 --dist loadfile
+
+# All tests, the slow ones too
+test-slow: _venv
+    {{ bin }}/python -m pytest -m "not gpu"
+
+# Ruff and the import rules between the layers
+lint: _venv
+    {{ bin }}/ruff check .
+    {{ bin }}/ruff format --check .
+    {{ bin }}/lint-imports --no-cache
+
+# mypy, strict
+types: _venv
+    {{ bin }}/mypy
+
+# Run a benchmark: just bench reference DATA TOKENIZER
+bench name *args: _venv
+    {{ bin }}/python benchmarks/{{ name }}.py {{ args }}
+
+# Check that the README's flag table is what the settings say
+docs-check: _venv
+    {{ bin }}/python scripts/flag_table.py --check
+
+[private]
+_venv:
+    @if [ ! -e .venv/ready ] || [ pyproject.toml -nt .venv/ready ] || [ constraints.txt -nt .venv/ready ]; then \
+        echo "making .venv" >&2; \
+        {{ python }} -m venv .venv; \
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+        touch .venv/ready; \
+    fi

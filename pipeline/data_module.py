@@ -1,0 +1,60 @@
+"""The reference's data module: what a stock ``transformers.Seq2SeqTrainer`` takes as it is."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PrepareConfig
+from pipeline.fit.collate import DataCollatorForSupervisedDataset
+from pipeline.fit.dataset import SupervisedDataset
+from pipeline.rendezvous import once_per_node
+from pipeline.store.manifest import FILENAME, read_manifest
+from pipeline.window import saved_length
+
+
+def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
+    """Make data sets and collator for supervised fine-tuning.
+
+    Args:
+        tokenizer: A transformers tokenizer; for raw data, its ``model_max_length`` is the window.
+        data_args: An object with ``data_path`` (a prepared folder, or raw data, which is then
+            prepared) and, if wanted, ``num_data`` (train on the first so many rows; -1: all) and
+            ``prepared_dir`` (default ``data/processed``).
+
+    Returns:
+        ``train_dataset``, ``eval_dataset`` (None without a split eval) and ``data_collator``.
+
+    Raises:
+        DuetError: What ``prepare`` raises, or a prepared folder that is damaged.
+
+    Source: ``make_supervised_data_module`` of FastChat's ``train_flant5``.
+    """
+    folder = Path(data_args.data_path)
+    if not (folder / FILENAME).is_file():
+        folder = _prepare(tokenizer, data_args)
+    num_data = getattr(data_args, "num_data", -1)
+    has_eval = read_manifest(folder).rows("eval") > 0
+    return {
+        "train_dataset": SupervisedDataset(
+            str(folder), "train", num_rows=num_data if num_data not in (None, -1) else None
+        ),
+        "eval_dataset": SupervisedDataset(str(folder), "eval") if has_eval else None,
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer),
+    }
+
+
+def _prepare(tokenizer: Any, data_args: Any) -> Path:
+    from pipeline.prepare.stage import prepare
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # The last part of the path is the name that the manifest gives the model.
+        name = Path(str(getattr(tokenizer, "name_or_path", "") or "tokenizer")).name
+        saved = Path(temporary) / name
+        tokenizer.save_pretrained(saved)
+        config = PrepareConfig(
+            data_path=(str(data_args.data_path),),
+            model_name_or_path=str(saved),
+            output_dir=getattr(data_args, "prepared_dir", None) or "data/processed",
+            model_max_length=saved_length(tokenizer),
+        )
+        return once_per_node(lambda: prepare(config), Path(config.output_dir))

@@ -1,0 +1,46 @@
+"""Both stages in one: what ``duet train`` does, the drop-in for FastChat's ``train_flant5``."""
+
+from pathlib import Path
+
+from pipeline.config import TrainConfig
+from pipeline.progress import note
+from pipeline.rendezvous import once_per_node
+from pipeline.store.manifest import FILENAME
+
+
+def train(config: TrainConfig) -> Path:
+    """Prepare, or find prepared, and fit.
+
+    Returns:
+        The trained folder, ``config.output_dir``.
+
+    Raises:
+        DuetError: What ``prepare`` and ``fit`` raise.
+    """
+    from pipeline.fit.stage import fit
+
+    folder: Path = fit(config.fit_config(prepared_folder(config)))
+    return folder
+
+
+def prepared_folder(config: TrainConfig) -> Path:
+    """Return the prepared folder of a run, which one process of each node makes."""
+    for text in _without_meaning(config):
+        note(text)
+    if len(config.data_path) == 1 and (Path(config.data_path[0]) / FILENAME).is_file():
+        return Path(config.data_path[0])
+    from pipeline.prepare.stage import prepare
+
+    return once_per_node(lambda: prepare(config.prepare_config()), Path(config.prepared_dir))
+
+
+def _without_meaning(config: TrainConfig) -> list[str]:
+    notes = []
+    if config.preprocessed_path is not None:
+        notes.append(
+            f"--preprocessed-path means nothing here; rows are kept in "
+            f"{config.prepared_dir}, by their content"
+        )
+    if config.lazy_preprocess:
+        notes.append("--lazy-preprocess means nothing here; rows are always read from disk")
+    return notes
