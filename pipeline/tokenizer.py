@@ -10,7 +10,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +35,57 @@ TOKENIZER_FILES = (
 """Every file that a tokenizer may consist of."""
 
 
-@dataclass(frozen=True, slots=True)
 class TextTokenizer:
     """A fast tokenizer and what the two stages ask of it.
 
     Control ids never come out of a text: ``</s>`` in a message is plain characters.
+
+    Args:
+        files: What ``save`` writes: file names and contents, ``tokenizer.json`` among them.
+        eos: The token that ends a row.
+        unk: The token for what the vocabulary does not know, if there is one.
+        where: The model's name, for messages.
+
+    Raises:
+        TokenizerError: ``tokenizer.json`` cannot be read, or has no such ``eos``.
     """
 
-    backend: Tokenizer
-    files: dict[str, bytes]
-    """What ``save`` writes: file names and contents."""
-    prefix_ids: tuple[int, ...]
-    """Ids that the tokenizer puts before a text; none for T5."""
-    eos_id: int
-    unk_id: int | None
+    def __init__(
+        self, files: dict[str, bytes], eos: str | None, unk: str | None, where: str
+    ) -> None:
+        """Make the fast tokenizer and look up its control ids."""
+        self.files = files
+        try:
+            self.backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise TokenizerError(
+                "the tokenizer cannot be read",
+                where=where,
+                got=error,
+                do="copy the model's folder again",
+            ) from error
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        # Otherwise "</s>" in a text would be the id of </s>.
+        self.backend.encode_special_tokens = True
+        eos_id = self.backend.token_to_id(eos) if eos is not None else None
+        if eos_id is None:
+            raise TokenizerError(
+                "the tokenizer has no end-of-sequence token",
+                where=where,
+                got=f"eos_token {eos}",
+                do="give an encoder-decoder model",
+            )
+        self.eos_id: int = eos_id
+        self.unk_id: int | None = self.backend.token_to_id(unk) if unk is not None else None
+        wrapping = self.backend.encode("", add_special_tokens=True).ids
+        self.prefix_ids = tuple(i for i in wrapping if i != eos_id)
+        """Ids that the tokenizer puts before a text; none for T5."""
+        self._arguments = (files, eos, unk, where)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process boundary as files: a pickled backend forgets its settings."""
+        return (TextTokenizer, self._arguments)
 
     @property
     def vocab_size(self) -> int:
@@ -61,14 +97,6 @@ class TextTokenizer:
         """A SHA-256 of everything that decides the ids."""
         text = self.backend.to_str() + json.dumps([self.prefix_ids, self.eos_id])
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Cross a process boundary as files: a pickled backend forgets its settings."""
-        tokens = (
-            self.backend.id_to_token(i) if i is not None else None
-            for i in (self.eos_id, self.unk_id)
-        )
-        return (_ready, (self.files, *tokens, "a worker"))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without prefix and ``</s>``."""
@@ -164,7 +192,7 @@ def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False).encode("utf-8"),
         "spiece.model": lossless.build_spiece(vocabulary),
     }
-    return _ready(files, "</s>", "<unk>", "T5's vocabulary")
+    return TextTokenizer(files, "</s>", "<unk>", "T5's vocabulary")
 
 
 def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokenizer:
@@ -177,7 +205,7 @@ def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokeniz
         if (path := paths[name]) is not None:
             special |= _read_json(path)
     eos, unk = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
-    return _ready(files, eos, unk, name_or_path)
+    return TextTokenizer(files, eos, unk, name_or_path)
 
 
 def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
@@ -205,38 +233,6 @@ def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, byte
             do="give a model whose tokenizer has a fast form",
         )
     return files
-
-
-def _ready(files: dict[str, bytes], eos: str | None, unk: str | None, where: str) -> TextTokenizer:
-    try:
-        backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError(
-            "the tokenizer cannot be read",
-            where=where,
-            got=error,
-            do="copy the model's folder again",
-        ) from error
-    backend.no_truncation()
-    backend.no_padding()
-    # Otherwise "</s>" in a text would be the id of </s>.
-    backend.encode_special_tokens = True
-    eos_id = backend.token_to_id(eos) if eos is not None else None
-    if eos_id is None:
-        raise TokenizerError(
-            "the tokenizer has no end-of-sequence token",
-            where=where,
-            got=f"eos_token {eos}",
-            do="give an encoder-decoder model",
-        )
-    wrapping = backend.encode("", add_special_tokens=True).ids
-    return TextTokenizer(
-        backend=backend,
-        files=files,
-        prefix_ids=tuple(i for i in wrapping if i != eos_id),
-        eos_id=eos_id,
-        unk_id=backend.token_to_id(unk) if unk is not None else None,
-    )
 
 
 def _content(token: Any) -> str | None:

@@ -90,9 +90,12 @@ def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) 
                 yield b"".join(out)
                 out, size = [], 0
     except _DAMAGED as error:
-        yield b"".join(out)
+        # An empty chunk would read as the end.
+        if size:
+            yield b"".join(out)
         raise BrokenStreamError(str(error)) from error
-    yield b"".join(out)
+    if size:
+        yield b"".join(out)
 
 
 def _unpack(
@@ -120,7 +123,8 @@ def _head(path: Path) -> bytes:
         try:
             for chunk in read_bytes(file):
                 head += chunk
-                if len(head) >= _SNIFF or head.removeprefix(BOM).strip():
+                text = head.removeprefix(BOM).strip() if len(head) > len(BOM) else b""
+                if text or len(head) >= _SNIFF:
                     break
         except BrokenStreamError:
             pass

@@ -1,0 +1,108 @@
+"""A prepared folder's split as rows of tensors, memory-mapped.
+
+    manifest.json, train/shard-*.arrow  ->  {"input_ids": int64[S], "labels": int64[T]}
+
+Ids lie on disk as uint16 or int32 and are widened a row at a time; nothing else is read or kept.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch.utils.data import Dataset
+
+from pipeline.errors import ConfigError
+from pipeline.store.manifest import Manifest, read_manifest
+from pipeline.store.shards import open_split
+
+IntArray = npt.NDArray[np.int64]
+Row = dict[str, torch.Tensor]
+COLUMNS = ("input_ids", "labels")
+
+
+class SupervisedDataset(Dataset[Row]):
+    """Map-style rows of a prepared folder; what a stock ``Seq2SeqTrainer`` takes as it is.
+
+    Args:
+        path: The prepared folder.
+        split: ``train`` or ``eval``.
+        num_rows: Only the first so many rows; None for all.
+
+    Raises:
+        PreparedFolderError: The folder is missing, incomplete or damaged, or has no such split.
+        ConfigError: ``num_rows`` is less than 1.
+    """
+
+    def __init__(
+        self, path: str | Path, split: str = "train", *, num_rows: int | None = None
+    ) -> None:
+        """Open the split; no row is read."""
+        if num_rows is not None and num_rows < 1:
+            raise ConfigError("a setting is out of range", where="num_rows", got=num_rows,
+                              do="give 1 or more, or None for all")  # fmt: skip
+        self.path, self.split, self.num_rows = Path(path), split, num_rows
+        self.manifest: Manifest = read_manifest(self.path)
+        table = open_split(self.path, self.manifest, split)
+        self._length = table.num_rows if num_rows is None else min(num_rows, table.num_rows)
+        self._columns = {name: _ListColumn(table.column(name)) for name in COLUMNS}
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._length
+
+    def __getitem__(self, index: int) -> Row:
+        """Return ``{"input_ids": int64[S], "labels": int64[T]}`` of one row.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        row = index + self._length if index < 0 else index
+        if not 0 <= row < self._length:
+            raise IndexError(f"row {index} of {self._length}")
+        return {
+            name: torch.from_numpy(column[row].astype(np.int64))
+            for name, column in self._columns.items()
+        }
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process boundary as a path: the worker maps the files itself."""
+        return (_reopened, (self.path, self.split, self.num_rows))
+
+    @property
+    def lengths(self) -> tuple[IntArray, IntArray]:
+        """The tokens of each row's encoder and decoder side: two int64[rows]."""
+        encoder, decoder = (
+            column.lengths()[: self._length] for column in self._columns.values()
+        )
+        return encoder, decoder
+
+
+def _reopened(path: Path, split: str, num_rows: int | None) -> SupervisedDataset:
+    return SupervisedDataset(path, split, num_rows=num_rows)
+
+
+class _ListColumn:
+    """A list column as numpy views of its buffers, for quick access at random.
+
+    A ``ChunkedArray`` looks for the chunk of a row from the first one on, and there is a chunk
+    for each record batch; here it is a binary search.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        # A chunk's offsets are into its whole buffer of values, also where the chunk is a slice.
+        self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        self._values = [chunk.values.to_numpy() for chunk in chunks]
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.integer[npt.NBitBase]]:
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        offsets, at = self._offsets[chunk], row - self._starts[chunk]
+        values: npt.NDArray[np.integer[npt.NBitBase]] = self._values[chunk]
+        return values[offsets[at] : offsets[at + 1]]
+
+    def lengths(self) -> IntArray:
+        parts = [np.diff(offsets) for offsets in self._offsets]
+        return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)

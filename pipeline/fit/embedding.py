@@ -1,0 +1,157 @@
+"""Rows of the embedding for new tokens: grown where needed, started from the mean, moved along.
+
+A model has one embedding matrix (tied) or two (untied: input and output). Both kinds are worked
+on as the parameters they are, because ``resize_token_embeddings`` ties an untied T5 again and
+overwrites its output matrix. Real Flan-T5 has 32,128 rows for 32,100 tokens: the lossless
+tokenizer's nine pieces fit in the rows to spare, which are untrained, and nothing grows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+MULTIPLE = 128
+"""Rows are grown to a multiple of this: the matrix products of GPUs like it."""
+
+
+def smart_tokenizer_and_embedding_resize(
+    special_tokens_dict: Mapping[str, Any],
+    other_tokens: Sequence[str],
+    tokenizer: Any,
+    model: Any,
+) -> None:
+    """Add tokens to a transformers tokenizer and give each a row of the model's embedding.
+
+    The embedding grows only when its rows do not suffice, and then to a multiple of 128. Each
+    new row, input and output, starts from the mean of the trained rows: those below the length
+    that the tokenizer had. Tied matrices stay tied, untied ones untied. A token that is there
+    already keeps its id and its row.
+
+    Args:
+        special_tokens_dict: What ``tokenizer.add_special_tokens`` takes.
+        other_tokens: Further tokens, matched before the text is normalised.
+        tokenizer: A transformers tokenizer; changed in place.
+        model: A transformers model; changed in place.
+    """
+    from transformers import AddedToken
+
+    num_trained, before = len(tokenizer), set(tokenizer.get_vocab().values())
+    tokenizer.add_special_tokens(dict(special_tokens_dict))
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in other_tokens])
+    new_ids = sorted(set(tokenizer.get_vocab().values()) - before)
+    grow_embedding(model, max(new_ids, default=-1) + 1)
+    start_new_rows(model, new_ids, num_trained)
+
+
+def embedding_weights(model: Any) -> list[nn.Parameter]:
+    """Return the matrices [rows, d_model]: one if input and output are tied, else two."""
+    weights = [model.get_input_embeddings().weight]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not weights[0]:
+        weights.append(output.weight)
+    return weights
+
+
+def is_tied(model: Any) -> bool:
+    """Tell whether input and output share one matrix."""
+    return len(embedding_weights(model)) == 1
+
+
+def num_rows(model: Any) -> int:
+    """Return the rows of the input embedding."""
+    return int(embedding_weights(model)[0].shape[0])
+
+
+def rows_for(vocab_size: int) -> int:
+    """Return the rows that an embedding grows to.
+
+    >>> rows_for(32_109)
+    32128
+    """
+    return -(-vocab_size // MULTIPLE) * MULTIPLE
+
+
+def grow_embedding(model: Any, vocab_size: int) -> None:
+    """Give the model at least ``vocab_size`` rows, in place; it never shrinks.
+
+    Rows that are added hold zeros: see ``start_new_rows``.
+    """
+    if vocab_size <= num_rows(model):
+        return
+    rows = rows_for(vocab_size)
+    for weight in embedding_weights(model):
+        grown = nn.Parameter(_with_rows(weight.detach(), rows), weight.requires_grad)
+        _replace_parameter(model, weight, grown)
+    model.get_input_embeddings().num_embeddings = rows
+    output = model.get_output_embeddings()
+    if output is not None:
+        output.out_features = rows
+        if getattr(output, "bias", None) is not None:
+            output.bias = nn.Parameter(_with_rows(output.bias.detach(), rows))
+    if getattr(model, "final_logits_bias", None) is not None:  # a buffer of BART's, [1, rows]
+        model.final_logits_bias = _with_rows(model.final_logits_bias.T, rows).T
+    model.config.vocab_size = rows
+
+
+def start_new_rows(model: Any, new_ids: Iterable[int], num_trained: int) -> None:
+    """Set the rows of new tokens to the mean of the first ``num_trained`` rows, in place."""
+    move_rows(model, {}, new_ids, num_trained)
+
+
+@torch.no_grad()
+def move_rows(
+    model: Any, moves: Mapping[int, int], new_ids: Iterable[int], num_trained: int
+) -> None:
+    """Copy rows to the ids that their tokens have now, and start those of new tokens, in place.
+
+    Everything is read before anything is written: a row's new place may be another's old one.
+
+    Args:
+        model: The model, with rows enough.
+        moves: Old id -> new id.
+        new_ids: Ids of tokens that had no row.
+        num_trained: The rows whose mean a new row starts from are those below this.
+    """
+    new = list(new_ids)
+    for weight in embedding_weights(model):
+        mean = weight[:num_trained].float().mean(dim=0).to(weight.dtype)
+        moved = weight[list(moves)].clone() if moves else None
+        weight[new] = mean
+        if moved is not None:
+            weight[list(moves.values())] = moved
+
+
+def carry_over_rows(model: Any, old_ids: Mapping[str, int], new_ids: Mapping[str, int]) -> None:
+    """Give each token the row it was trained in, where a model knew it under another id.
+
+    FastChat-T5 was extended with some of the same pieces at other ids (``<`` at 32,101, newline
+    at 32,103). Tokens that the model did not know start from the mean of the trained rows.
+
+    Args:
+        model: The model, with a row for each new id; changed in place.
+        old_ids: The ids that the model's own tokenizer has for the tokens it knows.
+        new_ids: The ids that the tokens have now. Where both agree nothing is touched.
+    """
+    changed = {token: i for token, i in new_ids.items() if old_ids.get(token) != i}
+    if not changed:
+        return
+    moves = {old_ids[token]: i for token, i in changed.items() if token in old_ids}
+    fresh = [i for token, i in changed.items() if token not in old_ids]
+    num_trained = max(min(changed.values()), *(i + 1 for i in old_ids.values()), 0)
+    move_rows(model, moves, fresh, num_trained)
+
+
+def _with_rows(matrix: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return a matrix with zeros appended to its first dimension."""
+    missing = matrix.new_zeros(rows - matrix.shape[0], *matrix.shape[1:])
+    return torch.cat([matrix, missing])
+
+
+def _replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put ``new`` wherever ``old`` is held: T5 holds its input matrix in three modules."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter is old:
+                setattr(module, name, new)

@@ -1,0 +1,205 @@
+"""A name or folder -> an encoder-decoder ready to train on a prepared folder.
+
+Weights are float32 (``--bf16`` computes in bfloat16 around them). The embedding gets a row for
+each id of the prepared tokenizer; tied stays tied and untied untied, through saving and loading.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import FitConfig
+from pipeline.errors import DuetError, ModelError
+from pipeline.fit.embedding import (
+    carry_over_rows,
+    grow_embedding,
+    is_tied,
+    num_rows,
+    rows_for,
+    start_new_rows,
+)
+from pipeline.fit.vocabulary import own_token_ids
+from pipeline.hub import find_model_file
+from pipeline.lossless import NEW_PIECES, is_lossless
+from pipeline.progress import note
+from pipeline.tokenizer import TextTokenizer
+
+
+def load_model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
+    """Return the model that a new run starts from.
+
+    Args:
+        config: Where it comes from, and whether only its config is taken (``from_scratch``).
+        tokenizer: The prepared folder's; each of its ids gets a row.
+
+    Raises:
+        ModelError: No such model, not an encoder-decoder, damaged, incomplete, or made for
+            another vocabulary.
+    """
+    name = config.model_name_or_path
+    raw = _read_config(name, config.cache_dir)
+    with _model_errors(name), quiet_transformers():
+        if config.from_scratch:
+            model = _fresh_model(raw, config, tokenizer.vocab_size)
+        else:
+            own_ids = own_token_ids(name, config.cache_dir)
+            _check_vocabulary(name, tokenizer, own_ids)
+            model = _pretrained(name, config.cache_dir)
+            _fit_embedding(model, tokenizer, own_ids)
+    return _ready(model, name, tokenizer, config)
+
+
+def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokenizer) -> Any:
+    """Return the model of a checkpoint, with every row where it belongs already.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    with _model_errors(folder), quiet_transformers():
+        model = _pretrained(str(folder), None)
+    return _ready(model, str(folder), tokenizer, config)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and hints off the terminal: its hint on untied T5s is wrong here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _read_config(name: str, cache_dir: str | None) -> dict[str, Any]:
+    path = find_model_file(name, "config.json", cache_dir)
+    if path is None:
+        raise ModelError("not a model", where=name, got="no config.json",
+                         do="give a folder with config.json and weights, or a hub name")  # fmt: skip
+    with _model_errors(path):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ModelError("a model's config has a wrong shape", where=path,
+                         got=type(value).__name__, do="copy the model's folder again")  # fmt: skip
+    return value
+
+
+@contextlib.contextmanager
+def _model_errors(where: object) -> Iterator[None]:
+    """Turn whatever transformers, safetensors or torch meet in a model into one clear line."""
+    try:
+        yield
+    except DuetError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError("the model cannot be loaded", where=where,
+                         got=f"{type(error).__name__}: {lines[0]}",
+                         do="give an encoder-decoder model, complete, such as google/flan-t5-base",
+                         ) from error  # fmt: skip
+
+
+def _pretrained(name: str, cache_dir: str | None) -> Any:
+    from transformers import AutoModelForSeq2SeqLM
+
+    model, info = AutoModelForSeq2SeqLM.from_pretrained(
+        name, cache_dir=cache_dir, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError("the model's weights are incomplete", where=name,
+                         got=f"no {missing[0]}, {len(missing)} missing in all",
+                         do="give a complete encoder-decoder model")  # fmt: skip
+    return model.float()
+
+
+def _fresh_model(raw: dict[str, Any], config: FitConfig, vocab_size: int) -> Any:
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    settings = AutoConfig.from_pretrained(config.model_name_or_path, cache_dir=config.cache_dir)
+    if settings.vocab_size < vocab_size:
+        settings.vocab_size = rows_for(vocab_size)
+    torch.manual_seed(config.seed)
+    model = AutoModelForSeq2SeqLM.from_config(settings).float()
+    if raw.get("tie_word_embeddings") is False and is_tied(model):
+        _untie(model)
+    return model
+
+
+def _untie(model: Any) -> None:
+    """Give the output a matrix of its own, which transformers withholds from a fresh T5."""
+    output = model.get_output_embeddings()
+    # Flan-T5 does not scale the decoder's output: with the usual 1.0 logits would start at a
+    # spread of sqrt(d_model) and the loss far above the logarithm of the vocabulary.
+    spread = getattr(model.config, "initializer_factor", 1.0) * output.in_features**-0.5
+    output.weight = nn.Parameter(torch.randn_like(output.weight) * spread)
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter is output.weight:
+            tied.pop(name, None)
+
+
+def _check_vocabulary(
+    name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None
+) -> None:
+    """Refuse rows that were made with another model's vocabulary: every id would be wrong."""
+    if own_ids is None or not _is_lossless(tokenizer):
+        return
+    for token, i in tokenizer.backend.get_vocab().items():
+        if token not in NEW_PIECES and own_ids.get(token) != i:
+            raise ModelError("the data were prepared for another model", where=name,
+                             got=f"{token!r} is id {own_ids.get(token)} there, {i} in the data",
+                             do=f"run duet prepare with --model-name-or-path {name}")  # fmt: skip
+
+
+def _fit_embedding(
+    model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None
+) -> None:
+    """Give each id of the tokenizer a row: grown, started or moved where it has none."""
+    rows = num_rows(model)
+    grow_embedding(model, tokenizer.vocab_size)
+    if not _is_lossless(tokenizer):
+        start_new_rows(model, range(rows, tokenizer.vocab_size), rows)
+        return
+    if own_ids is None:
+        note("the model has no tokenizer of its own; the rows of the new pieces start from the mean")
+    old = {token: i for token, i in (own_ids or {}).items() if token in NEW_PIECES and i < rows}
+    vocabulary = tokenizer.backend.get_vocab()
+    carry_over_rows(model, old, {piece: vocabulary[piece] for piece in NEW_PIECES})
+
+
+def _is_lossless(tokenizer: TextTokenizer) -> bool:
+    return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
+
+
+def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -> Any:
+    """Check what training relies on, complete the generation config, set checkpointing."""
+    if num_rows(model) < tokenizer.vocab_size:
+        raise ModelError("the model has too few embedding rows", where=name, got=num_rows(model),
+                         do=f"give a model with {tokenizer.vocab_size} or more")  # fmt: skip
+    settings, generation = model.config, model.generation_config
+    start = getattr(settings, "decoder_start_token_id", None)
+    start = generation.decoder_start_token_id if start is None else start
+    if start is None:
+        raise ModelError("the model does not say what its decoder starts with", where=name,
+                         got="no decoder_start_token_id",
+                         do="set it in config.json (T5: 0)")  # fmt: skip
+    settings.decoder_start_token_id = generation.decoder_start_token_id = start
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.eos_id  # masked wherever it stands
+    generation.pad_token_id = settings.pad_token_id
+    if generation.eos_token_id is None:
+        generation.eos_token_id = tokenizer.eos_id
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model

@@ -1,0 +1,90 @@
+"""Settings -> optimizer and schedule, with the Hugging Face trainer's names, groups and defaults."""
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import FitOptions
+from pipeline.errors import ConfigError
+
+# T5's own norms have no bias and no common base class: their names tell them.
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups, in the trainer's order: with decay, and without (biases and norms)."""
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm)
+        for parameter in module.parameters()
+    }
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = id(parameter) in norms or _UNDECAYED.search(name) is not None
+            groups[spared].append(parameter)
+    return [
+        {"params": groups[False], "weight_decay": weight_decay},
+        {"params": groups[True], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, options: FitOptions) -> torch.optim.Optimizer:
+    """Return the optimizer that ``--optim`` names.
+
+    Raises:
+        ConfigError: The device has no fused AdamW.
+    """
+    groups = parameter_groups(model, options.weight_decay)
+    if options.optim == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # A rate of our own in place of Adafactor's relative one, as the Hugging Face trainer has it.
+        return Adafactor(
+            groups, lr=options.learning_rate, scale_parameter=False, relative_step=False
+        )
+    try:
+        return torch.optim.AdamW(
+            groups,
+            lr=options.learning_rate,
+            betas=(options.adam_beta1, options.adam_beta2),
+            eps=options.adam_epsilon,
+            fused=True if options.optim == "adamw_torch_fused" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError("the optimizer cannot be made", where=f"--optim {options.optim}",
+                          got=error, do="use --optim adamw_torch, or mend the values named",
+                          ) from error  # fmt: skip
+
+
+def warmup_steps(options: FitOptions, total_steps: int) -> int:
+    """Return the steps in which the rate rises: given, or the ratio of all, rounded up."""
+    return options.warmup_steps or math.ceil(options.warmup_ratio * total_steps - 1e-9)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, options: FitOptions, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the learning rate's course over ``total_steps`` optimizer steps.
+
+    Raises:
+        ConfigError: The course cannot have these values.
+    """
+    from transformers import get_scheduler
+
+    try:
+        schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+            options.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=warmup_steps(options, total_steps),
+            num_training_steps=total_steps,
+        )
+    except ValueError as error:
+        raise ConfigError("the schedule cannot be made", got=error,
+                          where=f"--lr-scheduler-type {options.lr_scheduler_type}",
+                          do="give another rate or another schedule") from error  # fmt: skip
+    return schedule

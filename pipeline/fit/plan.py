@@ -1,0 +1,128 @@
+"""Settings and a number of rows -> what happens at which optimizer step.
+
+All that a run does is decided here before the first step: how many rows a step takes, how many
+steps there are, and after which of them there is a log entry, an evaluation, a checkpoint.
+Steps are counted from 1: step N is done when N steps are.
+"""
+
+import math
+from dataclasses import dataclass
+
+from pipeline.config import FitOptions, Strategy
+from pipeline.errors import ConfigError
+
+_EPSILON = 1e-9  # 0.1 * 30 is a little more than 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """After which steps something happens: every so many, at the ends of epochs, at the last."""
+
+    every: int | None = None
+    each_epoch: bool = False
+    at_end: bool = False
+
+    def __bool__(self) -> bool:
+        """Tell whether it ever happens."""
+        return self.every is not None or self.each_epoch or self.at_end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPlan:
+    """The steps of a run."""
+
+    rows_per_step: int
+    rows_source: str
+    """Where the rows per step came from, in words."""
+    steps_per_epoch: int
+    total_steps: int
+    logging: Schedule
+    evaluation: Schedule
+    saving: Schedule
+
+    def due(self, schedule: Schedule, step: int) -> bool:
+        """Tell whether something that follows ``schedule`` happens after ``step``."""
+        if schedule.every is not None and step % schedule.every == 0:
+            return True
+        if schedule.each_epoch and step % self.steps_per_epoch == 0:
+            return True
+        return schedule.at_end and step == self.total_steps
+
+    def epoch_at(self, step: int) -> float:
+        """Return the epochs done after a step."""
+        return step / self.steps_per_epoch
+
+
+def plan_run(options: FitOptions, *, num_rows: int, eval_rows: int, processes: int) -> RunPlan:
+    """Plan a run.
+
+    Args:
+        options: The settings.
+        num_rows: Rows to train on.
+        eval_rows: Rows of the split eval; 0 where there is none.
+        processes: How many processes share a step.
+
+    Raises:
+        ConfigError: There is nothing to train on, or nothing to evaluate on that was asked for.
+    """
+    if num_rows < 1:
+        raise ConfigError("there is nothing to train on", where="--data-path", got="no rows",
+                          do="prepare more data")  # fmt: skip
+    rows_per_step, source = _rows_per_step(options, processes)
+    steps_per_epoch = math.ceil(num_rows / rows_per_step)
+    total = options.max_steps
+    if total < 1:
+        total = max(1, math.ceil(options.num_train_epochs * steps_per_epoch - _EPSILON))
+    return RunPlan(
+        rows_per_step=rows_per_step,
+        rows_source=source,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        logging=Schedule(every=steps_of(options.logging_steps, total), at_end=True),
+        evaluation=_evaluation(options, eval_rows, total),
+        saving=_repeated(options.save_strategy, options.save_steps, total, at_end=True),
+    )
+
+
+def _rows_per_step(options: FitOptions, processes: int) -> tuple[int, str]:
+    device, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    plural = "es" if processes != 1 else ""
+    if options.train_batch_size is not None:
+        rows = options.train_batch_size
+        return rows, f"from --train-batch-size, at most {device} at once per device"
+    rows = device * processes * steps
+    return rows, f"= {device} per device x {processes} process{plural} x {steps}"
+
+
+def steps_of(value: float, total: int) -> int:
+    """Return a number of steps; a value below 1 is a share of all steps, rounded up.
+
+    >>> steps_of(500, 2000), steps_of(0.1, 30), steps_of(0.1, 5)
+    (500, 3, 1)
+    """
+    return max(1, math.ceil((value * total if value < 1 else value) - _EPSILON))
+
+
+def _repeated(strategy: Strategy, steps: float, total: int, *, at_end: bool) -> Schedule:
+    if strategy == "no":
+        return Schedule()
+    if strategy == "epoch":
+        return Schedule(each_epoch=True, at_end=True)
+    return Schedule(every=steps_of(steps, total), at_end=at_end)
+
+
+def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
+    strategy, steps = options.eval_strategy, options.eval_steps
+    if strategy == "no":
+        return Schedule()
+    if not eval_rows:
+        if strategy is None and steps is None:
+            return Schedule()
+        asked = f"--eval-strategy {strategy}" if strategy else f"--eval-steps {steps}"
+        raise ConfigError("there is nothing to evaluate on", where=asked,
+                          got="the prepared folder has no rows in a split eval",
+                          do="run duet prepare with --eval-fraction, or leave this out")  # fmt: skip
+    if strategy is None:
+        return Schedule(every=steps_of(steps, total) if steps else None, at_end=True)
+    # As the Hugging Face trainer has it, --eval-strategy steps means those steps and no others.
+    return _repeated(strategy, steps or 1, total, at_end=False)

@@ -1,0 +1,68 @@
+"""Fixtures that all tests share: a tiny T5, the real vocabulary, and a clean environment."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from scripts.tiny_t5 import make_tiny_t5, read_texts
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "raw" / "sample.json"
+REAL_TOKENIZER = Path(
+    os.environ.get("FLAN_T5_TOKENIZER", ROOT.parent / "shared" / "flan-t5-tokenizer")
+)
+"""The real vocabulary, where a copy is at hand: a folder with tokenizer.json and spiece.model."""
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_")) or name in (
+            "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+        ):  # fmt: skip
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of Flan-T5's shape with a small vocabulary and random weights."""
+    return make_tiny_t5(tmp_path_factory.mktemp("tiny") / "tiny-t5", read_texts(SAMPLE))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_t5: Path) -> TextTokenizer:
+    """The lossless tokenizer of the tiny T5's vocabulary."""
+    return load_tokenizer(str(tiny_t5))
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer() -> TextTokenizer:
+    """The lossless tokenizer of the real T5 vocabulary."""
+    if not REAL_TOKENIZER.is_dir():
+        pytest.skip(f"the real T5 vocabulary is not at {REAL_TOKENIZER}; set FLAN_T5_TOKENIZER")
+    return load_tokenizer(str(REAL_TOKENIZER))
+
+
+@pytest.fixture
+def write_json(tmp_path: Path) -> Callable[[str, Any], Path]:
+    """Return a function that writes a value as a JSON file below the test's folder."""
+
+    def write(name: str, value: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(json.dumps(value), encoding="utf-8")
+        return path
+
+    return write
+
+
+def record(record_id: str | None, *texts: str, roles: Iterable[str] = ("human", "gpt")) -> Any:
+    """Return a ShareGPT record whose turns alternate between ``roles``."""
+    names = list(roles)
+    turns = [{"from": names[i % len(names)], "value": text} for i, text in enumerate(texts)]
+    return {"conversations": turns} | ({"id": record_id} if record_id is not None else {})

@@ -1,0 +1,87 @@
+"""The window: what is dropped, in which order, and what the counts are called."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.window import Window, cut_header, cut_source, saved_length
+
+PROMPT, EOS = [90, 91], [1]
+
+
+def window(length: int, prefix: list[int] | None = None) -> Window:
+    return Window(length, np.array(prefix or [], int), np.array(PROMPT), np.array(EOS))
+
+
+def ids(start: int, size: int) -> Any:
+    return np.arange(start, start + size)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected", "cut"),
+    [
+        ([3, 3], [*range(10, 12), *range(100, 103), *range(200, 203)], None),
+        ([3, 5], [*range(10, 12), *range(100, 103), *range(200, 205)], None),  # just fits
+        ([3, 6], [*range(10, 12), *range(200, 206)], "history_cut"),
+        ([9, 1, 1], [*range(10, 12), 200, 300], "history_cut"),
+        ([1, 9, 1], [*range(10, 12), 300], "history_cut"),  # whole turns, the oldest first
+        ([8], [*range(10, 12), *range(100, 108)], None),
+        ([9], [*range(10, 12), 100, 101, *range(103, 109)], "question_cut"),
+        ([1, 50], [*range(10, 12), 200, 201, *range(244, 250)], "question_cut"),
+    ],
+)
+def test_the_oldest_whole_turns_go_first_and_the_last_keeps_tag_and_end(
+    sizes: list[int], expected: list[int], cut: str | None
+) -> None:
+    turns = [ids(100 * (i + 1), size) for i, size in enumerate(sizes)]
+    row, name = cut_source(ids(10, 2), turns, 2, window(13))
+    assert row.tolist() == [*expected, *PROMPT, *EOS]
+    assert name == cut
+
+
+@pytest.mark.parametrize(("size", "kept", "cut"), [(5, 5, False), (6, 5, True), (50, 5, True)])
+def test_a_header_of_more_than_half_the_room_keeps_that_half(
+    size: int, kept: int, cut: bool
+) -> None:
+    header, is_cut = cut_header(ids(10, size), window(14))  # the room is 11, its half 5
+    assert (header.tolist(), is_cut) == (list(range(10, 10 + kept)), cut)
+
+
+@given(
+    length=st.integers(64, 200),
+    header=st.integers(0, 150),
+    turns=st.lists(st.integers(8, 90), min_size=1, max_size=6),
+    prefix=st.integers(0, 1),
+)
+def test_a_row_never_exceeds_the_window_and_never_wastes_it(
+    length: int, header: int, turns: list[int], prefix: int
+) -> None:
+    w = window(length, [7] * prefix)
+    head, _ = cut_header(ids(1000, header), w)
+    parts = [ids(10_000 * (i + 1), size) for i, size in enumerate(turns)]
+    row, cut = cut_source(head, parts, 5, w)
+    fixed = len(head) + prefix + len(PROMPT) + len(EOS)
+    assert len(row) <= length
+    if cut is None:
+        assert len(row) == fixed + sum(turns)
+    elif cut == "question_cut":
+        assert len(row) == length
+    else:
+        kept = len(row) - fixed
+        assert kept in _suffix_sums(turns)
+        longer = min(s for s in _suffix_sums(turns) if s > kept)
+        assert fixed + longer > length
+
+
+def _suffix_sums(turns: list[int]) -> list[int]:
+    return [sum(turns[i:]) for i in range(len(turns))]
+
+
+@pytest.mark.parametrize(
+    ("given_length", "expected"), [(777, 777), (int(1e30), 2048), (None, 2048)]
+)
+def test_the_saved_window(given_length: int | None, expected: int) -> None:
+    assert saved_length({"model_max_length": given_length}) == expected
