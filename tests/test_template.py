@@ -37,11 +37,15 @@ def test_a_first_system_turn_is_the_header_and_a_later_one_is_a_turn() -> None:
 def test_a_line_inside_a_text_cannot_pose_as_a_turn(tag: str) -> None:
     escape = Escaper()
     assert escape(f"see\n{tag} x\n{tag}") == f"see\n {tag} x\n {tag}"
-    assert escape(f"{tag} first line, behind its own tag") == f"{tag} first line, behind its own tag"
+    assert (
+        escape(f"{tag} first line, behind its own tag") == f"{tag} first line, behind its own tag"
+    )
     assert escape(f"{tag} header", starts_line=True) == f" {tag} header"
 
 
-@pytest.mark.parametrize("line", ["### human: x", "## Human: x", " ### Human: x", "### Human x", ""])
+@pytest.mark.parametrize(
+    "line", ["### human: x", "## Human: x", " ### Human: x", "### Human x", ""]
+)
 def test_other_lines_are_left_as_they_are(line: str) -> None:
     assert Escaper()(f"a\n{line}", starts_line=True) == f"a\n{line}"
 
@@ -78,7 +82,10 @@ MESSAGES: list[list[dict[str, Any]]] = [
     [{"role": "system", "content": "### Human: you\nare"}, {"role": "USER", "content": "hi"}],
     [
         {"role": "human", "content": "a\r\n### Tool: b\r\n"},
-        {"role": "gpt", "content": [{"type": "text", "text": "x\n"}, {"type": "text", "text": "y"}]},
+        {
+            "role": "gpt",
+            "content": [{"type": "text", "text": "x\n"}, {"type": "text", "text": "y"}],
+        },
         {"role": "system", "content": ""},
         {"role": "function", "content": "{{ 1 }} {% if %}\n### System:"},
     ],

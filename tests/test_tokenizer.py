@@ -73,7 +73,9 @@ def test_other_words_have_t5s_own_ids(real_tokenizer: TextTokenizer) -> None:
 # --- properties -----------------------------------------------------------------------------------
 
 # Characters that T5's vocabulary knows and NFKC leaves alone.
-KNOWN = st.text(st.sampled_from("abcXYZ019 .,:;!?()[]'\"#*-_/+=%&$@|>\n\t<\\^`{}~éüßâ"), max_size=80)
+KNOWN = st.text(
+    st.sampled_from("abcXYZ019 .,:;!?()[]'\"#*-_/+=%&$@|>\n\t<\\^`{}~éüßâ"), max_size=80
+)
 
 
 @given(KNOWN)
@@ -140,9 +142,10 @@ def test_a_folder_with_this_tokenizer_is_used_as_it_is(
     auto.save_pretrained(tmp_path / "by_transformers")
     again = load_tokenizer(str(tmp_path / "by_transformers"))
     assert again.fingerprint == real_tokenizer.fingerprint
-    assert again.files["tokenizer.json"] == (
-        tmp_path / "by_transformers" / "tokenizer.json"
-    ).read_bytes()
+    assert (
+        again.files["tokenizer.json"]
+        == (tmp_path / "by_transformers" / "tokenizer.json").read_bytes()
+    )
 
 
 def test_spiece_model_alone_gives_the_same_tokenizer(
@@ -236,5 +239,7 @@ def test_only_nfkc_comes_between(real_tokenizer: TextTokenizer, text: str) -> No
 
 def test_importing_the_tokenizer_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, pipeline.tokenizer; print({'torch', 'transformers'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout == "set()\n"

@@ -1,5 +1,6 @@
 """The first stage as a whole: find the sources, read, join, encode, write, publish."""
 
+import contextlib
 import json
 import platform
 import re
@@ -168,7 +169,6 @@ class _Preparation:
     def _write_rows(self, folder: Path) -> list[Any]:
         schema = row_schema(self._tokenizer.vocab_size)
         splits = [TRAIN, EVAL] if self._config.eval_fraction else [TRAIN]
-        writers = {split: SplitWriter(folder, split, schema) for split in splits}
         total = sum(source.path.stat().st_size for source in self._sources)
         settings = EncodingSettings(
             self._tokenizer,
@@ -177,18 +177,22 @@ class _Preparation:
             self._config.eval_fraction,
         )
         with (
+            contextlib.ExitStack() as stack,
             output_errors(folder / "rejected.jsonl"),
             (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
             ByteProgress("preparing", total) as progress,
         ):
+            writers = {
+                split: stack.enter_context(SplitWriter(folder, split, schema)) for split in splits
+            }
             batches = batches_of(self._conversations(progress, rejected))
             for batch in encode_batches(batches, settings, self._config.num_workers):
                 self._tally.add(batch)
                 progress.status = f"{self._tally.pairs:,} pairs"
                 for split, rows in batch.rows.items():
                     writers[split].write(rows)
-        write_dataset_dict(folder, splits)
-        return [shard for writer in writers.values() for shard in writer.close()]
+            write_dataset_dict(folder, splits)
+            return [shard for writer in writers.values() for shard in writer.close()]
 
     def _conversations(self, progress: ByteProgress, rejected: TextIO) -> Iterator[Conversation]:
         """Yield the conversations that are kept, joined and without repeats."""

@@ -4,10 +4,11 @@ Each shard is an Arrow IPC stream, which is what ``datasets`` reads. A stream th
 reads back silently shorter, so rows are checked against the manifest on opening.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
@@ -36,6 +37,15 @@ class SplitWriter:
         with output_errors(folder / split):
             (folder / split).mkdir(parents=True)
         self._open()
+
+    def __enter__(self) -> Self:
+        """Return the writer; leaving the block lets go of its file, whatever happened."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file. What was not closed by ``close`` is not complete."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows; a full shard is closed and the next one opened."""

@@ -16,7 +16,9 @@ CODE = "```python\nif x < 2:\n\treturn {x}\n```\n\n### Human: no\n"
 CONVERSATIONS = [
     Conversation("a_0", [Turn(H, "hi"), Turn(A, CODE), Turn(H, " \n x"), Turn(A, " </s>")]),
     Conversation("b", [Turn(S, "### Tool: x"), Turn(H, CODE), Turn(T, "\n"), Turn(A, "\u0301y")]),
-    Conversation("c", [Turn(A, "first"), Turn(H, "q"), Turn(A, "one"), Turn(A, "two"), Turn(A, " ")]),
+    Conversation(
+        "c", [Turn(A, "first"), Turn(H, "q"), Turn(A, "one"), Turn(A, "two"), Turn(A, " ")]
+    ),
     Conversation("d", [Turn(H, "nobody answers")]),
     Conversation("e", [Turn(H, "q"), Turn(A, "\x01\x02"), Turn(H, "q"), Turn(A, "a")]),
 ]

@@ -34,9 +34,7 @@ def part(record_id: str, start: int, end: int) -> Conversation:
         ([("a_1_0", 0, 2), ("a_1_2", 2, 4)], [("a_1_0", 0, 4)]),
     ],
 )  # fmt: skip
-def test_the_rule(
-    parts: list[tuple[str, int, int]], expected: list[tuple[str, int, int]]
-) -> None:
+def test_the_rule(parts: list[tuple[str, int, int]], expected: list[tuple[str, int, int]]) -> None:
     joined = list(join_parts(part(*p) for p in parts))
     assert joined == [part(*p) for p in expected]
 

@@ -21,7 +21,7 @@ from pipeline.prepare.reader import Fault, Record, read_records
 from pipeline.prepare.sources import Source
 from tests.conftest import record
 
-RECORDS = [record(f"id{i}", "häl\n\"{[]}\\ ,", "x" * i, "😀") for i in range(7)]
+RECORDS = [record(f"id{i}", 'häl\n"{[]}\\ ,', "x" * i, "😀") for i in range(7)]
 
 
 def read(path: Path) -> list[Record | Fault]:

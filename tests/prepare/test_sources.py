@@ -24,9 +24,7 @@ def names(*paths: str) -> list[str]:
     return [source.name for source in find_sources(paths)]
 
 
-def test_a_folder_gives_its_files_by_name(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_gives_its_files_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert names(str(folder)) == ["a.jsonl", "b.json", "c[1].json"]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2

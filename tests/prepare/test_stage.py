@@ -1,0 +1,320 @@
+"""The first stage as a whole: what is published, what is found again, what is never published."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import pipeline
+from pipeline.config import PrepareConfig
+from pipeline.conversation import split_part_id
+from pipeline.errors import InputError, OutputError
+from pipeline.prepare import workers
+from pipeline.store.manifest import read_manifest
+from pipeline.store.shards import open_split
+from tests.conftest import SAMPLE, record
+
+WriteJson = Callable[[str, Any], Path]
+
+
+@pytest.fixture
+def prepare(tiny_t5: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that prepares some paths below the test's folder."""
+
+    def run(*paths: Path | str, **options: Any) -> Path:
+        config = PrepareConfig(
+            data_path=tuple(str(path) for path in paths),
+            model_name_or_path=str(tiny_t5),
+            output_dir=options.pop("output_dir", str(tmp_path / "processed")),
+            **options,
+        )
+        folder = pipeline.prepare(config)
+        assert isinstance(folder, Path)
+        return folder
+
+    return run
+
+
+def counts(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder).counts
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.arrow"))
+    }
+
+
+def visible(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("options", "conversations", "pairs", "duplicate", "without_question"),
+    [
+        ({}, 48, 93, 1, 1),
+        ({"dedup": False}, 49, 95, 0, 1),
+        ({"join_parts": False}, 50, 93, 1, 2),
+        ({"dedup": False, "join_parts": False}, 51, 95, 0, 2),
+    ],
+)
+def test_the_sample_gives_these_counts(
+    prepare: Callable[..., Path],
+    options: dict[str, Any],
+    conversations: int,
+    pairs: int,
+    duplicate: int,
+    without_question: int,
+) -> None:
+    found = counts(prepare(SAMPLE, **options))
+    assert (found["records"], found["rejected"]) == (53, 2)
+    assert (found["conversations"], found["pairs"]) == (conversations, pairs)
+    reasons = {"unknown_role": 1, "wrong_shape": 1, "empty_answer": 1}
+    reasons |= {"answer_without_question": without_question}
+    reasons |= {"duplicate": duplicate} if duplicate else {}
+    cuts = ("history_cut", "question_cut", "answer_cut", "header_cut")
+    assert {k: v for k, v in found["reasons"].items() if k not in cuts} == reasons
+
+
+def test_datasets_opens_it_memory_mapped_and_without_our_code(
+    prepare: Callable[..., Path],
+) -> None:
+    import datasets
+
+    folder = prepare(SAMPLE, eval_fraction=0.3, model_max_length=256)
+    loaded = datasets.load_from_disk(str(folder))
+    assert isinstance(loaded, datasets.DatasetDict)
+    assert list(loaded) == ["train", "eval"]
+    manifest = read_manifest(folder)
+    for split in loaded:
+        data = loaded[split]
+        assert data.column_names == ["input_ids", "labels", "conversation_id", "turn"]
+        assert str(data.features["input_ids"].feature.dtype) == "uint16"
+        assert len(data) == manifest.rows(str(split)) > 0
+        assert data.cache_files, "no file: it was read into memory"
+        assert (
+            data[:]["input_ids"]
+            == open_split(folder, manifest, str(split))["input_ids"].to_pylist()
+        )
+    assert max(map(len, loaded["train"]["input_ids"])) <= 256
+    # Every row is some conversation's, and none is in both splits.
+    bases = [{split_part_id(i)[0] for i in loaded[s]["conversation_id"]} for s in loaded]
+    assert not bases[0] & bases[1]
+
+
+def test_the_manifest_says_what_is_there_and_no_absolute_path(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = prepare(SAMPLE)
+    manifest = read_manifest(folder)
+    assert folder.name == manifest.fingerprint
+    (source,) = manifest.sources
+    assert source["name"] == "sample.json"
+    assert source["sha256"] == hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
+    for shard in manifest.shards:
+        assert hashlib.sha256((folder / shard.path).read_bytes()).hexdigest() == shard.sha256
+    table = open_split(folder, manifest, "train")
+    for column in ("input_ids", "labels"):
+        lengths = [len(ids) for ids in table[column].to_pylist()]
+        assert manifest.tokens[column] == sum(lengths)
+        assert manifest.tokens["lengths"][column]["max"] == max(lengths)
+        assert manifest.tokens["lengths"][column]["p50"] == sorted(lengths)[(len(lengths) - 1) // 2]
+    unknown = sum(ids.count(2) for c in ("input_ids", "labels") for ids in table[c].to_pylist())
+    assert manifest.tokens["unknown"] == unknown > 0
+    for path in (folder / "manifest.json", folder / "rejected.jsonl"):
+        assert str(tmp_path) not in path.read_text(encoding="utf-8")
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert open_split(moved, read_manifest(moved), "train").equals(table)
+
+
+def test_what_was_rejected_is_kept_with_its_place_and_reason(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    odd = '{"id": 1e99, "conversations": [{"from": "alien",\n "value": "\\ud800"}]}'
+    path.write_text(f"[{json.dumps(record('a', 'q', 'a'))}, {odd}, 7, {{")
+    lines = (prepare(path) / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    first, second, third = map(json.loads, lines)
+    assert (first["file"], first["position"], first["reason"]) == ("x.json", 1, "unknown_role")
+    assert first["record"] == json.loads(odd)
+    assert (second["reason"], second["record"]) == ("wrong_shape", 7)
+    assert (third["position"], third["reason"]) == (3, "cut_off")
+    assert "record" not in third
+
+
+def test_the_same_content_is_found_again_from_another_path_time_and_form(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    records = [record(f"c_{i}", f"q{i}", f"a{i}") for i in range(5)] + [{"broken": True}]
+    (tmp_path / "x.json").write_text(json.dumps(records, indent=1))
+    first = prepare(tmp_path / "x.json")
+    (tmp_path / "sub").mkdir()
+    lines = "\n".join(map(json.dumps, records)).encode()
+    (tmp_path / "sub" / "other name.jsonl.gz").write_bytes(gzip.compress(lines))
+    stamp = (first / "manifest.json").stat().st_mtime_ns
+    assert prepare(tmp_path / "sub" / "other name.jsonl.gz") == first
+    shutil.copy(tmp_path / "x.json", tmp_path / "z.json")
+    os.utime(tmp_path / "z.json", (1, 1))
+    assert prepare(tmp_path / "z.json") == first
+    parts = [tmp_path / "p1.json", tmp_path / "p2.json"]
+    for path, part in zip(parts, (records[:2], records[2:]), strict=True):
+        path.write_text(json.dumps(part))
+    assert prepare(*parts) == first
+    assert (first / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_records_without_an_id_are_named_after_their_file(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    folders = []
+    for name in ("x.json", "y.json", "y.json"):
+        (tmp_path / name).write_text(json.dumps([7, record(None, "q", "a")]))
+        folder = prepare(tmp_path / name)
+        table = open_split(folder, read_manifest(folder), "train")
+        assert table["conversation_id"].to_pylist() == [f"{name[0]}:1"]
+        folders.append(folder)
+    assert folders[0] != folders[1] == folders[2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_max_length": 100},
+        {"max_target_length": 10},
+        {"eval_fraction": 0.5},
+        {"join_parts": False},
+        {"dedup": False},
+        {"role": ("narrator=assistant",)},
+    ],
+)
+def test_other_options_are_another_folder(
+    prepare: Callable[..., Path], options: dict[str, Any]
+) -> None:
+    assert prepare(SAMPLE) != prepare(SAMPLE, **options)
+
+
+def test_one_worker_and_two_give_the_same_bytes(
+    prepare: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(workers, "_CHARS_PER_BATCH", 5_000)  # several batches of the sample
+    one = prepare(SAMPLE, num_workers=1, eval_fraction=0.2, output_dir=str(tmp_path / "one"))
+    two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
+    assert one.name == two.name
+    assert shard_bytes(one) == shard_bytes(two)
+    monkeypatch.setattr(workers, "_CHARS_PER_BATCH", 1 << 30)
+    whole = prepare(SAMPLE, eval_fraction=0.2, output_dir=str(tmp_path / "whole"))
+    for split in ("train", "eval"):
+        tables = [open_split(f, read_manifest(f), split) for f in (one, whole)]
+        assert tables[0].equals(tables[1])
+
+
+def test_parts_join_across_files_and_kinds(
+    prepare: Callable[..., Path], tmp_path: Path, write_json: WriteJson
+) -> None:
+    first = write_json("1.json", [record("a_0", "q0", "a1"), {"broken": 1}])
+    rows = [record("a_2", "q2", "a3")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "2.parquet")
+    found = counts(prepare(first, tmp_path / "2.parquet"))
+    assert (found["conversations"], found["pairs"]) == (1, 2)
+
+
+@pytest.mark.parametrize("value", [[], [record("a", "q")], [{"x": 1}], [record("a", "q", " ")]])
+def test_no_pair_left_is_an_error_and_nothing_is_published(
+    prepare: Callable[..., Path], tmp_path: Path, write_json: WriteJson, value: Any
+) -> None:
+    with pytest.raises(InputError, match="no pair is left"):
+        prepare(write_json("x.json", value))
+    assert visible(tmp_path / "processed") == []
+
+
+def test_a_damaged_folder_is_made_again(
+    prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepare(SAMPLE)
+    before = shard_bytes(folder)
+    shard = folder / "train" / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert prepare(SAMPLE) == folder
+    assert shard_bytes(folder) == before
+    assert "prepared again" in capsys.readouterr().err
+    (folder / "manifest.json").unlink()
+    assert prepare(SAMPLE) == folder
+    assert (folder / "manifest.json").is_file()
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        prepare(SAMPLE, output_dir=str(tmp_path / "file"))
+
+
+def test_a_full_disk_publishes_nothing(
+    prepare: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.store.shards import _HashingFile
+
+    def full(self: object, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_HashingFile, "write", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        prepare(SAMPLE)
+    assert visible(tmp_path / "processed") == []
+
+
+def test_what_a_killed_run_left_is_cleaned_up(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    folder = prepare(SAMPLE)
+    key = json.loads(next((tmp_path / "processed" / ".index").iterdir()).read_text())
+    assert key["fingerprint"] == folder.name
+    name = next((tmp_path / "processed" / ".index").iterdir()).stem
+    shutil.rmtree(folder)
+    left = tmp_path / "processed" / f".tmp-{name}" / "train"
+    left.mkdir(parents=True)
+    (left / "shard-00000.arrow").write_bytes(b"half")
+    assert prepare(SAMPLE) == folder
+    assert not left.exists()
+    assert open_split(folder, read_manifest(folder), "train").num_rows == 93
+
+
+def test_finding_it_again_imports_neither_torch_nor_transformers(
+    prepare: Callable[..., Path], tiny_t5: Path, tmp_path: Path
+) -> None:
+    folder = prepare(SAMPLE)
+    code = f"""
+import sys
+from pipeline.cli import run
+code = run(["prepare", "--data-path", {str(SAMPLE)!r}, "--model-name-or-path", {str(tiny_t5)!r},
+            "--output-dir", {str(tmp_path / "processed")!r}])
+print(code, sorted({{"torch", "transformers", "datasets", "pandas"}} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == [str(folder), "0 []"]
+
+
+def test_a_script_without_a_main_guard_can_use_workers(tiny_t5: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import pipeline
+from pipeline.prepare import workers
+workers._CHARS_PER_BATCH = 5_000
+print("started")
+pipeline.prepare(pipeline.PrepareConfig(
+    data_path={str(SAMPLE)!r}, model_name_or_path={str(tiny_t5)!r}, num_workers=2,
+    output_dir={str(tmp_path / "processed")!r}))
+""")
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert result.stdout == "started\n"
