@@ -1,0 +1,129 @@
+"""Flags: the golden list, and old ways of writing them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import COMMANDS, run
+from pipeline.config import ChatConfig, FitConfig, PrepareConfig, TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.flags import UsageError, flags_of, modernise
+
+GOLDEN = Path(__file__).parent / "golden" / "flags.txt"
+
+
+def test_the_flags_are_those_of_the_golden_list() -> None:
+    """Scripts rely on these names: who adds, renames or drops one edits the list, too."""
+    lines = []
+    for command, (config_class, _, _) in COMMANDS.items():
+        for f in dataclasses.fields(config_class):
+            required = f.default is dataclasses.MISSING
+            default = "required" if required else repr(f.default)
+            name = f.name.upper() if f.metadata["positional"] else "--" + f.name.replace("_", "-")
+            lines.append(f"{command} {name} {default}")
+    assert "\n".join(lines) + "\n" == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_every_field_has_a_help() -> None:
+    for config_class, _, _ in COMMANDS.values():
+        for f in dataclasses.fields(config_class):
+            assert f.metadata["help"].endswith("."), f.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_names_each_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in flags_of(COMMANDS[command][0]))
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--bf16", "True"], ["--bf16"]),
+        (["--bf16", "false"], ["--no-bf16"]),
+        (["--bf16=False"], ["--no-bf16"]),
+        (["--bf16"], ["--bf16"]),
+        (["--bf16", "--tf32", "True"], ["--bf16", "--tf32"]),
+        (["--no-bf16", "False"], ["--bf16"]),
+        (["--no_bf16"], ["--no-bf16"]),
+        (["--data_path", "a_b"], ["--data-path", "a_b"]),
+        (["--data_path=a_b=c"], ["--data-path", "a_b=c"]),
+        (["--num_data", "-1"], ["--num-data", "-1"]),
+        (["--fsdp", "full_shard auto_wrap"], ["--fsdp", "full_shard auto_wrap"]),
+        (["--evaluation_strategy", "no"], ["--eval-strategy", "no"]),
+        (["--weight_decay", "0."], ["--weight-decay", "0."]),
+    ],
+)
+def test_old_ways_of_writing_are_read(args: list[str], expected: list[str]) -> None:
+    assert modernise(args, TrainConfig, accept_without_meaning=True).args == expected
+
+
+def test_a_flag_without_a_meaning_is_accepted_with_one_line() -> None:
+    args = ["--ddp_find_unused_parameters", "False", "--overwrite_output_dir", "--seed", "1"]
+    found = modernise(args, TrainConfig, accept_without_meaning=True)
+    assert found.args == ["--seed", "1"]
+    assert len(found.notes) == 2
+    with pytest.raises(UsageError):
+        modernise(args, TrainConfig, accept_without_meaning=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("--learning-rat", "--learning-rate"), ("--model_max_len", "--model-max-length")],
+)
+def test_an_unknown_flag_names_the_nearest(given: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"the nearest one is {nearest}$"):
+        modernise([given, "1"], TrainConfig, accept_without_meaning=True)
+
+
+PATHS: dict[str, Any] = {"data_path": "d", "model_name_or_path": "m"}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "value"),
+    [
+        (PrepareConfig, "model_max_length", 63),
+        (PrepareConfig, "max_target_length", 0),
+        (PrepareConfig, "max_target_length", 2049),
+        (PrepareConfig, "eval_fraction", 1.0),
+        (PrepareConfig, "eval_fraction", -0.1),
+        (PrepareConfig, "num_workers", 0),
+        (PrepareConfig, "role", ("x",)),
+        (PrepareConfig, "role", ("x=alien",)),
+        (PrepareConfig, "data_path", ()),
+        (FitConfig, "fp16", True),
+        (FitConfig, "per_device_train_batch_size", 0),
+        (FitConfig, "learning_rate", 0.0),
+        (FitConfig, "max_steps", 0),
+        (FitConfig, "warmup_ratio", 1.5),
+        (FitConfig, "report_to", "wandb,paper"),
+        (FitConfig, "eval_strategy", "steps"),
+        (FitConfig, "num_data", 0),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_clear_error(
+    config_class: type[Any], name: str, value: Any
+) -> None:
+    paths = PATHS | ({"output_dir": "o"} if config_class is FitConfig else {})
+    with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
+        config_class(**paths | {name: value})
+
+
+def test_train_splits_into_the_settings_of_both_stages() -> None:
+    config = TrainConfig(**PATHS, output_dir="o", prepared_dir="p", seed=7, model_max_length=100)
+    assert config.prepare_config() == PrepareConfig(
+        **PATHS, output_dir="p", model_max_length=100
+    )
+    assert config.fit_config(Path("x")) == FitConfig(
+        data_path="x", model_name_or_path="m", output_dir="o", seed=7, model_max_length=100
+    )
+
+
+def test_chat_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="--top-p"):
+        ChatConfig(model="m", top_p=0.0)

@@ -1,0 +1,63 @@
+"""The package as a whole: public names, light imports, no error of a lower layer."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import pipeline
+import pipeline.prepare
+import pipeline.store
+
+CALLABLE = ("fit", "prepare")
+
+
+def test_every_public_name_is_there() -> None:
+    assert list(pipeline.__all__) == sorted(pipeline.__all__)
+    for name in pipeline.__all__:
+        assert callable(getattr(pipeline, name)), name
+    assert set(pipeline.__all__) <= set(dir(pipeline))
+    with pytest.raises(AttributeError):
+        _ = pipeline.nothing  # type: ignore[attr-defined]
+
+
+def test_the_stages_are_called_by_their_name_whatever_was_imported_before() -> None:
+    code = (
+        "import pipeline.prepare.reader, pipeline; assert callable(pipeline.prepare); "
+        "from pipeline import prepare, fit; assert callable(prepare) and callable(fit)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, pipeline; heavy = {'torch', 'transformers', 'numpy', 'pyarrow'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_preparing_works_where_torch_cannot_be_imported() -> None:
+    modules = [
+        module.name
+        for package in (pipeline.prepare, pipeline.store)
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+    ]
+    assert len(modules) > 10
+    code = f"""
+import importlib, sys
+for name in ("torch", "transformers", "accelerate"):
+    sys.modules[name] = None  # importing it now fails
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_module_has_a_docstring() -> None:
+    for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+        if module.name != "pipeline.__main__":
+            assert importlib.import_module(module.name).__doc__, module.name
