@@ -74,8 +74,8 @@ class Speaker:
                 do="give the --output-dir of duet fit",
             )
         self._tokenizer = load_tokenizer(config.model)
-        config = json.loads(self._tokenizer.files.get("tokenizer_config.json", b"{}"))
-        self._window = saved_length(config)
+        saved = self._tokenizer.files.get("tokenizer_config.json", b"{}")
+        self._window = saved_length(json.loads(saved))
         self._model, self._device = _load_model(config.model, config.seed)
 
     def answer(self, turns: list[Turn]) -> str:

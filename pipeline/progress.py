@@ -1,5 +1,6 @@
 """What a run says on stderr while it runs: notes, and a bar on a terminal or lines in a log."""
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -9,8 +10,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def note(text: str) -> None:
-    """Print one line on stderr."""
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    """Print one line on stderr; of several processes of a run, the first speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 class ByteProgress:

@@ -1,14 +1,22 @@
-"""The second stage: a prepared folder and a model in, a trained folder out. ``fit(config)`` runs it.
+"""The second stage: a prepared folder and a model in, a trained folder out.
+
+``fit(config)`` runs it. In reading order:
 
     dataset.py     manifest, shards -> memory-mapped rows
+    plan.py        settings, rows -> what happens at which step
     batching.py    (rows, seed, epoch) -> the rows of each step, cut into micro-batches
     collate.py     rows -> a padded batch of tensors
-    embedding.py   rows of the embedding for new pieces
+    vocabulary.py  a model's files -> the ids of its own tokens
+    embedding.py   rows of the embedding for new tokens
     model.py       name or folder -> the model, ready to train
     loss.py        logits, labels -> summed token loss
-    optim.py       optimizer and schedule
+    optim.py       settings -> optimizer and schedule
     evaluate.py    split eval -> eval_loss, eval_bits_per_byte
-    checkpoint.py  write, find, resume checkpoints; the trained folder
+    state.py       what a run has done so far; trainer_state.json
+    rng.py         the state of the random number generators
+    trained.py     the model as a folder in Hugging Face's layout
+    checkpoint.py  write, find, resume checkpoints
+    report.py      what a run says: terminal, log, trackers
     loop.py        the optimizer steps
     stage.py       all of it
 """

@@ -45,7 +45,7 @@ class SupervisedDataset(Dataset[Row]):
         self.path, self.split, self.num_rows = Path(path), split, num_rows
         self.manifest: Manifest = read_manifest(self.path)
         table = open_split(self.path, self.manifest, split)
-        self._length = table.num_rows if num_rows is None else min(num_rows, table.num_rows)
+        self._length = int(table.num_rows if num_rows is None else min(num_rows, table.num_rows))
         self._columns = {name: _ListColumn(table.column(name)) for name in COLUMNS}
 
     def __len__(self) -> int:
@@ -73,9 +73,7 @@ class SupervisedDataset(Dataset[Row]):
     @property
     def lengths(self) -> tuple[IntArray, IntArray]:
         """The tokens of each row's encoder and decoder side: two int64[rows]."""
-        encoder, decoder = (
-            column.lengths()[: self._length] for column in self._columns.values()
-        )
+        encoder, decoder = (column.lengths()[: self._length] for column in self._columns.values())
         return encoder, decoder
 
 

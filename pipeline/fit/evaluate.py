@@ -8,9 +8,10 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
-from pipeline.fit.batching import length_sorted_batches
+from pipeline.fit.batching import cut_by_length
 from pipeline.fit.collate import Batch, DataCollatorForSupervisedDataset
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.loss import summed_token_loss
@@ -39,7 +40,8 @@ class Evaluator:
         """
         self._dataset, self._collate, self._accelerator = dataset, collate, accelerator
         encoder, decoder = dataset.lengths
-        self._batches = length_sorted_batches(encoder, decoder, max_rows)
+        rows = np.arange(len(dataset), dtype=np.int64)
+        self._batches = cut_by_length(rows, encoder, decoder, math.ceil(len(rows) / max_rows))
         self._tokens = int(decoder.sum())
         self._bytes = count_target_bytes(dataset, tokenizer)
 
@@ -61,8 +63,13 @@ class Evaluator:
         losses = torch.zeros(len(self._batches), device=accelerator.device)
         was_training = model.training
         model.eval()
-        for at in range(accelerator.process_index, len(losses), accelerator.num_processes):
-            losses[at] = summed_token_loss(model, self._batch(at))
+        rounds = math.ceil(len(losses) / accelerator.num_processes)
+        for turn in range(rounds):
+            at = turn * accelerator.num_processes + accelerator.process_index
+            # A process without a batch runs one all the same: a sharded model needs them all.
+            loss = summed_token_loss(model, self._batch(at % len(losses)))
+            if at < len(losses):
+                losses[at] = loss
         model.train(was_training)
         summed: torch.Tensor = accelerator.reduce(losses, reduction="sum")
         return float(summed.cpu().double().sum())

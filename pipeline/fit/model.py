@@ -51,7 +51,7 @@ def load_model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
             _check_vocabulary(name, tokenizer, own_ids)
             model = _pretrained(name, config.cache_dir)
             _fit_embedding(model, tokenizer, own_ids)
-    return _ready(model, name, tokenizer, config)
+        return _ready(model, name, tokenizer, config)
 
 
 def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokenizer) -> Any:
@@ -62,14 +62,15 @@ def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokeni
     """
     with _model_errors(folder), quiet_transformers():
         model = _pretrained(str(folder), None)
-    return _ready(model, str(folder), tokenizer, config)
+        return _ready(model, str(folder), tokenizer, config)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' bars and hints off the terminal: its hint on untied T5s is wrong here."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -85,7 +86,7 @@ def _read_config(name: str, cache_dir: str | None) -> dict[str, Any]:
     path = find_model_file(name, "config.json", cache_dir)
     if path is None:
         raise ModelError("not a model", where=name, got="no config.json",
-                         do="give a folder with config.json and weights, or a hub name")  # fmt: skip
+                         do="give a folder with config.json, or a hub name")  # fmt: skip
     with _model_errors(path):
         value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
@@ -130,7 +131,8 @@ def _fresh_model(raw: dict[str, Any], config: FitConfig, vocab_size: int) -> Any
     if settings.vocab_size < vocab_size:
         settings.vocab_size = rows_for(vocab_size)
     torch.manual_seed(config.seed)
-    model = AutoModelForSeq2SeqLM.from_config(settings).float()
+    auto: Any = AutoModelForSeq2SeqLM
+    model = auto.from_config(settings).float()
     if raw.get("tie_word_embeddings") is False and is_tied(model):
         _untie(model)
     return model
@@ -149,9 +151,7 @@ def _untie(model: Any) -> None:
             tied.pop(name, None)
 
 
-def _check_vocabulary(
-    name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None
-) -> None:
+def _check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
     """Refuse rows that were made with another model's vocabulary: every id would be wrong."""
     if own_ids is None or not _is_lossless(tokenizer):
         return
@@ -162,9 +162,7 @@ def _check_vocabulary(
                              do=f"run duet prepare with --model-name-or-path {name}")  # fmt: skip
 
 
-def _fit_embedding(
-    model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None
-) -> None:
+def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
     """Give each id of the tokenizer a row: grown, started or moved where it has none."""
     rows = num_rows(model)
     grow_embedding(model, tokenizer.vocab_size)
@@ -172,7 +170,7 @@ def _fit_embedding(
         start_new_rows(model, range(rows, tokenizer.vocab_size), rows)
         return
     if own_ids is None:
-        note("the model has no tokenizer of its own; the rows of the new pieces start from the mean")
+        note("the model has no tokenizer of its own; rows of the new pieces start from the mean")
     old = {token: i for token, i in (own_ids or {}).items() if token in NEW_PIECES and i < rows}
     vocabulary = tokenizer.backend.get_vocab()
     carry_over_rows(model, old, {piece: vocabulary[piece] for piece in NEW_PIECES})
@@ -201,5 +199,14 @@ def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_id
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     return model
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep each layer's input alone and compute the rest again in the backward pass."""
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in later transformers
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

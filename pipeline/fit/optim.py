@@ -1,4 +1,4 @@
-"""Settings -> optimizer and schedule, with the Hugging Face trainer's names, groups and defaults."""
+"""Settings -> optimizer and schedule: names, groups, defaults are the Hugging Face trainer's."""
 
 import math
 import re
@@ -43,10 +43,12 @@ def make_optimizer(model: nn.Module, options: FitOptions) -> torch.optim.Optimiz
     if options.optim == "adafactor":
         from transformers.optimization import Adafactor
 
-        # A rate of our own in place of Adafactor's relative one, as the Hugging Face trainer has it.
-        return Adafactor(
+        make: Any = Adafactor
+        # A rate that we set in place of Adafactor's relative one, as the trainer has it.
+        optimizer: torch.optim.Optimizer = make(
             groups, lr=options.learning_rate, scale_parameter=False, relative_step=False
         )
+        return optimizer
     try:
         return torch.optim.AdamW(
             groups,

@@ -121,7 +121,7 @@ def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
         asked = f"--eval-strategy {strategy}" if strategy else f"--eval-steps {steps}"
         raise ConfigError("there is nothing to evaluate on", where=asked,
                           got="the prepared folder has no rows in a split eval",
-                          do="run duet prepare with --eval-fraction, or leave this out")  # fmt: skip
+                          do="prepare with --eval-fraction, or leave this out")  # fmt: skip
     if strategy is None:
         return Schedule(every=steps_of(steps, total) if steps else None, at_end=True)
     # As the Hugging Face trainer has it, --eval-strategy steps means those steps and no others.

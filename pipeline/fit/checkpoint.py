@@ -1,0 +1,210 @@
+"""Checkpoints: written whole or not at all, found by number, resumed only by the same run.
+
+OUT/checkpoint-300/
+  model.safetensors  config.json  generation_config.json  the tokenizer's files
+  optimizer.pt  scheduler.pt  rng_state.pth (rng_state_0.pth … with several processes)
+  trainer_state.json
+  checkpoint.json    written last: identity of the run, position, sizes of all files
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import CheckpointError, DuetError
+from pipeline.fit.optim import warmup_steps
+from pipeline.fit.plan import RunPlan
+from pipeline.fit.state import RunState
+from pipeline.fit.trained import STATE_FILE, save_model, writing_errors
+from pipeline.progress import note
+from pipeline.store.atomic import output_errors, publish_folder
+
+SCHEMA_VERSION = 1
+MANIFEST = "checkpoint.json"
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+_SETTINGS = ("seed", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm",
+             "optim", "adam_beta1", "adam_beta2", "adam_epsilon")  # fmt: skip
+
+
+def run_identity(
+    config: FitConfig, plan: RunPlan, *, fingerprint: str, num_rows: int
+) -> dict[str, Any]:
+    """Return what must be the same for a run to go on, by the words that a refusal names it by."""
+    return {
+        "--data-path (fingerprint)": fingerprint,
+        "rows per step": plan.rows_per_step,
+        "rows to train on": num_rows,
+        "steps in all": plan.total_steps,
+        "warmup steps": warmup_steps(config, plan.total_steps),
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in _SETTINGS},
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    identity: dict[str, Any]
+    processes: int
+    state: RunState
+
+    def check_identity(self, identity: dict[str, Any]) -> None:
+        """Refuse to go on with other settings.
+
+        Raises:
+            CheckpointError: A setting differs; it names the first, with both values.
+        """
+        for name, value in identity.items():
+            before = self.identity.get(name)
+            if before != value:
+                raise CheckpointError("a run cannot go on with other settings", where=name,
+                                      got=f"{value}, but {self.folder.name} was made with {before}",
+                                      do="give the value it was made with, or another --output-dir",
+                                      )  # fmt: skip
+
+    def load(self, name: str) -> Any:
+        """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        try:
+            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch, zip and pickle have many words for a damaged file
+            raise damaged(self.folder / name, error) from error
+
+    def rng_state(self, process: int, processes: int) -> dict[str, Any] | None:
+        """Return a process's generators, or None if the run had another number of processes."""
+        if processes != self.processes:
+            return None
+        state: dict[str, Any] = self.load(_rng_file(process, processes))
+        return state
+
+
+def damaged(where: Path, error: Exception) -> CheckpointError:
+    """Return the error for a checkpoint whose content cannot be read."""
+    got = error.got if isinstance(error, DuetError) else f"{type(error).__name__}: {error}"
+    return CheckpointError("a checkpoint is damaged", where=where, got=got,
+                           do="delete its folder; the run then goes on from the one before",
+                           )  # fmt: skip
+
+
+def find_checkpoint(output: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint; others are passed over with a note."""
+    for step, folder in sorted(_folders(output), reverse=True):
+        try:
+            return _read(folder, step)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            note(f"{folder.name} is incomplete or damaged ({error}); passed over")
+    return None
+
+
+def write_checkpoint(
+    output: Path,
+    *,
+    model: Any,
+    tokenizer: Path,
+    optimizer: dict[str, Any],
+    schedule: dict[str, Any],
+    rng_states: Sequence[dict[str, Any]],
+    identity: dict[str, Any],
+    state: RunState,
+    trainer_state: str,
+) -> Path:
+    """Write ``output/checkpoint-STEP``: a temporary sibling, synced, then renamed.
+
+    Args:
+        output: The run's output folder.
+        model: The model, not wrapped.
+        tokenizer: The folder of the tokenizer's files.
+        optimizer: The optimizer's state.
+        schedule: The schedule's state.
+        rng_states: The generators of each process, in order.
+        identity: See ``run_identity``.
+        state: Where the run stands.
+        trainer_state: The content of ``trainer_state.json``.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    final = output / f"checkpoint-{state.step}"
+    temporary = output / f".{final.name}.{os.getpid()}.tmp"
+    parts = {"optimizer.pt": optimizer, "scheduler.pt": schedule}
+    parts |= {_rng_file(i, len(rng_states)): rng for i, rng in enumerate(rng_states)}
+    save_model(temporary, model, tokenizer)
+    with writing_errors(final):
+        for name, part in parts.items():
+            torch.save(part, temporary / name)
+        (temporary / STATE_FILE).write_text(trainer_state, encoding="utf-8")
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "identity": identity,
+            "processes": len(rng_states),
+            "progress": state.progress(),
+            "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    publish_folder(temporary, final)
+    return final
+
+
+def delete_oldest(output: Path, newest: int, limit: int | None) -> None:
+    """Keep at most ``limit`` complete checkpoints: ``checkpoint-<newest>`` and those before it.
+
+    Folders that this program did not complete are left alone.
+    """
+    if limit is None:
+        return
+    older = [folder for step, folder in sorted(_folders(output))
+             if step < newest and (folder / MANIFEST).is_file()]  # fmt: skip
+    for folder in older[: max(len(older) - (limit - 1), 0)]:
+        with output_errors(folder):
+            (folder / MANIFEST).unlink()  # first, so that what is left is never taken for whole
+            shutil.rmtree(folder)
+
+
+def delete_leftovers(output: Path) -> None:
+    """Delete what a run that was killed left half written."""
+    for pattern in (".checkpoint-*.tmp", ".checkpoint-*.old", ".trained.*.tmp"):
+        for folder in output.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(output: Path) -> list[tuple[int, Path]]:
+    folders = output.iterdir() if output.is_dir() else iter(())
+    return [(int(match[1]), folder) for folder in folders
+            if (match := _NAME.fullmatch(folder.name)) and folder.is_dir()]  # fmt: skip
+
+
+def _read(folder: Path, step: int) -> Checkpoint:
+    """Read a checkpoint's manifest.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: It is not complete.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
+    for name, size in manifest["files"].items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, not {size}")
+    log = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["log_history"]
+    state = RunState.from_progress(manifest["progress"], log)
+    if state.step != step:
+        raise ValueError(f"it was made at step {state.step}")
+    return Checkpoint(folder=folder, identity=manifest["identity"],
+                      processes=manifest["processes"], state=state)  # fmt: skip
+
+
+def _rng_file(process: int, processes: int) -> str:
+    return "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"

@@ -1,0 +1,203 @@
+"""The optimizer steps of a run, and what happens between them.
+
+A step is the same on any number of processes and however its rows are cut: its loss is the sum
+of its token losses over its target tokens, on all processes. The number of target tokens is
+known from the rows' lengths, so no process has to ask another before the backward pass.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import ModelError
+from pipeline.fit.batching import IntArray, StepPlan, micro_batches
+from pipeline.fit.collate import IGNORED, Batch, DataCollatorForSupervisedDataset
+from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.loss import summed_token_loss
+from pipeline.fit.plan import RunPlan
+from pipeline.fit.report import Reporter
+from pipeline.fit.state import RunState, Sums
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What a step found out."""
+
+    loss: float
+    """Sum of the token losses over all processes, before the step."""
+    tokens: int
+    """Target tokens."""
+    grad_norm: float
+    """Total norm of the gradient before clipping."""
+    learning_rate: float
+    """The rate that the step used."""
+
+
+class TrainingStep:
+    """Takes one optimizer step on given rows."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        accelerator: Any,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        dataset: SupervisedDataset,
+        collate: DataCollatorForSupervisedDataset,
+    ) -> None:
+        """Take everything as it is: ``model`` is prepared by accelerate already."""
+        self._config, self._accelerator, self._model = config, accelerator, model
+        self._optimizer, self._schedule = optimizer, schedule
+        self._dataset, self._collate = dataset, collate
+        self.encoder_lengths, self.decoder_lengths = dataset.lengths
+
+    def __call__(self, rows: IntArray, step: int) -> StepResult:
+        """Train on the rows of a step.
+
+        Raises:
+            ModelError: Loss or gradient is no finite number; the weights are as before the step.
+        """
+        tokens = int(self.decoder_lengths[rows].sum())
+        loss = self._backward(rows, tokens)
+        grad_norm = self._clip()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise ModelError("training diverged", where=f"step {step}",
+                             got=f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}",
+                             do="start again with a lower --learning-rate or with --warmup-steps",
+                             )  # fmt: skip
+        rate = float(self._schedule.get_last_lr()[0])
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate)
+
+    def _backward(self, rows: IntArray, tokens: int) -> float:
+        """Leave the gradient of the step's mean token loss; return the sum over all processes."""
+        accelerator, model = self._accelerator, self._model
+        # DistributedDataParallel takes the mean over processes, and accelerate divides by an
+        # accumulation that its launcher may have set: both are undone.
+        scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / max(tokens, 1)
+        dealt = micro_batches(
+            rows, self.encoder_lengths, self.decoder_lengths,
+            max_rows=self._config.per_device_train_batch_size, processes=accelerator.num_processes,
+        )  # fmt: skip
+        total = torch.zeros((), device=accelerator.device)
+        for i, parts in enumerate(dealt):
+            last = i == len(dealt) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                batch = self._batch(parts[accelerator.process_index], spare=rows[:1])
+                loss = summed_token_loss(model, batch)
+                accelerator.backward(loss * scale)
+            total += loss.detach()
+        return float(accelerator.reduce(total, reduction="sum"))
+
+    def _batch(self, rows: IntArray, spare: IntArray) -> Batch:
+        """Return the batch of some rows; where there are none, one that adds nothing.
+
+        A process whose share is empty must take part in the passes all the same: the others wait
+        for its gradients.
+        """
+        chosen = rows if len(rows) else spare
+        batch = self._collate([self._dataset[int(row)] for row in chosen])
+        if not len(rows):
+            batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+        device = self._accelerator.device
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _clip(self) -> float:
+        """Clip the gradient; return its total norm before."""
+        limit = self._config.max_grad_norm or math.inf
+        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
+        return float(norm)
+
+
+class TrainingLoop:
+    """Runs the steps that are left, and logs, evaluates and saves when it is due."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        steps: StepPlan,
+        state: RunState,
+        take_step: TrainingStep,
+        evaluate: Callable[[], dict[str, float]],
+        save: Callable[[], None],
+        reporter: Reporter,
+    ) -> None:
+        """``state`` is kept up to date in place.
+
+        Args:
+            plan: When what is due.
+            steps: The rows of each step.
+            state: Where the run stands.
+            take_step: Trains on some rows.
+            evaluate: Returns the values of an evaluation.
+            save: Writes a checkpoint of ``state``.
+            reporter: Shows what happens.
+        """
+        self._plan, self._steps, self._state = plan, steps, state
+        self._take_step, self._evaluate, self._save = take_step, evaluate, save
+        self._reporter = reporter
+
+    def run(self) -> None:
+        """Take the steps that are left."""
+        plan, state = self._plan, self._state
+        start, before = time.perf_counter(), state.seconds
+        for step in range(state.step + 1, plan.total_steps + 1):
+            rows = self._steps.rows_of(step - 1)
+            result = self._take_step(rows, step)
+            self._count(rows, result)
+            self._reporter.step_done(step, result.loss / result.tokens, result.learning_rate)
+            if plan.due(plan.logging, step):
+                self._log(result)
+            if plan.due(plan.evaluation, step):
+                self._enter(self._evaluate())
+            state.seconds = before + time.perf_counter() - start
+            if plan.due(plan.saving, step):
+                self._save()
+        state.seconds = before + time.perf_counter() - start
+
+    def finish(self) -> None:
+        """Log the summary of the whole run."""
+        state = self._state
+        seconds = max(state.seconds, 1e-9)
+        self._enter(
+            {
+                "train_runtime": state.seconds,
+                "train_samples_per_second": state.rows_seen / seconds,
+                "train_steps_per_second": state.step / seconds,
+                "train_loss": state.whole.mean(),
+            }
+        )
+
+    def _count(self, rows: IntArray, result: StepResult) -> None:
+        state, lengths = self._state, self._take_step.encoder_lengths
+        state.step += 1
+        state.rows_seen += len(rows)
+        state.tokens_seen += int(lengths[rows].sum()) + result.tokens
+        for sums in (state.window, state.whole):
+            sums.add(result.loss, result.tokens)
+
+    def _log(self, result: StepResult) -> None:
+        """Enter the loss of the steps since the last entry, weighted by target tokens."""
+        self._enter(
+            {
+                "loss": self._state.window.mean(),
+                "grad_norm": result.grad_norm,
+                "learning_rate": result.learning_rate,
+            }
+        )
+        self._state.window = Sums()
+
+    def _enter(self, values: dict[str, float]) -> None:
+        state = self._state
+        entry = values | {"epoch": self._plan.epoch_at(state.step), "step": state.step}
+        state.log.append(entry)
+        self._reporter.entry(entry)

@@ -1,0 +1,103 @@
+"""A model in memory -> a folder in Hugging Face's layout: a checkpoint's, or the trained one.
+
+    model.safetensors  config.json  generation_config.json  the tokenizer's files
+
+The output folder itself also gets ``run.json`` and, last, ``trainer_state.json``: each file is
+whole or not there.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import OutputError
+from pipeline.fit.embedding import is_tied
+from pipeline.fit.model import quiet_transformers
+from pipeline.fit.state import RunState
+from pipeline.store.atomic import output_errors, sync_folder, write_file
+from pipeline.tokenizer import copy_tokenizer
+
+STATE_FILE = "trainer_state.json"
+RUN_FILE = "run.json"
+MODEL_FILES = ("model.safetensors", "config.json", "generation_config.json")
+
+
+@contextlib.contextmanager
+def writing_errors(where: Path) -> Iterator[None]:
+    """Turn what the file system, torch and safetensors raise while writing into one line."""
+    from safetensors import SafetensorError
+
+    with output_errors(where):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            raise OutputError("cannot write", where=where, got=str(error).splitlines()[0],
+                              do="free some space, or give a folder that can be written",
+                              ) from error  # fmt: skip
+
+
+def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
+    """Write a model and its tokenizer into a folder, not atomically.
+
+    Args:
+        folder: Made if it is not there.
+        model: A transformers model, not wrapped.
+        tokenizer: The folder that the tokenizer's files are copied from.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with writing_errors(folder), quiet_transformers():
+        folder.mkdir(parents=True, exist_ok=True)
+        # One file, however large: model.safetensors is the name that people look for.
+        model.save_pretrained(folder, max_shard_size="1000GB")
+        _state_tying(folder / "config.json", is_tied(model))
+        copy_tokenizer(tokenizer, folder)
+
+
+def _state_tying(path: Path, tied: bool) -> None:
+    """Say in the config whether input and output are tied.
+
+    A T5's config says ``true`` in recent transformers whatever the weights are, and an older one
+    believes it and loads an untied model tied.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tie_word_embeddings"] = tied
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_trained(
+    output: Path, model: Any, tokenizer: Path, *, run: dict[str, Any], trainer_state: str
+) -> None:
+    """Write the trained model into the output folder, ``trainer_state.json`` last.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    temporary = output / f".trained.{os.getpid()}.tmp"
+    save_model(temporary, model, tokenizer)
+    with output_errors(output):
+        (output / STATE_FILE).unlink(missing_ok=True)  # until it is back, this is not complete
+        for path in sorted(temporary.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.replace(output / path.name)
+        sync_folder(output)
+        shutil.rmtree(temporary)
+    write_file(output / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    write_file(output / STATE_FILE, trainer_state)
+
+
+def is_trained(output: Path, state: RunState) -> bool:
+    """Tell whether the output folder holds the trained model of the run that ``state`` ends."""
+    try:
+        values = json.loads((output / STATE_FILE).read_text(encoding="utf-8"))
+        same = values["global_step"] == state.step
+        same = same and values["log_history"][: len(state.log)] == state.log
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return bool(same) and all((output / name).is_file() for name in (*MODEL_FILES, RUN_FILE))
