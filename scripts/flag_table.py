@@ -1,6 +1,6 @@
 """Writes the README's tables of flags from the settings classes, or checks that they are true.
 
-    python scripts/flag_table.py --write | --check
+python scripts/flag_table.py --write | --check
 """
 
 import dataclasses

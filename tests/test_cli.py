@@ -16,8 +16,14 @@ from tests.conftest import SAMPLE, record
 
 def prepare_args(tiny_t5: Path, tmp_path: Path, *data: object) -> list[str]:
     paths = [part for path in data for part in ("--data-path", str(path))]
-    return ["prepare", *paths, "--model-name-or-path", str(tiny_t5),
-            "--output-dir", str(tmp_path / "processed")]  # fmt: skip
+    return [
+        "prepare",
+        *paths,
+        "--model-name-or-path",
+        str(tiny_t5),
+        "--output-dir",
+        str(tmp_path / "processed"),
+    ]
 
 
 def test_prepare_prints_the_folder_alone_on_stdout(
@@ -136,7 +142,9 @@ def test_help_answers_at_once() -> None:
     seconds = []
     for _ in range(5):
         start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "pipeline", "--help"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "pipeline", "--help"], check=True, capture_output=True
+        )
         seconds.append(time.monotonic() - start)
     assert min(seconds) < 1.2
 
@@ -147,5 +155,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'tokenizers', "
         "'accelerate'}; print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stderr == "[]\n"

@@ -116,9 +116,7 @@ def test_a_setting_that_cannot_be_is_one_clear_error(
 
 def test_train_splits_into_the_settings_of_both_stages() -> None:
     config = TrainConfig(**PATHS, output_dir="o", prepared_dir="p", seed=7, model_max_length=100)
-    assert config.prepare_config() == PrepareConfig(
-        **PATHS, output_dir="p", model_max_length=100
-    )
+    assert config.prepare_config() == PrepareConfig(**PATHS, output_dir="p", model_max_length=100)
     assert config.fit_config(Path("x")) == FitConfig(
         data_path="x", model_name_or_path="m", output_dir="o", seed=7, model_max_length=100
     )

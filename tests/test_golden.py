@@ -2,7 +2,7 @@
 
 ``golden/conversations.json`` is read with ``golden/model`` at a window of 240 tokens and targets
 of 60; ``pairs.txt`` is what a person reads, ``ids.jsonl`` the ids, ``prepared/`` the finished
-folder. Whoever changes the format on purpose makes them anew and reads the difference.
+folder. Whoever changes the format on purpose runs ``scripts/golden.py`` and reads the difference.
 """
 
 import filecmp
@@ -11,59 +11,26 @@ from pathlib import Path
 
 import pytest
 
-import pipeline
-from pipeline.config import PrepareConfig
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import open_split
-from pipeline.tokenizer import load_tokenizer
+from scripts import golden
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = golden.GOLDEN
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline.prepare(
-        PrepareConfig(
-            data_path=(str(GOLDEN / "conversations.json"),),
-            model_name_or_path=str(GOLDEN / "model"),
-            output_dir=str(tmp_path_factory.mktemp("golden")),
-            model_max_length=240,
-            max_target_length=60,
-            eval_fraction=0.3,
-        )
-    )
-
-
-def rows(folder: Path) -> list[tuple[str, dict[str, object]]]:
-    """Return all rows in the order of the input, each with its split."""
-    manifest = read_manifest(folder)
-    found = [
-        (split, row)
-        for split in manifest.splits()
-        for row in open_split(folder, manifest, split).to_pylist()
-    ]
-    records = json.loads((GOLDEN / "conversations.json").read_text(encoding="utf-8"))
-    order = {r["id"]: i for i, r in enumerate(records)}
-    return sorted(found, key=lambda item: (order[item[1]["conversation_id"]], item[1]["turn"]))
+    return golden.prepare(tmp_path_factory.mktemp("golden"))
 
 
 def test_the_ids_are_these(prepared: Path) -> None:
     lines = (GOLDEN / "ids.jsonl").read_text(encoding="utf-8").splitlines()
     expected = [json.loads(line) for line in lines]
-    for (_, row), golden in zip(rows(prepared), expected, strict=True):
-        assert row == golden
+    assert [row for _, row in golden.golden_rows(prepared)] == expected
 
 
 def test_a_person_reads_these_pairs(prepared: Path) -> None:
-    tokenizer = load_tokenizer(str(prepared / "tokenizer"))
-    text = ""
-    for split, row in rows(prepared):
-        source, target = (
-            tokenizer.decode(ids) + ("</s>" if ids[-1] == 1 else "")
-            for ids in (row["input_ids"], row["labels"])
-        )  # fmt: skip
-        text += f"=== {row['conversation_id']} turn {row['turn']}, {split}\n"
-        text += f"{source}\n--- answer\n{target}\n"
+    text = golden.pairs_text(prepared, golden.golden_rows(prepared))
     assert text == (GOLDEN / "pairs.txt").read_text(encoding="utf-8")
 
 

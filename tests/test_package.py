@@ -36,7 +36,9 @@ def test_importing_the_package_is_light() -> None:
         "import sys, pipeline; heavy = {'torch', 'transformers', 'numpy', 'pyarrow'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout == "[]\n"
 
 

@@ -31,8 +31,9 @@ def launch(body: str, folder: Path) -> list[tuple[int, str]]:
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT.format(body=body), str(folder)],
             env={"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "PATH": ""},
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in (1, 0)
     ]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
@@ -63,7 +64,10 @@ def test_the_others_end_with_one_line_if_it_dies_or_fails(
 def test_without_a_launcher_it_just_works(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(body=""), str(tmp_path)],
-        env={"PATH": ""}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout == "works\nmade\n"
     assert list(tmp_path.iterdir()) == []

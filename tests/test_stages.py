@@ -137,9 +137,16 @@ def test_a_prepared_folder_is_taken_as_it_is(
 
 @pytest.mark.slow
 def test_torchrun_starts_it_on_two_processes(workplace: Path, tiny_t5: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--master_port=29577", "-m", "pipeline.train",
-               *shlex.split(f"--model_name_or_path {tiny_t5} {COMMON} --max_steps 3")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29577",
+        "-m",
+        "pipeline.train",
+        *shlex.split(f"--model_name_or_path {tiny_t5} {COMMON} --max_steps 3"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout == "checkpoints_flant5_3b\n"

@@ -84,10 +84,39 @@ def test_text_comes_back_to_the_letter(real_tokenizer: TextTokenizer, text: str)
     assert real_tokenizer.decode(real_tokenizer.encode_batch([text])[0]) == text
 
 
-@given(st.lists(st.sampled_from([
-    "</s>", "<pad>", "<unk>", "<extra_id_5>", "＜/s＞", "a", " ", "\n", "\t", "<", "▁", "\x01", "\r",
-    "\u0301", "\u200b", "\ufeff", "😀", "aaa", "### Human:", "﷽", "\u2028", "ﬁ", "\u00a0", "の",
-]), max_size=12).map("".join))  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "</s>",
+                "<pad>",
+                "<unk>",
+                "<extra_id_5>",
+                "＜/s＞",
+                "a",
+                " ",
+                "\n",
+                "\t",
+                "<",
+                "▁",
+                "\x01",
+                "\r",
+                "\u0301",
+                "\u200b",
+                "\ufeff",
+                "😀",
+                "aaa",
+                "### Human:",
+                "﷽",
+                "\u2028",
+                "ﬁ",
+                "\u00a0",
+                "の",
+            ]
+        ),
+        max_size=12,
+    ).map("".join)
+)
 @settings(deadline=None, max_examples=300)
 def test_nasty_text_gives_no_control_id_and_the_ids_of_auto_tokenizer(
     real_tokenizer: TextTokenizer, auto: Any, text: str

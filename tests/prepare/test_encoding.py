@@ -35,8 +35,13 @@ def test_uncut_rows_are_the_ids_of_the_whole_texts(tiny_tokenizer: TextTokenizer
     escape = Escaper(tiny_tokenizer.normalize)
     by_id = {c.id: c.turns for c in CONVERSATIONS}
     assert list(zip(rows.conversation_ids, rows.turns, strict=True)) == [
-        ("a_0", 1), ("a_0", 3), ("b", 3), ("c", 2), ("c", 3), ("e", 3),
-    ]  # fmt: skip
+        ("a_0", 1),
+        ("a_0", 3),
+        ("b", 3),
+        ("c", 2),
+        ("c", 3),
+        ("e", 3),
+    ]
     for i, (name, at) in enumerate(zip(rows.conversation_ids, rows.turns, strict=True)):
         source = encoder_text(by_id[name][:at], escape)
         target = by_id[name][at].text

@@ -26,14 +26,17 @@ def part(record_id: str, start: int, end: int) -> Conversation:
         ([("a_0", 0, 4), ("a_0", 0, 4)], [("a_0", 0, 4), ("a_0", 0, 4)]),
         ([("a_4", 4, 6), ("a_0", 0, 4)], [("a_4", 4, 6), ("a_0", 0, 4)]),
         # another base between, or no index at all
-        ([("a_0", 0, 4), ("b_0", 0, 1), ("a_4", 4, 6)], [("a_0", 0, 4), ("b_0", 0, 1), ("a_4", 4, 6)]),
+        (
+            [("a_0", 0, 4), ("b_0", 0, 1), ("a_4", 4, 6)],
+            [("a_0", 0, 4), ("b_0", 0, 1), ("a_4", 4, 6)],
+        ),
         ([("a", 0, 4), ("a", 4, 6)], [("a", 0, 4), ("a", 4, 6)]),
         # turns that disagree: what a_2 holds is not what a_0 has at 2
         ([("a_0", 0, 4), ("a_2", 3, 7)], [("a_0", 0, 4), ("a_2", 3, 7)]),
         # the base may have underscores itself
         ([("a_1_0", 0, 2), ("a_1_2", 2, 4)], [("a_1_0", 0, 4)]),
     ],
-)  # fmt: skip
+)
 def test_the_rule(parts: list[tuple[str, int, int]], expected: list[tuple[str, int, int]]) -> None:
     joined = list(join_parts(part(*p) for p in parts))
     assert joined == [part(*p) for p in expected]

@@ -26,7 +26,7 @@ def prepared(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             join_parts=False,
             dedup=False,
             model_max_length=200,
-        )  # fmt: skip
+        )
     )
 
 

@@ -154,8 +154,15 @@ def test_a_broken_array_gives_what_came_before(
 
 def test_broken_lines_are_faults_and_the_next_lines_go_on(tmp_path: Path, chunk_size: int) -> None:
     lines = [
-        b'{"a": 1}', b"{", b'{"b": "\xff"}', b"", b'{"c": NaN}', b"[] []", b'{"d": 1e999}', b'{"e"',
-    ]  # fmt: skip
+        b'{"a": 1}',
+        b"{",
+        b'{"b": "\xff"}',
+        b"",
+        b'{"c": NaN}',
+        b"[] []",
+        b'{"d": 1e999}',
+        b'{"e"',
+    ]
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
     found = read(tmp_path / "x.jsonl")
     assert values(found) == [{"a": "1"}, {"d": "1e999"}]

@@ -37,8 +37,11 @@ def test_a_path_that_exists_is_no_glob(folder: Path) -> None:
 
 def test_a_glob_gives_its_matches_sorted_and_paths_keep_their_order(folder: Path) -> None:
     assert names(str(folder / "*.json*"), str(folder / "sub")) == [
-        "a.jsonl", "b.json", "c[1].json", "d.json",
-    ]  # fmt: skip
+        "a.jsonl",
+        "b.json",
+        "c[1].json",
+        "d.json",
+    ]
     assert names(str(folder / "**" / "d*")) == ["d.json"]
 
 
@@ -70,10 +73,15 @@ def test_what_is_not_there_is_an_error(folder: Path, path: str, what: str) -> No
 @pytest.mark.parametrize(
     ("name", "stem"),
     [
-        ("a.json", "a"), ("a.b.jsonl.gz", "a.b"), ("a.PARQUET", "a"), ("a.zst", "a"),
-        ("a.txt", "a.txt"), (".json", ".json"), ("a.json.json", "a.json"),
+        ("a.json", "a"),
+        ("a.b.jsonl.gz", "a.b"),
+        ("a.PARQUET", "a"),
+        ("a.zst", "a"),
+        ("a.txt", "a.txt"),
+        (".json", ".json"),
+        ("a.json.json", "a.json"),
     ],
-)  # fmt: skip
+)
 def test_the_stem_drops_format_and_compression(name: str, stem: str) -> None:
     assert Source(Path(name), name).stem == stem
 

@@ -1,0 +1,120 @@
+"""What the tests of ``fit`` make their folders and settings with."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import FitConfig
+from pipeline.store.manifest import Manifest, write_manifest
+from pipeline.store.shards import SplitWriter, row_schema, write_dataset_dict
+from pipeline.tokenizer import TextTokenizer
+
+CODE = "def f(x):\n\tif x < 3:\n\t\treturn {x: `a`}\n    # ~ \\ ^  done\n"
+TEXTS = [
+    "A chat between a curious human and an artificial intelligence assistant.",
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    "What is the capital of France? The capital of France is Paris, a city on the Seine.",
+    "Write a short poem about the sea, the wind and the stars over the harbour at night.",
+    "How do I sort a list of numbers in Python? Use sorted, or the method sort of the list.",
+    CODE,
+]
+MAX_LENGTH = 64
+
+Pair = tuple[list[int], list[int]]
+
+
+def changed(config: FitConfig, **changes: Any) -> FitConfig:
+    return dataclasses.replace(config, **changes)
+
+
+def with_config(model: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a model's folder with other values in its config; None takes a value out."""
+    shutil.copytree(model, folder)
+    values = json.loads((folder / "config.json").read_text("utf-8")) | changes
+    values = {name: value for name, value in values.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(values), "utf-8")
+    return folder
+
+
+def make_rows(tokenizer: TextTokenizer, count: int, seed: int) -> list[Pair]:
+    """Make rows of very different lengths out of the texts."""
+    ids = [i for text in tokenizer.encode_batch(TEXTS) for i in text]
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        sides = []
+        for length in (random.integers(3, MAX_LENGTH), random.integers(1, 40)):
+            at = int(random.integers(0, len(ids) - MAX_LENGTH))
+            sides.append([*ids[at : at + int(length) - 1], tokenizer.eos_id])
+        rows.append((sides[0], sides[1]))
+    return rows
+
+
+def write_prepared(
+    folder: Path,
+    tokenizer: TextTokenizer,
+    rows: Mapping[str, Sequence[Pair]],
+    *,
+    rows_per_batch: int = 7,
+    vocab_size: int | None = None,
+) -> Path:
+    """Write a prepared folder of these rows, as the first stage does."""
+    folder.mkdir(parents=True)
+    schema = row_schema(vocab_size or tokenizer.vocab_size)
+    shards = []
+    for split, pairs in rows.items():
+        writer = SplitWriter(folder, split, schema)
+        for start in range(0, len(pairs), rows_per_batch):
+            part = pairs[start : start + rows_per_batch]
+            columns = [
+                pa.array([encoder for encoder, _ in part], schema.field("input_ids").type),
+                pa.array([decoder for _, decoder in part], schema.field("labels").type),
+                pa.array([f"c{start + i}" for i in range(len(part))], pa.string()),
+                pa.array([1] * len(part), pa.int32()),
+            ]
+            writer.write(pa.record_batch(columns, schema=schema))
+        shards += writer.close()
+    write_dataset_dict(folder, list(rows))
+    tokenizer.save(folder / "tokenizer", model_max_length=MAX_LENGTH)
+    manifest = Manifest(
+        fingerprint=folder.name,
+        config={"model_max_length": MAX_LENGTH},
+        sources=[],
+        counts={"pairs": sum(map(len, rows.values()))},
+        tokens={"vocab_size": tokenizer.vocab_size},
+        shards=shards,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``trainer_state.json``."""
+    value: dict[str, Any] = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+    return value
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    """Return a run's log without the times in it."""
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(("runtime", "second"))}
+        for entry in state_of(folder)["log_history"]
+    ]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -1,0 +1,300 @@
+"""A run that was stopped goes on as if it had not been; another run's checkpoint is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import CheckpointError, DuetError
+from pipeline.fit import checkpoint as checkpoints
+from pipeline.fit.checkpoint import delete_oldest, find_checkpoint
+from pipeline.fit.rng import restore_rng_state, rng_state
+from pipeline.fit.stage import fit
+from tests.fit.helpers import assert_same_weights, changed, log_of, state_of, weights_of
+
+
+class Stopped(Exception):
+    """Stands for the power failing."""
+
+
+@pytest.fixture
+def run(config: FitConfig) -> FitConfig:
+    """Six steps over more than an epoch, with dropout; an entry every four, saved at three."""
+    return changed(config, logging_steps=4, save_strategy="steps", save_steps=3, eval_steps=2,
+                   eval_strategy="steps", lr_scheduler_type="cosine", warmup_steps=2,
+                   weight_decay=0.1)  # fmt: skip
+
+
+def fit_and_stop(config: FitConfig, monkeypatch: pytest.MonkeyPatch, saves: int = 1) -> None:
+    """Run until so many checkpoints are complete."""
+    import pipeline.fit.stage as stage
+
+    left = [saves]
+
+    def delete_and_stop(*args: Any) -> None:
+        delete_oldest(*args)
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "delete_oldest", delete_and_stop)
+        with pytest.raises(Stopped):
+            fit(config)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
+) -> None:
+    whole = changed(run, output_dir=str(tmp_path / "whole"), optim=optim)
+    parts = changed(run, output_dir=str(tmp_path / "parts"), optim=optim)
+    fit(whole)
+    fit_and_stop(parts, monkeypatch)
+    assert not (tmp_path / "parts" / "trainer_state.json").exists()
+    torch.manual_seed(12345)  # whatever happens in between
+    fit(parts)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    log = log_of(tmp_path / "whole")
+    assert log == log_of(tmp_path / "parts")
+    assert [entry["step"] for entry in log if "loss" in entry] == [4, 6]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [2, 4, 6]
+
+
+def test_dropout_is_on_and_seeded(run: FitConfig, still: Path, tmp_path: Path) -> None:
+    runs = {
+        "one": {},
+        "same": {},
+        "seed": {"seed": 7},
+        "still": {"model_name_or_path": str(still)},
+    }
+    for name, changes in runs.items():
+        fit(changed(run, output_dir=str(tmp_path / name), save_strategy="no", **changes))
+    assert_same_weights(tmp_path / "one", tmp_path / "same")
+    for name in ("seed", "still"):
+        assert log_of(tmp_path / name) != log_of(tmp_path / "one")
+
+
+def test_a_finished_run_started_again_does_nothing(
+    run: FitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = fit(run)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    assert fit(run) == out
+    assert "nothing to train" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "run.json"])
+def test_a_finished_run_without_its_trained_folder_writes_it_again(
+    run: FitConfig, lost: str
+) -> None:
+    out = fit(run)
+    log, weights = log_of(out), weights_of(out)
+    (out / lost).unlink()
+    fit(run)
+    assert log_of(out) == log
+    again = weights_of(out)
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"train_batch_size": 5}, "rows per step"),
+    ({"gradient_accumulation_steps": 2}, "rows per step"),
+    ({"max_steps": 7}, "steps in all"),
+    ({"num_data": 12}, "rows to train on"),
+    ({"seed": 1}, "--seed"),
+    ({"learning_rate": 2e-2}, "--learning-rate"),
+    ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type"),
+    ({"warmup_steps": 3}, "warmup steps"),
+    ({"weight_decay": 0.0}, "--weight-decay"),
+    ({"max_grad_norm": 2.0}, "--max-grad-norm"),
+    ({"optim": "adafactor"}, "--optim"),
+    ({"adam_beta2": 0.9}, "--adam-beta2"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> FitConfig:
+    config = FitConfig(
+        data_path=str(prepared), model_name_or_path=str(tiny), max_steps=6, eval_strategy="no",
+        output_dir=str(tmp_path_factory.mktemp("finished") / "out"), save_steps=2,
+        per_device_train_batch_size=4, learning_rate=1e-2, lr_scheduler_type="cosine",
+        warmup_steps=2, weight_decay=0.1,
+    )  # fmt: skip
+    fit(config)
+    return config
+
+
+@pytest.mark.parametrize(("changes", "name"), REFUSALS)
+def test_other_settings_are_refused_by_name(
+    finished: FitConfig, changes: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(CheckpointError, match="other settings") as caught:
+        fit(changed(finished, **changes))
+    assert caught.value.where == name
+    assert "checkpoint-6 was made with" in caught.value.got
+
+
+def test_other_data_are_refused(finished: FitConfig, train_only: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        fit(changed(finished, data_path=str(train_only)))
+    assert "--data-path" in caught.value.where
+
+
+def test_settings_that_do_not_change_the_training_may_change(
+    finished: FitConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    (out / "trainer_state.json").unlink()
+    fit(
+        changed(
+            finished, output_dir=str(out), per_device_train_batch_size=2, logging_steps=1,
+            gradient_accumulation_steps=2, save_steps=5, gradient_checkpointing=True,
+        )
+    )  # fmt: skip
+    assert state_of(out)["global_step"] == 6
+
+
+def damage_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def take_manifest(folder: Path) -> None:
+    (folder / "checkpoint.json").unlink()
+
+
+def take_optimizer(folder: Path) -> None:
+    (folder / "optimizer.pt").unlink()
+
+
+def break_manifest(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text("{", "utf-8")
+
+
+def change_schema(folder: Path) -> None:
+    values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+    (folder / "checkpoint.json").write_text(json.dumps(values | {"schema_version": 99}), "utf-8")
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_weights, take_manifest, take_optimizer, break_manifest, change_schema]
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    finished: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+) -> None:  # fmt: skip
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    damage(out / "checkpoint-6")
+    found = find_checkpoint(out)
+    assert found is not None
+    assert found.folder.name == "checkpoint-4"
+    assert found.state.step == 4
+    message = capsys.readouterr().err
+    assert "checkpoint-6 is incomplete or damaged" in message
+    assert message.count("\n") == 1
+    fit(changed(finished, output_dir=str(out)))
+    assert_same_weights(out, Path(finished.output_dir))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_content_that_cannot_be_read_is_named(
+    finished: FitConfig, tmp_path: Path, name: str
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    (out / "trainer_state.json").unlink()
+    file = out / "checkpoint-6" / name
+    file.write_bytes(b"\1" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        fit(changed(finished, output_dir=str(out)))
+    assert caught.value.where.endswith(name)
+
+
+def test_weights_that_cannot_be_read_are_named(finished: FitConfig, tmp_path: Path) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    (out / "trainer_state.json").unlink()
+    file = out / "checkpoint-6" / "model.safetensors"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        fit(changed(finished, output_dir=str(out)))
+    assert caught.value.where.endswith("checkpoint-6")
+
+
+def test_checkpoints_are_found_by_number_not_by_name(finished: FitConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for old, new in ((2, 9), (4, 10)):
+        folder = shutil.copytree(Path(finished.output_dir) / f"checkpoint-{old}",
+                                 out / f"checkpoint-{new}")  # fmt: skip
+        values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+        values["progress"]["step"] = new
+        (folder / "checkpoint.json").write_text(json.dumps(values), "utf-8")
+    (out / "checkpoint-best").mkdir()
+    found = find_checkpoint(out)
+    assert found is not None
+    assert found.state.step == 10
+    assert find_checkpoint(tmp_path / "none") is None
+
+
+def test_the_limit_keeps_the_newest(run: FitConfig) -> None:
+    out = fit(changed(run, save_steps=1, save_total_limit=2))
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [
+        "checkpoint-5",
+        "checkpoint-6",
+    ]
+
+
+def test_the_limit_leaves_what_another_program_made(tmp_path: Path) -> None:
+    for step, complete in ((1, True), (2, False), (3, True), (9, True)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / "checkpoint.json").write_text("{}", "utf-8")
+    delete_oldest(tmp_path, 3, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-9",
+    ]
+    delete_oldest(tmp_path, 9, None)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_write_that_fails_leaves_no_checkpoint(
+    run: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.torch, "save", fail)
+        with pytest.raises(DuetError, match="cannot write") as caught:
+            fit(run)
+    assert "No space left" in caught.value.got
+    out = Path(run.output_dir)
+    assert not list(out.glob("checkpoint-*"))
+    assert list(out.glob(".checkpoint-*.tmp"))
+    fit(run)
+    assert not list(out.glob(".*"))
+
+
+def test_generators_go_back_to_where_they_were(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    torch.save(rng_state(), tmp_path / "rng.pth")
+    first = draw()
+    assert draw() != first
+    restore_rng_state(torch.load(tmp_path / "rng.pth", weights_only=True))
+    assert draw() == first

@@ -1,0 +1,305 @@
+"""A run as a whole: what it writes, logs, says and refuses."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, TrainerState
+
+import pipeline
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError, ModelError, OutputError, PreparedFolderError
+from pipeline.fit.embedding import is_tied
+from pipeline.fit.model import quiet_transformers
+from pipeline.fit.stage import fit
+from pipeline.tokenizer import TextTokenizer
+from tests.fit.helpers import CODE, changed, log_of, make_rows, state_of, weights_of, write_prepared
+
+
+def loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
+    with quiet_transformers():
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
+    return model, info
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied", "fresh"])
+def test_the_trained_folder_loads_with_nothing_amiss(
+    config: FitConfig, tiny: Path, tied: Path, kind: str
+) -> None:
+    start = tied if kind == "tied" else tiny
+    out = fit(
+        changed(config, model_name_or_path=str(start), from_scratch=kind == "fresh",
+                save_strategy="epoch")
+    )  # fmt: skip
+    for folder in (out, out / "checkpoint-5", out / "checkpoint-6"):
+        model, info = loaded(folder)
+        assert not any(info.values()), info
+        assert is_tied(model) == (kind == "tied")
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert model.config.scale_decoder_outputs == (kind == "tied")
+        saved = json.loads((folder / "config.json").read_text("utf-8"))
+        assert saved["tie_word_embeddings"] == (kind == "tied")
+        for name, tensor in weights_of(folder).items():
+            assert torch.equal(model.state_dict()[name], tensor), name
+    assert not torch.equal(model.shared.weight, loaded(start)[0].shared.weight)
+
+
+def test_the_trained_folder_has_the_tokenizer_and_can_generate(config: FitConfig) -> None:
+    out = fit(config)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    ids = tokenizer(CODE, split_special_tokens=True).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == CODE
+    generation = GenerationConfig.from_pretrained(out)
+    assert (generation.decoder_start_token_id, generation.eos_token_id) == (0, 1)
+    assert generation.pad_token_id == 0
+    model, _ = loaded(out)
+    made = model.generate(torch.tensor([ids]), max_new_tokens=3)
+    assert made[0, 0] == 0
+    assert (out / "spiece.model").is_file()
+    assert not list(out.glob(".*"))
+
+
+def test_the_state_is_the_trainers(config: FitConfig) -> None:
+    out = fit(changed(config, eval_strategy=None, eval_steps=4))
+    state = TrainerState.load_from_json(str(out / "trainer_state.json"))
+    assert (state.global_step, state.max_steps, state.epoch) == (6, 6, 1.2)
+    assert (state.num_train_epochs, state.train_batch_size) == (2, 4)
+    assert (state.logging_steps, state.eval_steps, state.best_metric) == (1, 4, None)
+    assert state.num_input_tokens_seen > 0
+    kinds = [next(name for name in entry if name.endswith(("loss", "runtime")))
+             for entry in state.log_history]  # fmt: skip
+    assert kinds == ["loss"] * 4 + ["eval_loss"] + ["loss"] * 2 + ["eval_loss", "train_runtime"]
+    assert set(state.log_history[0]) == {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    assert set(state.log_history[4]) == {
+        "eval_loss", "eval_bits_per_byte", "eval_runtime", "epoch", "step",
+    }  # fmt: skip
+    assert set(state.log_history[-1]) == {
+        "train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second",
+        "epoch", "step",
+    }  # fmt: skip
+    assert [entry["epoch"] for entry in state.log_history[:2]] == [0.2, 0.4]
+
+
+def test_the_rate_in_the_log_is_the_one_the_step_used(config: FitConfig) -> None:
+    log = log_of(fit(changed(config, warmup_steps=2)))
+    rates = [entry["learning_rate"] for entry in log if "loss" in entry]
+    assert rates == pytest.approx([0.0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_an_entry_is_the_mean_over_the_target_tokens_of_its_steps(
+    config: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    from pipeline.fit.batching import StepPlan
+    from pipeline.fit.dataset import SupervisedDataset
+
+    config = changed(config, model_name_or_path=str(still), train_batch_size=3)
+    each = log_of(fit(changed(config, output_dir=str(tmp_path / "each"))))
+    some = log_of(fit(changed(config, output_dir=str(tmp_path / "some"), logging_steps=4)))
+    lengths = SupervisedDataset(config.data_path).lengths[1]
+    plan = StepPlan(num_rows=20, rows_per_step=3, seed=42)
+    tokens = [int(lengths[plan.rows_of(step)].sum()) for step in range(6)]
+    losses = [entry["loss"] for entry in each[:6]]
+    for entry, (first, last) in zip(some, ((0, 4), (4, 6)), strict=False):
+        assert entry["step"] == last
+        total = sum(
+            loss * n for loss, n in zip(losses[first:last], tokens[first:last], strict=True)
+        )
+        assert entry["loss"] == pytest.approx(total / sum(tokens[first:last]), rel=1e-9)
+        assert entry["grad_norm"] == each[last - 1]["grad_norm"]
+    whole = sum(loss * n for loss, n in zip(losses, tokens, strict=True)) / sum(tokens)
+    assert some[-1]["train_loss"] == pytest.approx(whole, rel=1e-9)
+
+
+def test_rows_of_a_step_mean_the_same_however_they_are_cut(
+    config: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    config = changed(config, model_name_or_path=str(still), learning_rate=1e-3)
+    cuts: list[dict[str, Any]] = [
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"per_device_train_batch_size": 3, "train_batch_size": 8},
+        {"per_device_train_batch_size": 8, "gradient_checkpointing": True},
+    ]
+    logs = [log_of(fit(changed(config, output_dir=str(tmp_path / f"{i}"), **cut)))
+            for i, cut in enumerate(cuts)]  # fmt: skip
+    for other in logs[1:]:
+        for one, two in zip(logs[0], other, strict=True):
+            assert two == pytest.approx(one, rel=2e-4)
+
+
+def test_training_lowers_the_loss(config: FitConfig) -> None:
+    log = log_of(fit(changed(config, max_steps=30, eval_strategy="steps", eval_steps=15)))
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    evals = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(evals) == 2
+    assert evals[1] < evals[0]
+
+
+def test_bfloat16_computes_near_float32_and_saves_float32(
+    config: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    config = changed(config, model_name_or_path=str(still), learning_rate=1e-3)
+    full = log_of(fit(config))
+    half = fit(changed(config, bf16=True, output_dir=str(tmp_path / "half")))
+    for one, two in zip(full[:6], log_of(half)[:6], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=0.02)
+        assert two["loss"] != one["loss"]
+    assert {tensor.dtype for tensor in weights_of(half).values()} == {torch.float32}
+    # And the next run in this process is float32 again.
+    assert log_of(fit(changed(config, output_dir=str(tmp_path / "again")))) == full
+
+
+def test_the_first_rows_alone(config: FitConfig) -> None:
+    out = fit(changed(config, num_data=8, max_steps=-1, num_train_epochs=2.5))
+    assert state_of(out)["max_steps"] == 5
+
+
+def test_what_a_run_was_made_of_is_written_down(config: FitConfig, prepared: Path) -> None:
+    out = fit(changed(config, train_batch_size=6))
+    run = json.loads((out / "run.json").read_text("utf-8"))
+    assert run["settings"]["learning_rate"] == 1e-2
+    assert run["settings"]["data_path"] == str(prepared)
+    assert run["prepared"]["fingerprint"] == "both"
+    assert run["prepared"]["rows"] == {"train": 20, "eval": 5}
+    assert run["prepared"]["counts"] == {"pairs": 25}
+    assert run["rows_per_step"] == 6
+    assert "--train-batch-size" in run["rows_per_step_source"]
+    assert run["processes"] == 1
+    assert run["device"].startswith("cpu")
+    assert run["versions"]["torch"] == torch.__version__
+
+
+def test_everything_is_said_on_stderr(
+    config: FitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(changed(config, tf32=True, fsdp="full_shard auto_wrap"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert "note: rows per step 4 = 4 per device x 1 process x 1" in lines
+    assert "note: --tf32 means nothing on this device; ignored" in lines
+    assert sum("--fsdp means nothing in one process" in line for line in lines) == 1
+    assert sum(line.startswith("step 3/6: loss ") for line in lines) == 1
+
+
+def test_a_bar_on_a_terminal(
+    config: FitConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    fit(changed(config, logging_steps=6))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "step 6/6: loss" in err
+
+
+def test_entries_reach_tensorboard(config: FitConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = fit(changed(config, report_to="tensorboard", eval_strategy=None))
+    events = EventAccumulator(str(out / "duet"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    wanted = [(entry["step"], entry["loss"]) for entry in log_of(out) if "loss" in entry]
+    assert losses == [(step, pytest.approx(loss)) for step, loss in wanted]
+    assert len(events.Scalars("eval/bits_per_byte")) == 1
+
+
+def test_a_tracker_that_is_not_installed(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    with pytest.raises(ConfigError, match="package is missing") as caught:
+        fit(changed(config, report_to="tensorboard,wandb"))
+    assert caught.value.do == "pip install wandb"
+    assert not Path(config.output_dir).exists()
+
+
+def test_another_length_than_the_datas(config: FitConfig) -> None:
+    with pytest.raises(ConfigError, match="another length") as caught:
+        fit(changed(config, model_max_length=128))
+    assert "prepared with 64" in caught.value.got
+    fit(changed(config, model_max_length=64))
+
+
+def test_an_evaluation_without_a_split(config: FitConfig, train_only: Path) -> None:
+    config = changed(config, data_path=str(train_only))
+    with pytest.raises(ConfigError, match="nothing to evaluate on"):
+        fit(changed(config, eval_strategy="epoch"))
+    log = log_of(fit(changed(config, eval_strategy=None)))
+    assert not any("eval_loss" in entry for entry in log)
+
+
+def test_an_empty_split_is_none(
+    config: FitConfig, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    rows = {"train": make_rows(tokenizer, 4, 0), "eval": []}
+    folder = write_prepared(tmp_path / "empty", tokenizer, rows)
+    log = log_of(fit(changed(config, data_path=str(folder), eval_strategy=None)))
+    assert not any("eval_loss" in entry for entry in log)
+
+
+def test_an_output_folder_that_cannot_be_written(config: FitConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="cannot write"):
+            fit(changed(config, output_dir=str(path)))
+
+
+def test_no_prepared_folder_and_no_model(config: FitConfig, tmp_path: Path) -> None:
+    with pytest.raises(PreparedFolderError, match="no such prepared folder"):
+        fit(changed(config, data_path=str(tmp_path / "none")))
+    with pytest.raises(ModelError, match="cannot be found"):
+        fit(changed(config, model_name_or_path=str(tmp_path / "none")))
+
+
+def test_a_divergence_is_an_error(config: FitConfig) -> None:
+    with pytest.raises(ModelError, match="diverged") as caught:
+        fit(changed(config, learning_rate=1e30, max_steps=8))
+    assert caught.value.where.startswith("step ")
+
+
+def test_out_of_memory_says_what_to_do(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipeline.fit.loop as loop
+
+    def fail(*args: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "summed_token_loss", fail)
+    with pytest.raises(ConfigError, match="out of memory") as caught:
+        fit(config)
+    assert "--train-batch-size 4" in caught.value.do
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike_and_keeps_its_names(
+    config: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    config = changed(config, model_name_or_path=str(still), max_steps=2)
+    plain = fit(config)
+    compiled = fit(changed(config, torch_compile=True, output_dir=str(tmp_path / "compiled")))
+    assert weights_of(plain).keys() == weights_of(compiled).keys()
+    for one, two in zip(log_of(plain), log_of(compiled), strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_the_package_is_callable_and_light() -> None:
+    assert pipeline.fit.stage.fit is fit
+    code = "import sys, pipeline.fit; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_mean_of_nothing_is_no_number() -> None:
+    from pipeline.fit.state import Sums
+
+    assert math.isnan(Sums().mean())
