@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -168,7 +169,10 @@ def _join(config: FitConfig) -> tuple[Any, Callable[[], None]]:
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
+        # Unless told so, accelerate does not join processes that have no GPU.
+        cpu=processes > 1 and not _has_gpu(),
         mixed_precision="bf16" if config.bf16 else "no",
         log_with=config.trackers or None,
         project_dir=config.output_dir,
@@ -183,6 +187,14 @@ def _join(config: FitConfig) -> tuple[Any, Callable[[], None]]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
     return accelerator, close
+
+
+def _has_gpu() -> bool:
+    """Tell whether there is a device that several processes can train on."""
+    if not hasattr(torch, "accelerator"):  # torch before 2.6
+        return torch.cuda.is_available()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is not None and device.type != "mps"
 
 
 def _make_output_folder(output: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -154,7 +155,16 @@ def _start_worker(settings: EncodingSettings) -> None:
     global _encoder
     # A worker a core is enough; threads in each would fight for them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = BatchEncoder(settings)
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent: one that was killed cannot tell its workers to stop."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_in_worker(conversations: list[Conversation]) -> EncodedBatch:

@@ -18,7 +18,7 @@ from pipeline.fit.stage import fit
 from tests.fit.helpers import assert_same_weights, changed, log_of, state_of, weights_of
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for the power failing."""
 
 
@@ -40,11 +40,11 @@ def fit_and_stop(config: FitConfig, monkeypatch: pytest.MonkeyPatch, saves: int 
         delete_oldest(*args)
         left[0] -= 1
         if not left[0]:
-            raise Stopped
+            raise StoppedError
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "delete_oldest", delete_and_stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit(config)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,3 +319,37 @@ pipeline.prepare(pipeline.PrepareConfig(
 """)
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert result.stdout == "started\n"
+
+
+def test_workers_end_when_the_run_is_killed(tiny_t5: Path, tmp_path: Path) -> None:
+    code = f"""
+import multiprocessing, os, signal
+import pipeline
+from pipeline.prepare import workers
+workers._CHARS_PER_BATCH = 5_000
+add = workers.ProcessPoolExecutor.submit
+def submit_and_die(pool, *args):
+    add(pool, *args).result()
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+workers.ProcessPoolExecutor.submit = submit_and_die
+pipeline.prepare(pipeline.PrepareConfig(
+    data_path={str(SAMPLE)!r}, model_name_or_path={str(tiny_t5)!r}, num_workers=2,
+    output_dir={str(tmp_path / "processed")!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert result.returncode == -9
+    children = [int(line) for line in result.stdout.split()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 20
+    while any(_runs(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_runs(child) for child in children)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
