@@ -248,6 +248,7 @@ class PrepareConfig(PrepareOptions):
         if isinstance(self.data_path, (str, Path)):
             object.__setattr__(self, "data_path", (str(self.data_path),))
         _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
+        _require_names(self, "model_name_or_path", "output_dir")
         super().__post_init__()
 
 
@@ -261,6 +262,11 @@ class FitConfig(FitOptions):
     model_max_length: int | None = option(
         None, help="Checked against the prepared folder's; the rows are cut there already."
     )
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _require_names(self, "data_path", "model_name_or_path", "output_dir")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +286,8 @@ class TrainConfig(PrepareOptions, FitOptions):
         """Raise ConfigError for the first setting that cannot be."""
         if isinstance(self.data_path, (str, Path)):
             object.__setattr__(self, "data_path", (str(self.data_path),))
+        _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
+        _require_names(self, "model_name_or_path", "output_dir", "prepared_dir")
         PrepareOptions.__post_init__(self)
         FitOptions.__post_init__(self)
 
@@ -319,6 +327,11 @@ class ChatConfig:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "give 1 or more")
         _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1")
+
+
+def _require_names(config: Any, *names: str) -> None:
+    for name in names:
+        _require(bool(getattr(config, name)), name, "an empty name", "name a folder")
 
 
 def _shared(config: Any, kind: type[Any]) -> dict[str, Any]:

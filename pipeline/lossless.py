@@ -121,6 +121,12 @@ def is_lossless(spec: dict[str, Any]) -> bool:
     )
 
 
+def vocabulary_of_lossless(spec: dict[str, Any]) -> T5Vocabulary:
+    """Return the pieces, the nine new ones included, of a ``tokenizer.json`` that is lossless."""
+    pieces = [(piece, float(score)) for piece, score in spec["model"]["vocab"]]
+    return T5Vocabulary(pieces, _charsmap(spec["normalizer"]) or b"")
+
+
 def build_json(vocabulary: T5Vocabulary) -> str:
     """Return the lossless tokenizer as the text of a ``tokenizer.json``."""
     pieces = with_new_pieces(vocabulary)

@@ -139,7 +139,10 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextToken
     spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
     spec = _read_json(spec_path) if spec_path else None
     if spec is not None and lossless.is_lossless(spec):
-        return _own_fast_tokenizer(name_or_path, cache_dir)
+        files = _own_files(name_or_path, cache_dir)
+        if "spiece.model" not in files:  # saved again by transformers, which does not know it
+            files["spiece.model"] = lossless.build_spiece(lossless.vocabulary_of_lossless(spec))
+        return _own_fast_tokenizer(files, name_or_path)
     if _model_type(name_or_path, cache_dir) in (None, "t5"):
         vocabulary = lossless.vocabulary_of_json(spec) if spec is not None else None
         spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
@@ -147,7 +150,10 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextToken
             vocabulary = lossless.vocabulary_of_spiece(spiece)
         if vocabulary is not None:
             return _lossless_tokenizer(vocabulary)
-    return _own_fast_tokenizer(name_or_path, cache_dir)
+    files = _own_files(name_or_path, cache_dir)
+    if "tokenizer.json" not in files:
+        files = _converted_files(name_or_path, cache_dir)
+    return _own_fast_tokenizer(files, name_or_path)
 
 
 def source_files(name_or_path: str, cache_dir: str | None = None) -> list[Path]:
@@ -195,17 +201,18 @@ def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
     return TextTokenizer(files, "</s>", "<unk>", "T5's vocabulary")
 
 
-def _own_fast_tokenizer(name_or_path: str, cache_dir: str | None) -> TextTokenizer:
+def _own_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
     paths = {name: find_model_file(name_or_path, name, cache_dir) for name in TOKENIZER_FILES}
-    files = {name: path.read_bytes() for name, path in paths.items() if path is not None}
-    if "tokenizer.json" not in files:
-        files = _converted_files(name_or_path, cache_dir)
+    return {name: path.read_bytes() for name, path in paths.items() if path is not None}
+
+
+def _own_fast_tokenizer(files: dict[str, bytes], where: str) -> TextTokenizer:
     special: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (path := paths[name]) is not None:
-            special |= _read_json(path)
+        if name in files:
+            special |= _json_object(files[name], f"{where}/{name}")
     eos, unk = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
-    return TextTokenizer(files, eos, unk, name_or_path)
+    return TextTokenizer(files, eos, unk, where)
 
 
 def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
@@ -222,7 +229,7 @@ def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, byte
         raise TokenizerError(
             "the model has no tokenizer that can be used",
             where=name_or_path,
-            got=error,
+            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
             do="give a folder with tokenizer.json or spiece.model",
         ) from error
     if "tokenizer.json" not in files:
@@ -249,22 +256,29 @@ def _model_type(name_or_path: str, cache_dir: str | None) -> str | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(
-            "a model's file cannot be read",
-            where=path,
-            got=error,
-            do="copy the model's folder again",
-        ) from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _json_object(content, path)
+
+
+def _json_object(content: bytes, where: object) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise _unreadable(where, error) from error
     if not isinstance(value, dict):
-        raise TokenizerError(
-            "a model's file has a wrong shape",
-            where=path,
-            got=type(value).__name__,
-            do="copy the model's folder again",
-        )
+        raise _unreadable(where, f"a {type(value).__name__}, no object")
     return value
+
+
+def _unreadable(where: object, got: object) -> TokenizerError:
+    return TokenizerError(
+        "a model's file cannot be read",
+        where=where,
+        got=got,
+        do="copy the model's folder again",
+    )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""``python -m pipeline.train`` is ``duet train``: the reference's command line with this name in it.
+"""``python -m pipeline.train`` is ``duet train``, for the reference's command lines.
 
 ``torchrun --nproc_per_node=4 -m pipeline.train --model_name_or_path …`` works, too.
 """

@@ -18,6 +18,7 @@
     checkpoint.py  write, find, resume checkpoints
     report.py      what a run says: terminal, log, trackers
     loop.py        the optimizer steps
+    setup.py       settings -> data, processes, plan, output folder
     stage.py       all of it
 """
 

@@ -103,7 +103,7 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
     for step, folder in sorted(_folders(output), reverse=True):
         try:
             return _read(folder, step)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             note(f"{folder.name} is incomplete or damaged ({error}); passed over")
     return None
 
@@ -189,7 +189,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
     """Read a checkpoint's manifest.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError: It is not complete.
+        OSError, ValueError, TypeError, KeyError, AttributeError: It is not complete.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["schema_version"] != SCHEMA_VERSION:

@@ -154,7 +154,9 @@ class TrainingLoop:
             rows = self._steps.rows_of(step - 1)
             result = self._take_step(rows, step)
             self._count(rows, result)
-            self._reporter.step_done(step, result.loss / result.tokens, result.learning_rate)
+            self._reporter.step_done(
+                step, result.loss / max(result.tokens, 1), result.learning_rate
+            )
             if plan.due(plan.logging, step):
                 self._log(result)
             if plan.due(plan.evaluation, step):

@@ -6,7 +6,7 @@ each id of the prepared tokenizer; tied stays tied and untied untied, through sa
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,15 @@ from pipeline.progress import note
 from pipeline.tokenizer import TextTokenizer
 
 
-def load_model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
+def load_model(
+    config: FitConfig, tokenizer: TextTokenizer, say: Callable[[str], None] = note
+) -> Any:
     """Return the model that a new run starts from.
 
     Args:
         config: Where it comes from, and whether only its config is taken (``from_scratch``).
         tokenizer: The prepared folder's; each of its ids gets a row.
+        say: Prints a note.
 
     Raises:
         ModelError: No such model, not an encoder-decoder, damaged, incomplete, or made for
@@ -50,6 +53,8 @@ def load_model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
             own_ids = own_token_ids(name, config.cache_dir)
             _check_vocabulary(name, tokenizer, own_ids)
             model = _pretrained(name, config.cache_dir)
+            if own_ids is None:
+                say("the model has no tokenizer of its own; new pieces start from the mean row")
             _fit_embedding(model, tokenizer, own_ids)
         return _ready(model, name, tokenizer, config)
 
@@ -169,8 +174,6 @@ def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int]
     if not _is_lossless(tokenizer):
         start_new_rows(model, range(rows, tokenizer.vocab_size), rows)
         return
-    if own_ids is None:
-        note("the model has no tokenizer of its own; rows of the new pieces start from the mean")
     old = {token: i for token, i in (own_ids or {}).items() if token in NEW_PIECES and i < rows}
     vocabulary = tokenizer.backend.get_vocab()
     carry_over_rows(model, old, {piece: vocabulary[piece] for piece in NEW_PIECES})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.config import FitOptions, Strategy
 from pipeline.errors import ConfigError
 
-_EPSILON = 1e-9  # 0.1 * 30 is a little more than 3
+_EPSILON = 1e-9  # 0.07 * 100 is a little more than 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +97,8 @@ def _rows_per_step(options: FitOptions, processes: int) -> tuple[int, str]:
 def steps_of(value: float, total: int) -> int:
     """Return a number of steps; a value below 1 is a share of all steps, rounded up.
 
-    >>> steps_of(500, 2000), steps_of(0.1, 30), steps_of(0.1, 5)
-    (500, 3, 1)
+    >>> steps_of(500, 2000), steps_of(0.07, 100), steps_of(0.1, 5)
+    (500, 7, 1)
     """
     return max(1, math.ceil((value * total if value < 1 else value) - _EPSILON))
 

@@ -1,12 +1,7 @@
 """The second stage as a whole, in reading order: set up, model, train, save."""
 
 import dataclasses
-import importlib.util
-import os
 import platform
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,27 +14,20 @@ from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import (
     Checkpoint,
     damaged,
-    delete_leftovers,
     delete_oldest,
     find_checkpoint,
-    run_identity,
     write_checkpoint,
 )
 from pipeline.fit.collate import DataCollatorForSupervisedDataset
-from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.evaluate import Evaluator
 from pipeline.fit.loop import TrainingLoop, TrainingStep
 from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule
-from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
+from pipeline.fit.setup import Setup, join_processes, open_data, set_up, start_trackers
 from pipeline.fit.state import RunState, trainer_state_json
 from pipeline.fit.trained import is_trained, write_trained
-from pipeline.progress import note
-from pipeline.store.atomic import output_errors
-from pipeline.store.manifest import Manifest
-from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 
 def fit(config: FitConfig) -> Path:
@@ -60,162 +48,23 @@ def fit(config: FitConfig) -> Path:
         CheckpointError: The output folder holds a run with other settings, or a damaged one.
         OutputError: A result cannot be written.
     """
-    setup = set_up(config)
-    try:
+    data = open_data(config)
+    with join_processes(config) as accelerator:
+        setup = set_up(config, accelerator, data)
         checkpoint, finished = _find_state(setup)
         if finished:
             setup.say("finished before; nothing to train")
         else:
-            Run(setup, checkpoint).run()
-        setup.accelerator.wait_for_everyone()
-    except torch.cuda.OutOfMemoryError as error:
-        raise _out_of_memory(config, setup) from error
-    finally:
-        setup.close()
+            _run(setup, checkpoint)
+        accelerator.wait_for_everyone()
     return setup.output
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Everything that is there before a model is: what can be wrong with it is found first."""
-
-    config: FitConfig
-    accelerator: Any
-    dataset: SupervisedDataset
-    eval_dataset: SupervisedDataset | None
-    tokenizer: TextTokenizer
-    plan: RunPlan
-    identity: dict[str, Any]
-    close: Callable[[], None]
-
-    @property
-    def output(self) -> Path:
-        """The folder that everything is written into."""
-        return Path(self.config.output_dir)
-
-    @property
-    def manifest(self) -> Manifest:
-        """The prepared folder's."""
-        return self.dataset.manifest
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """The prepared folder's tokenizer."""
-        return self.dataset.path / "tokenizer"
-
-    def say(self, text: str) -> None:
-        """Print a note, from the main process alone."""
-        if self.accelerator.is_main_process:
-            note(text)
-
-
-def set_up(config: FitConfig) -> Setup:
-    """Open the data, join the other processes, plan the run.
-
-    Raises:
-        DuetError: As ``fit``.
-    """
-    num_rows = None if config.num_data < 1 else config.num_data
-    dataset = SupervisedDataset(config.data_path, "train", num_rows=num_rows)
-    eval_dataset = None
-    if dataset.manifest.rows("eval"):
-        eval_dataset = SupervisedDataset(config.data_path, "eval")
-    _check_length(config, dataset.manifest)
-    _check_trackers(config)
-    tokenizer = load_tokenizer(str(dataset.path / "tokenizer"))
-    accelerator, close = _join(config)
+def _run(setup: Setup, checkpoint: Checkpoint | None) -> None:
     try:
-        plan = plan_run(config, num_rows=len(dataset), processes=accelerator.num_processes,
-                        eval_rows=len(eval_dataset) if eval_dataset is not None else 0)  # fmt: skip
-        identity = run_identity(config, plan, num_rows=len(dataset),
-                                fingerprint=dataset.manifest.fingerprint)  # fmt: skip
-        setup = Setup(config=config, accelerator=accelerator, dataset=dataset, plan=plan,
-                      eval_dataset=eval_dataset, tokenizer=tokenizer, identity=identity,
-                      close=close)  # fmt: skip
-        _note_what_means_nothing(setup)
-        if accelerator.is_main_process:
-            _make_output_folder(setup.output)
-        accelerator.wait_for_everyone()
-    except BaseException:
-        close()
-        raise
-    return setup
-
-
-def _check_length(config: FitConfig, manifest: Manifest) -> None:
-    prepared = manifest.config.get("model_max_length")
-    if config.model_max_length is not None and config.model_max_length != prepared:
-        raise ConfigError("the rows were cut to another length", where="--model-max-length",
-                          got=f"{config.model_max_length}, prepared with {prepared}",
-                          do="leave it out, or run duet prepare with this length")  # fmt: skip
-
-
-def _check_trackers(config: FitConfig) -> None:
-    for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError("a tracker's package is missing", where=f"--report-to {name}",
-                              got="not installed", do=f"pip install {name}")  # fmt: skip
-
-
-def _join(config: FitConfig) -> tuple[Any, Callable[[], None]]:
-    """Return the Accelerator, and what ends it."""
-    from accelerate import (  # type: ignore[import-untyped]
-        Accelerator,
-        DistributedDataParallelKwargs,
-    )
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-
-    # The state is global: without this, a second run in this process keeps the first's precision.
-    AcceleratorState._reset_state()
-    was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        # Unless told so, accelerate does not join processes that have no GPU.
-        cpu=processes > 1 and not _has_gpu(),
-        mixed_precision="bf16" if config.bf16 else "no",
-        log_with=config.trackers or None,
-        project_dir=config.output_dir,
-        kwargs_handlers=[parallel],
-    )
-
-    def close() -> None:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        if not was_joined:
-            accelerator.state.destroy_process_group()
-            AcceleratorState._reset_state(reset_partial_state=True)
-
-    return accelerator, close
-
-
-def _has_gpu() -> bool:
-    """Tell whether there is a device that several processes can train on."""
-    if not hasattr(torch, "accelerator"):  # torch before 2.6
-        return torch.cuda.is_available()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device is not None and device.type != "mps"
-
-
-def _make_output_folder(output: Path) -> None:
-    """Make the folder, and find out before the training whether it can be written."""
-    with output_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    delete_leftovers(output)
-
-
-def _note_what_means_nothing(setup: Setup) -> None:
-    config, accelerator = setup.config, setup.accelerator
-    if config.tf32 is not None:
-        if accelerator.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        elif config.tf32:
-            setup.say("--tf32 means nothing on this device; ignored")
-    if config.fsdp:
-        reason = "in one process" if accelerator.num_processes == 1 else "in this version"
-        setup.say(f"--fsdp means nothing {reason}; every process holds the whole model")
+        Run(setup, checkpoint).run()
+    except torch.cuda.OutOfMemoryError as error:
+        raise _out_of_memory(setup) from error
 
 
 def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
@@ -258,20 +107,20 @@ class Run:
     def run(self) -> None:
         """Train, and write the trained folder."""
         setup, state = self._setup, self._state
-        self._start_trackers()
+        start_trackers(setup)
         with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
             loop = self._loop(reporter)
             self._wrapped.train()
             loop.run()
             loop.finish()
         if setup.accelerator.is_main_process:
-            write_trained(setup.output, self._model, setup.tokenizer_folder,
+            write_trained(setup.output, self._model, setup.data.tokenizer_folder,
                           run=self._facts(), trainer_state=self._trainer_state())  # fmt: skip
 
     def _load_model(self, checkpoint: Checkpoint | None) -> Any:
-        config, tokenizer = self._setup.config, self._setup.tokenizer
+        config, tokenizer = self._setup.config, self._setup.data.tokenizer
         if checkpoint is None:
-            return load_model(config, tokenizer)
+            return load_model(config, tokenizer, self._setup.say)
         self._setup.say(f"going on from {checkpoint.folder.name}")
         try:
             return load_checkpoint_model(checkpoint.folder, config, tokenizer)
@@ -300,18 +149,18 @@ class Run:
 
     def _loop(self, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan
-        steps = StepPlan(num_rows=len(setup.dataset), rows_per_step=plan.rows_per_step,
+        steps = StepPlan(num_rows=len(setup.data.train), rows_per_step=plan.rows_per_step,
                          seed=setup.config.seed)  # fmt: skip
         take_step = TrainingStep(setup.config, setup.accelerator, self._wrapped, self._optimizer,
-                                 self._schedule, setup.dataset, self._collate)  # fmt: skip
+                                 self._schedule, setup.data.train, self._collate)  # fmt: skip
         return TrainingLoop(plan, steps, self._state, take_step, self._evaluate, self._save,
                             reporter)  # fmt: skip
 
     def _evaluate(self) -> dict[str, float]:
         setup = self._setup
         if self._evaluator is None:
-            assert setup.eval_dataset is not None, "the plan has evaluations only with a split"
-            self._evaluator = Evaluator(setup.eval_dataset, self._collate, setup.tokenizer,
+            assert setup.data.eval is not None, "the plan has evaluations only with a split"
+            self._evaluator = Evaluator(setup.data.eval, self._collate, setup.data.tokenizer,
                                         setup.accelerator,
                                         setup.config.per_device_eval_batch_size)  # fmt: skip
         return self._evaluator.run(self._wrapped)
@@ -323,7 +172,7 @@ class Run:
         rng_states = gather_object([rng_state()])
         if setup.accelerator.is_main_process:
             write_checkpoint(
-                setup.output, model=self._model, tokenizer=setup.tokenizer_folder,
+                setup.output, model=self._model, tokenizer=setup.data.tokenizer_folder,
                 optimizer=self._optimizer.state_dict(), schedule=self._schedule.state_dict(),
                 rng_states=rng_states, identity=setup.identity, state=self._state,
                 trainer_state=self._trainer_state(),
@@ -336,7 +185,7 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         """Return the content of ``run.json``."""
-        setup, manifest = self._setup, self._setup.manifest
+        setup, manifest = self._setup, self._setup.data.manifest
         names = ("torch", "transformers", "accelerate", "tokenizers")
         return {
             "settings": dataclasses.asdict(setup.config),
@@ -355,17 +204,6 @@ class Run:
             | {name: version(name) for name in names},
         }
 
-    def _start_trackers(self) -> None:
-        config = self._setup.config
-        if config.trackers:
-            plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value)
-                     for name, value in dataclasses.asdict(config).items()}  # fmt: skip
-            named = {"name": config.run_name} if config.run_name else {}
-            with output_errors(self._setup.output):
-                self._setup.accelerator.init_trackers(
-                    "duet", config=plain, init_kwargs={"wandb": named, "trackio": named}
-                )
-
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
@@ -373,10 +211,10 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _out_of_memory(config: FitConfig, setup: Setup) -> ConfigError:
+def _out_of_memory(setup: Setup) -> ConfigError:
     return ConfigError(
         "the device is out of memory", where="--per-device-train-batch-size",
-        got=config.per_device_train_batch_size,
+        got=setup.config.per_device_train_batch_size,
         do=f"give a smaller one, with --train-batch-size {setup.plan.rows_per_step} to keep the "
         "rows of a step, or --gradient-checkpointing True",
     )  # fmt: skip

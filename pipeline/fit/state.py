@@ -67,7 +67,6 @@ class RunState:
 def trainer_state_json(state: RunState, plan: RunPlan, config: FitConfig) -> str:
     """Return the content of ``trainer_state.json``."""
     values: dict[str, Any] = {
-        "best_global_step": None,
         "best_metric": None,
         "best_model_checkpoint": None,
         "epoch": plan.epoch_at(state.step),

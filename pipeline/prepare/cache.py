@@ -65,9 +65,9 @@ class PreparedCache:
         write_file(self._entry(self.key), json.dumps(entry))
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of this input; a lock whose owner died does not block."""
-        path = self.folder / ".locks" / f"{self.key}.lock"
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold a lock of this folder; one whose owner died does not block."""
+        path = self.folder / ".locks" / f"{name}.lock"
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)

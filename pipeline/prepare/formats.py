@@ -77,7 +77,7 @@ def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) 
     file.seek(0)
     unpacker = next((make for magic, make in _UNPACKERS.items() if head.startswith(magic)), None)
     if unpacker is None:
-        while chunk := file.read(_CHUNK):
+        while chunk := _read(file):
             advance(len(chunk))
             yield chunk
         return
@@ -98,6 +98,18 @@ def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) 
         yield b"".join(out)
 
 
+def _read(file: BinaryIO) -> bytes:
+    try:
+        return file.read(_CHUNK)
+    except OSError as error:
+        raise InputError(
+            "a file cannot be read",
+            where=file.name,
+            got=error.strerror or error,
+            do="check the disk it is on",
+        ) from error
+
+
 def _unpack(
     file: BinaryIO, make: Callable[[], Any], advance: Callable[[int], None]
 ) -> Iterator[bytes]:
@@ -105,15 +117,30 @@ def _unpack(
     while piece := file.read(_PIECE):
         advance(len(piece))
         while piece:
-            yield unpacker.decompress(piece)
-            started = True
+            if not started:  # gzip allows zeros between and behind its members
+                piece = piece.lstrip(b"\x00")
+            started = started or bool(piece)
+            yield from _unpack_piece(unpacker, piece)
             if not unpacker.eof:
                 break
-            # Another member may follow; gzip allows zeros as padding.
-            piece = unpacker.unused_data.lstrip(b"\x00")
+            piece = unpacker.unused_data
             unpacker, started = make(), False
     if started:
         raise EOFError("the compressed data are cut off")
+
+
+def _unpack_piece(unpacker: Any, piece: bytes) -> Iterator[bytes]:
+    """Yield what a piece unpacks to; of a damaged one, all before the damage."""
+    spare: Any = unpacker.copy() if hasattr(unpacker, "copy") else None  # zlib's can be copied
+    try:
+        yield unpacker.decompress(piece)
+    except _DAMAGED:
+        for i in range(len(piece) if spare is not None else 0):
+            try:
+                yield spare.decompress(piece[i : i + 1])
+            except _DAMAGED:
+                break
+        raise
 
 
 def _head(path: Path) -> bytes:

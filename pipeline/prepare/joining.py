@@ -29,9 +29,10 @@ def join_parts(records: Iterable[Conversation]) -> Iterator[Conversation]:
 
 def _continues(current: Conversation, record: Conversation) -> bool:
     base, index = split_part_id(record.id)
-    if index is None or base != current.base:
+    current_base, start = split_part_id(current.id)
+    if index is None or start is None or base != current_base:
         return False
-    skip = index - current.start
+    skip = index - start
     if not 0 < skip <= len(current.turns):
         return False
     held = current.turns[skip : skip + len(record.turns)]

@@ -13,7 +13,7 @@ from pipeline.window import saved_length
 
 
 def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[int]]]:
-    """Make the pairs of some conversations; the same rows as ``prepare`` without joining.
+    """Make the pairs of some conversations, as ``prepare --no-join-parts --no-dedup`` does.
 
     Args:
         sources: Conversations: each a list of ``{"from", "value"}``, or a whole record

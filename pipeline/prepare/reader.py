@@ -159,40 +159,45 @@ def _next_value(window: _Window, position: int) -> Record | Fault:
         try:
             value, end = _DECODER.raw_decode(window.text, window.at)
         except json.JSONDecodeError as error:
-            if not _ends_early(error):
-                return Fault(position, "broken_json", error.msg)
-            if window.ended:
+            if window.ended and _ends_early(error):
                 return Fault(position, *(window.fault or _CUT_IN_RECORD))
+            if window.ended or not _may_go_on(error):
+                return Fault(position, "broken_json", error.msg)
         except ValueError as error:
             return Fault(position, "broken_json", str(error))
         except RecursionError:
             return _skip_nested(window, position)
         else:
-            # A bare number at the window's end may go on behind it.
-            if end < len(window.text) or window.ended:
+            # A bare number near the window's end may go on behind it.
+            is_number = isinstance(value, NumberText)
+            if window.ended or not is_number or len(window.text) - end > _LONGEST_BEGUN:
                 text, window.at = window.text[window.at : end], end
                 return Record(position, value, text)
         window.grow()
 
 
 _CUT_IN_RECORD = ("cut_off", "the file ends inside a record")
-# What a value or an escape looks like when the text ends inside it.
+# What a number, a word or an escape looks like when the text ends inside it.
 _BEGUN = re.compile(
-    r"-?|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|N(?:a)?|-?I(?:nfinit?)?|[\\u0-9a-fA-F]{1,11}"
+    r"[-+.0-9eE]*|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|N(?:a)?|-?I(?:nfinit?)?|[\\u0-9a-fA-F]{1,11}"
 )
+_LONGEST_BEGUN = 64
 
 
 def _ends_early(error: json.JSONDecodeError) -> bool:
-    """Tell whether text that could follow might mend the fault."""
+    """Tell whether a fault is that the text ends inside a value."""
     # "Unterminated string" points at the string's start, any other fault at its own place.
-    return error.msg.startswith("Unterminated") or bool(
-        _BEGUN.fullmatch(error.doc[error.pos :].rstrip(" \t\n\r"))
-        if len(error.doc) - error.pos < 4096
-        else False
-    )
+    rest = error.doc[error.pos : error.pos + _LONGEST_BEGUN].rstrip(" \t\n\r")
+    return error.msg.startswith("Unterminated") or _BEGUN.fullmatch(rest) is not None
 
 
-_BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+def _may_go_on(error: json.JSONDecodeError) -> bool:
+    """Tell whether more text might mend a fault: it is near the end of what is there."""
+    return error.msg.startswith("Unterminated") or len(error.doc) - error.pos <= _LONGEST_BEGUN
+
+
+# A string without an end runs to the end of the text: its brackets are none.
+_BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
 def _skip_nested(window: _Window, position: int) -> Fault:

@@ -44,8 +44,9 @@ def parse_record(value: Any, default_id: str, roles: Mapping[str, Role]) -> Conv
     else:
         messages, who, what = value.get("messages"), "role", "content"
     if not isinstance(messages, list):
-        got = _kind(messages) if "conversations" in value or "messages" in value else "neither"
-        raise RejectedError("wrong_shape", f"conversations or messages is a list, not {got}")
+        if messages is None:
+            raise RejectedError("wrong_shape", "neither conversations nor messages")
+        raise RejectedError("wrong_shape", f"its turns are a list, not {_kind(messages)}")
     if not messages:
         raise RejectedError("no_turns", "a record without turns")
     turns += [_turn(message, i, who, what, roles) for i, message in enumerate(messages)]

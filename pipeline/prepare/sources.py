@@ -7,7 +7,8 @@ passed over with one line; a file that was named is always read.
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,28 @@ def find_sources(data_path: Sequence[str]) -> list[Source]:
     Raises:
         InputError: A path is missing, a glob matches nothing, or a folder holds no records' file.
     """
-    paths = [path for given in data_path for path in _expand(given)]
+    paths = []
+    for given in data_path:
+        try:
+            paths += _expand(given)
+        except OSError as error:  # a name too long, a folder that may not be listed
+            raise InputError(
+                "a path cannot be read",
+                where=given[:200],
+                got=error.strerror or error,
+                do="check --data-path",
+            ) from error
     return [Source(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def _expand(given: str) -> list[Path]:
+    if not given:
+        raise InputError(
+            "no such path",
+            where="--data-path",
+            got="an empty name",
+            do="name a file, a folder or a glob",
+        )
     path = Path(given)
     if path.is_dir():
         files = _records_files(sorted(path.iterdir(), key=lambda child: child.name))
@@ -86,13 +104,14 @@ def _records_files(paths: Sequence[Path]) -> list[Path]:
     return kept
 
 
-def _names(paths: Sequence[Path]) -> Iterator[str]:
-    """Yield for each path as many of its last parts as tell it from the others."""
-    for path in paths:
-        parts = path.absolute().parts
-        others = {other.absolute() for other in paths} - {path.absolute()}
-        size = 1
-        while any(other.parts[-size:] == parts[-size:] for other in others) and size < len(parts):
-            size += 1
-        # A file name may hold any bytes; what is written about it is UTF-8.
-        yield os.fsencode("/".join(parts[-size:]).lstrip("/")).decode("utf-8", "replace")
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return for each path as many of its last parts as tell it from the others."""
+    parts = [path.absolute().parts for path in paths]
+    size, names = 1, dict[tuple[str, ...], str]()
+    while len(names) < len(set(parts)):
+        unnamed = [p for p in dict.fromkeys(parts) if p not in names]
+        same_ending = Counter(p[-size:] for p in dict.fromkeys(parts))
+        names |= {p: "/".join(p[-size:]) for p in unnamed if same_ending[p[-size:]] == 1}
+        size += 1
+    # A file name may hold any bytes; what is written about it is UTF-8.
+    return [os.fsencode(names[p]).decode("utf-8", "replace") for p in parts]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,13 @@ from pipeline.prepare.workers import (
 from pipeline.progress import ByteProgress, note
 from pipeline.store.atomic import output_errors, publish_folder
 from pipeline.store.fingerprint import ContentHash, key_of, sha256_of_file
-from pipeline.store.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from pipeline.store.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    Shard,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.store.shards import SplitWriter, row_schema, write_dataset_dict
 from pipeline.store.summary import summary
 from pipeline.tokenizer import load_tokenizer, source_files
@@ -63,7 +69,7 @@ def prepare(config: PrepareConfig) -> Path:
     cache = PreparedCache(Path(config.output_dir), key, [source.stem for source in sources])
     folder = cache.find()
     if folder is None:
-        with cache.lock():
+        with cache.lock(key):
             folder = cache.find() or _Preparation(config, sources, hashes, cache).run()
     else:
         note("prepared before, from the same content with the same options")
@@ -146,7 +152,7 @@ class _Preparation:
         """Do the work in a temporary sibling and publish it."""
         with self._cache.temporary() as folder:
             shards = self._write_rows(folder)
-            if not self._tally.pairs:
+            if not any(shard.rows for shard in shards if shard.split == TRAIN):
                 raise self._nothing_left()
             fingerprint = key_of(
                 self._content.hexdigest(),
@@ -154,19 +160,27 @@ class _Preparation:
                 self._tokenizer.fingerprint,
                 SCHEMA_VERSION,
             )
-            final = self._cache.complete(fingerprint)
-            if final is None:
-                with output_errors(folder):
-                    self._tokenizer.save(
-                        folder / "tokenizer", model_max_length=self._config.model_max_length
-                    )
-                write_manifest(folder, self._manifest(fingerprint, shards))
-                final = self._cache.folder / fingerprint
-                publish_folder(folder, final)
+            with self._cache.lock(fingerprint):
+                final = self._cache.complete(fingerprint)
+                if final is None:
+                    final = self._publish(folder, fingerprint, shards)
+                else:
+                    names = ", ".join(source["name"] for source in read_manifest(final).sources)
+                    note(f"the same content was prepared before, from {names}")
         self._cache.remember(fingerprint, named_after_files=self._named_after_files)
         return final
 
-    def _write_rows(self, folder: Path) -> list[Any]:
+    def _publish(self, folder: Path, fingerprint: str, shards: list[Shard]) -> Path:
+        with output_errors(folder):
+            self._tokenizer.save(
+                folder / "tokenizer", model_max_length=self._config.model_max_length
+            )
+        write_manifest(folder, self._manifest(fingerprint, shards))
+        final = self._cache.folder / fingerprint
+        publish_folder(folder, final)
+        return final
+
+    def _write_rows(self, folder: Path) -> list[Shard]:
         schema = row_schema(self._tokenizer.vocab_size)
         splits = [TRAIN, EVAL] if self._config.eval_fraction else [TRAIN]
         total = sum(source.path.stat().st_size for source in self._sources)
@@ -178,8 +192,7 @@ class _Preparation:
         )
         with (
             contextlib.ExitStack() as stack,
-            output_errors(folder / "rejected.jsonl"),
-            (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
+            _RejectedFile(folder / "rejected.jsonl") as rejected,
             ByteProgress("preparing", total) as progress,
         ):
             writers = {
@@ -194,7 +207,9 @@ class _Preparation:
             write_dataset_dict(folder, splits)
             return [shard for writer in writers.values() for shard in writer.close()]
 
-    def _conversations(self, progress: ByteProgress, rejected: TextIO) -> Iterator[Conversation]:
+    def _conversations(
+        self, progress: ByteProgress, rejected: "_RejectedFile"
+    ) -> Iterator[Conversation]:
         """Yield the conversations that are kept, joined and without repeats."""
         records = self._accepted(progress, rejected)
         repeats = RepeatFilter() if self._config.dedup else None
@@ -205,7 +220,9 @@ class _Preparation:
                 self._tally.conversations += 1
                 yield conversation
 
-    def _accepted(self, progress: ByteProgress, rejected: TextIO) -> Iterator[Conversation]:
+    def _accepted(
+        self, progress: ByteProgress, rejected: "_RejectedFile"
+    ) -> Iterator[Conversation]:
         """Yield the records that are conversations; write the others to ``rejected``."""
         for source, counts in zip(self._sources, self._source_counts, strict=True):
             for found in read_records(source, progress.advance):
@@ -229,7 +246,7 @@ class _Preparation:
         return conversation
 
     def _reject(
-        self, found: Record | Fault, source: Source, error: RejectedError, rejected: TextIO
+        self, found: Record | Fault, source: Source, error: RejectedError, rejected: "_RejectedFile"
     ) -> None:
         self._tally.rejected += 1
         self._tally.reasons[error.reason] += 1
@@ -244,15 +261,22 @@ class _Preparation:
         }
         if isinstance(found, Fault):
             text = json.dumps(line | ({"text": found.text} if found.text is not None else {}))
-            content = found.text or ""
+            content = f"{error.detail} {found.text or ''}"
         else:
             text = f'{json.dumps(line)[:-1]}, "record": {_json_line(found)}}}'
             content = json.dumps(found.value, sort_keys=True, default=str)
         self._content.rejected(error.reason, content)
-        rejected.write(text + "\n")
+        rejected.write(text)
 
     def _nothing_left(self) -> InputError:
         tally = self._tally
+        if tally.pairs:
+            return InputError(
+                "no pair is left to train on",
+                where="--eval-fraction",
+                got=f"all {tally.pairs} pairs fell into the split eval",
+                do="give a smaller one, or more conversations",
+            )
         reasons = ", ".join(f"{name} {n}" for name, n in sorted(tally.reasons.items())) or "none"
         return InputError(
             "no pair is left to train on",
@@ -262,7 +286,7 @@ class _Preparation:
             do="give ShareGPT records with a human turn and an assistant turn after it",
         )
 
-    def _manifest(self, fingerprint: str, shards: list[Any]) -> Manifest:
+    def _manifest(self, fingerprint: str, shards: list[Shard]) -> Manifest:
         tally, model = self._tally, self._config.model_name_or_path
         return Manifest(
             fingerprint=fingerprint,
@@ -295,11 +319,31 @@ class _Preparation:
         )
 
 
+class _RejectedFile:
+    """Writes ``rejected.jsonl``, one line of JSON a record."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with output_errors(path):
+            self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with output_errors(self._path):
+            self._file.close()
+
+    def write(self, line: str) -> None:
+        with output_errors(self._path):
+            self._file.write(line + "\n")
+
+
 def _json_line(record: Record) -> str:
     """Return a record's JSON in one line."""
     if record.text is not None:
         # No string holds a newline in its raw form, so these are all between values.
-        return re.sub(r"\s*[\r\n]\s*", " ", record.text)
+        return re.sub(r"[\r\n][ \t\r\n]*", " ", record.text)
     try:
         return json.dumps(record.value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:  # a NaN in a Parquet column

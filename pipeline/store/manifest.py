@@ -93,6 +93,14 @@ def read_manifest(folder: Path) -> Manifest:
             got=f"schema {version}, this one reads {SCHEMA_VERSION}",
             do=again,
         )
+    for name in _other_files(manifest):
+        if not (folder / name).is_file():
+            raise PreparedFolderError(
+                "a file of the prepared folder is missing",
+                where=folder / name,
+                got="no such file",
+                do=again,
+            )
     for shard in manifest.shards:
         file = folder / shard.path
         size = file.stat().st_size if file.is_file() else None
@@ -102,3 +110,17 @@ def read_manifest(folder: Path) -> Manifest:
                 "a shard is missing or damaged", where=file, got=got, do=again
             )
     return manifest
+
+
+def _other_files(manifest: Manifest) -> list[str]:
+    """Return the files beside shards and manifest without which a prepared folder is not whole."""
+    states = [
+        f"{s}/{name}" for s in manifest.splits() for name in ("state.json", "dataset_info.json")
+    ]
+    return [
+        "dataset_dict.json",
+        "rejected.jsonl",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        *states,
+    ]

@@ -83,6 +83,7 @@ def write_prepared(
             writer.write(pa.record_batch(columns, schema=schema))
         shards += writer.close()
     write_dataset_dict(folder, list(rows))
+    (folder / "rejected.jsonl").touch()
     tokenizer.save(folder / "tokenizer", model_max_length=MAX_LENGTH)
     manifest = Manifest(
         fingerprint=folder.name,

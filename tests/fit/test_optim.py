@@ -115,7 +115,7 @@ def test_each_schedule_is_the_trainers(
 def test_warmup_is_given_or_a_share_rounded_up(config: FitConfig) -> None:
     assert warmup_steps(changed(config, warmup_ratio=0.03), 100) == 3
     assert warmup_steps(changed(config, warmup_ratio=0.03), 101) == math.ceil(3.03)
-    assert warmup_steps(changed(config, warmup_ratio=0.1), 30) == 3
+    assert warmup_steps(changed(config, warmup_ratio=0.07), 100) == 7  # 7.000000000000001
     assert warmup_steps(changed(config, warmup_ratio=0.5, warmup_steps=7), 100) == 7
     assert warmup_steps(config, 100) == 0
 

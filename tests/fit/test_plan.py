@@ -39,7 +39,7 @@ def test_rows_per_step_set_directly_do_not_depend_on_the_machine(config: FitConf
     [
         ({"num_train_epochs": 2}, 50),
         ({"num_train_epochs": 0.5}, 13),
-        ({"num_train_epochs": 0.12}, 3),  # 0.12 * 25 is a little more than 3
+        ({"num_train_epochs": 0.28}, 7),  # 0.28 * 25 is a little more than 7
         ({"num_train_epochs": 0.001}, 1),
         ({"num_train_epochs": 2, "max_steps": 7}, 7),
     ],

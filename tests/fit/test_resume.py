@@ -64,6 +64,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert log == log_of(tmp_path / "parts")
     assert [entry["step"] for entry in log if "loss" in entry] == [4, 6]
     assert [entry["step"] for entry in log if "eval_loss" in entry] == [2, 4, 6]
+    manifest = json.loads((tmp_path / "parts" / "checkpoint-3" / "checkpoint.json").read_text())
+    before = manifest["progress"]["seconds"]
+    assert 0 < before < state_of(tmp_path / "parts")["log_history"][-1]["train_runtime"]
 
 
 def test_dropout_is_on_and_seeded(run: FitConfig, still: Path, tmp_path: Path) -> None:
@@ -180,13 +183,19 @@ def break_manifest(folder: Path) -> None:
     (folder / "checkpoint.json").write_text("{", "utf-8")
 
 
+def list_files(folder: Path) -> None:
+    values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+    (folder / "checkpoint.json").write_text(json.dumps(values | {"files": []}), "utf-8")
+
+
 def change_schema(folder: Path) -> None:
     values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
     (folder / "checkpoint.json").write_text(json.dumps(values | {"schema_version": 99}), "utf-8")
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_weights, take_manifest, take_optimizer, break_manifest, change_schema]
+    "damage",
+    [damage_weights, take_manifest, take_optimizer, break_manifest, change_schema, list_files],
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over(
     finished: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],

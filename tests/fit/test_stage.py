@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ModelError, OutputError, PreparedFolderError
 from pipeline.fit.embedding import is_tied
 from pipeline.fit.model import quiet_transformers
+from pipeline.fit.setup import check_joined
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import CODE, changed, log_of, make_rows, state_of, weights_of, write_prepared
@@ -222,6 +224,33 @@ def test_a_tracker_that_is_not_installed(
     assert not Path(config.output_dir).exists()
 
 
+def test_a_tracker_that_cannot_start(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no API key")
+
+    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", fail)
+    with pytest.raises(ConfigError, match="cannot be started") as caught:
+        fit(changed(config, report_to="tensorboard"))
+    assert caught.value.got == "no API key"
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen", "words"),
+    [
+        ("DistributedType.FSDP", 2, "sharding"),
+        ("DistributedType.DEEPSPEED", 2, "sharding"),
+        ("DistributedType.NO", 1, "cannot join"),
+    ],
+)
+def test_what_a_launcher_may_not_set_up(kind: str, seen: int, words: str) -> None:
+    accelerator = SimpleNamespace(distributed_type=kind, num_processes=seen)
+    with pytest.raises(ConfigError, match=words):
+        check_joined(accelerator, 2)
+    check_joined(SimpleNamespace(distributed_type="DistributedType.MULTI_CPU", num_processes=2), 2)
+
+
 def test_another_length_than_the_datas(config: FitConfig) -> None:
     with pytest.raises(ConfigError, match="another length") as caught:
         fit(changed(config, model_max_length=128))
@@ -278,7 +307,19 @@ def test_out_of_memory_says_what_to_do(config: FitConfig, monkeypatch: pytest.Mo
     assert "--train-batch-size 4" in caught.value.do
 
 
+def test_a_run_that_failed_leaves_nothing_to_the_next(
+    config: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    config = changed(config, model_name_or_path=str(still))
+    whole = log_of(fit(config))
+    with pytest.raises(ModelError, match="cannot be found"):
+        fit(changed(config, model_name_or_path=str(tmp_path / "none"), bf16=True,
+                    output_dir=str(tmp_path / "failed")))  # fmt: skip
+    assert log_of(fit(changed(config, output_dir=str(tmp_path / "again")))) == whole
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_compiled_model_trains_alike_and_keeps_its_names(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:

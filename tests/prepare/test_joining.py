@@ -31,6 +31,7 @@ def part(record_id: str, start: int, end: int) -> Conversation:
             [("a_0", 0, 4), ("b_0", 0, 1), ("a_4", 4, 6)],
         ),
         ([("a", 0, 4), ("a", 4, 6)], [("a", 0, 4), ("a", 4, 6)]),
+        ([("a", 0, 4), ("a_4", 4, 6)], [("a", 0, 4), ("a_4", 4, 6)]),
         # turns that disagree: what a_2 holds is not what a_0 has at 2
         ([("a_0", 0, 4), ("a_2", 3, 7)], [("a_0", 0, 4), ("a_2", 3, 7)]),
         # the base may have underscores itself

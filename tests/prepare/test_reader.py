@@ -21,7 +21,12 @@ from pipeline.prepare.reader import Fault, Record, read_records
 from pipeline.prepare.sources import Source
 from tests.conftest import record
 
-RECORDS = [record(f"id{i}", 'häl\n"{[]}\\ ,', "x" * i, "😀") for i in range(7)]
+NUMBERS = {"score": [0.5, 1e-5, -2.5e30, 12], "flags": [True, False, None], "n": 1e-7}
+RAW = [
+    one | NUMBERS for one in [record(f"id{i}", 'häl\n"{[]}\\ ,', "x" * i, "😀") for i in range(7)]
+]
+ROWS = [record("id0", "q", "a"), record("id1", "ü")]
+RECORDS = json.loads(json.dumps(RAW), parse_int=str, parse_float=str)
 
 
 def read(path: Path) -> list[Record | Fault]:
@@ -68,25 +73,25 @@ def test_every_form_gives_the_records(
     tmp_path: Path, chunk_size: int, form: str, packer: str
 ) -> None:
     path = tmp_path / "wrong_suffix.txt"
-    path.write_bytes(PACKERS[packer](FORMS[form](RECORDS)))
+    path.write_bytes(PACKERS[packer](FORMS[form](RAW)))
     found = read(path)
     assert values(found) == RECORDS
     assert [f.position for f in found] == list(range(7))
 
 
 def test_parquet_gives_the_records(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "x.json", row_group_size=2)
-    assert values(read(tmp_path / "x.json")) == RECORDS
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.json", row_group_size=2)
+    assert values(read(tmp_path / "x.json")) == ROWS
 
 
 def test_a_cut_parquet_file_is_one_fault(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "x.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet")
     data = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(data[:-20])
     assert faults(read(tmp_path / "x.parquet")) == [(0, "broken_parquet")]
 
 
-ARRAY = json.dumps(RECORDS, indent=1).encode()
+ARRAY = json.dumps(RAW, indent=1).encode()
 
 
 @given(cut=st.integers(1, len(ARRAY) - 1))
@@ -106,7 +111,7 @@ def test_an_array_cut_anywhere_gives_each_whole_record_and_one_fault(
 
 def _end_of(i: int) -> int:
     """Return how many bytes of ARRAY hold records 0 to i whole."""
-    return len(json.dumps(RECORDS[: i + 1], indent=1).encode()) - len(b"\n]")
+    return len(json.dumps(RAW[: i + 1], indent=1).encode()) - len(b"\n]")
 
 
 @pytest.mark.parametrize("packer", [p for p in PACKERS if p != "plain"])
@@ -124,6 +129,23 @@ def test_a_cut_compressed_file_gives_every_record_that_can_be_unpacked(
     assert got == many[: len(got)]
     # bz2 packs in blocks of 900 kB; the others give nearly all that is there.
     assert len(got) > 1500 or packer == "bz2"
+
+
+def test_a_damaged_gzip_gives_every_record_before_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    data = bytearray(gzip.compress(FORMS["lines"](RAW)))
+    data[-5] ^= 1  # of the checksum, behind all records
+    path.write_bytes(data)
+    assert values(read(path)) == RECORDS
+    assert faults(read(path)) == [(7, "cut_off")]
+
+
+def test_a_gzip_may_be_padded_with_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "x.json.gz"
+    data = FORMS["array"](RAW)
+    packed = [gzip.compress(part) for part in (data[:100], data[100:])]
+    path.write_bytes(packed[0] + bytes(50_000) + packed[1] + bytes(50_000))
+    assert (values(read(path)), faults(read(path))) == (RECORDS, [])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +213,8 @@ def test_what_readers_differ_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["array", "lines"])
 def test_a_record_nested_too_deep_is_passed_over(tmp_path: Path, form: str) -> None:
-    deep = "[" * 200_000 + '"]"' + "]" * 200_000
+    # The brackets in a string that is larger than the window count for nothing.
+    deep = "[" * 200_000 + '"' + "]]]" * 500_000 + '"' + "]" * 200_000
     text = f"[{{}}, {deep}, {{}}]" if form == "array" else f"{{}}\n{deep}\n{{}}"
     (tmp_path / "x.json").write_text(text)
     found = read(tmp_path / "x.json")

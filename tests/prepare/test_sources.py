@@ -62,6 +62,7 @@ def test_a_named_file_is_read_whatever_it_is(folder: Path) -> None:
         ("*.nothing", "a glob that matches nothing"),
         ("README*", "a glob that matches nothing"),
         ("empty", "a folder without a file of records"),
+        ("x" * 300, "a path cannot be read"),
     ],
 )
 def test_what_is_not_there_is_an_error(folder: Path, path: str, what: str) -> None:
@@ -90,3 +91,8 @@ def test_a_file_name_that_is_no_utf8_can_be_written_about(tmp_path: Path) -> Non
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.json")
     Path(path).write_text("[]")
     assert json.dumps(names(path), ensure_ascii=False).encode("utf-8")
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(InputError, match="an empty name"):
+        find_sources([""])

@@ -187,6 +187,17 @@ def test_records_without_an_id_are_named_after_their_file(
     assert folders[0] != folders[1] == folders[2]
 
 
+def test_other_rejections_are_another_folder(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    good = json.dumps(record("a", "q", "a"))
+    folders = set()
+    for i, broken in enumerate(("NaN", ",")):
+        (tmp_path / f"{i}.json").write_text(f"[{good}, {broken}]")
+        folder = prepare(tmp_path / f"{i}.json")
+        assert json.loads((folder / "rejected.jsonl").read_text())["file"] == f"{i}.json"
+        folders.add(folder)
+    assert len(folders) == 2
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -251,6 +262,45 @@ def test_a_damaged_folder_is_made_again(
     (folder / "manifest.json").unlink()
     assert prepare(SAMPLE) == folder
     assert (folder / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer/tokenizer.json", "rejected.jsonl", "train/state.json", "dataset_dict.json"]
+)
+def test_a_folder_without_one_of_its_files_is_made_again(
+    prepare: Callable[..., Path], name: str
+) -> None:
+    folder = prepare(SAMPLE)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    assert prepare(SAMPLE) == folder
+    assert (folder / name).read_bytes() == content
+
+
+def test_all_pairs_in_the_split_eval_is_an_error(
+    prepare: Callable[..., Path], write_json: WriteJson
+) -> None:
+    with pytest.raises(InputError, match="all 1 pairs fell into the split eval"):
+        prepare(write_json("x.json", [record("a", "q", "a")]), eval_fraction=0.999999)
+
+
+def test_a_re_saved_tokenizer_gives_the_same_rows_and_a_spiece_model(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = prepare(SAMPLE)
+    AutoTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "spiece.model").exists()
+    config = PrepareConfig(
+        data_path=(str(SAMPLE),),
+        model_name_or_path=str(tmp_path / "saved"),
+        output_dir=str(tmp_path / "again"),
+    )
+    again = pipeline.prepare(config)
+    assert again.name == folder.name
+    name = "tokenizer/spiece.model"
+    assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_line(
@@ -340,7 +390,7 @@ pipeline.prepare(pipeline.PrepareConfig(
     result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert result.returncode == -9
     children = [int(line) for line in result.stdout.split()]
-    assert len(children) == 2
+    assert children
     deadline = time.monotonic() + 20
     while any(_runs(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,0 +1,229 @@
+"""Settings -> everything that is there before a model is: data, processes, plan, output folder.
+
+What can be wrong with a run is found here, before anything that takes time.
+"""
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
+from pipeline.fit.checkpoint import delete_leftovers, run_identity
+from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.plan import RunPlan, plan_run
+from pipeline.progress import note
+from pipeline.store.atomic import output_errors
+from pipeline.store.manifest import Manifest
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """An open prepared folder."""
+
+    train: SupervisedDataset
+    eval: SupervisedDataset | None
+    """None where there is no split eval, or no row in it."""
+    tokenizer: TextTokenizer
+
+    @property
+    def manifest(self) -> Manifest:
+        """The folder's manifest."""
+        return self.train.manifest
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files are."""
+        return self.train.path / "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """A run, ready to get a model."""
+
+    config: FitConfig
+    accelerator: Any
+    data: Data
+    plan: RunPlan
+    identity: dict[str, Any]
+    """What must be the same for the run to go on: see ``checkpoint.run_identity``."""
+
+    @property
+    def output(self) -> Path:
+        """The folder that everything is written into."""
+        return Path(self.config.output_dir)
+
+    def say(self, text: str) -> None:
+        """Print a note, from the main process alone."""
+        if self.accelerator.is_main_process:
+            note(text)
+
+
+def open_data(config: FitConfig) -> Data:
+    """Open the prepared folder that a run trains on.
+
+    Raises:
+        PreparedFolderError, TokenizerError: It is missing, incomplete or damaged.
+        ConfigError: It was cut to another length than the settings say.
+    """
+    num_rows = None if config.num_data < 1 else config.num_data
+    train = SupervisedDataset(config.data_path, "train", num_rows=num_rows)
+    prepared = train.manifest.config.get("model_max_length")
+    if config.model_max_length is not None and config.model_max_length != prepared:
+        raise ConfigError("the rows were cut to another length", where="--model-max-length",
+                          got=f"{config.model_max_length}, prepared with {prepared}",
+                          do="leave it out, or run duet prepare with this length")  # fmt: skip
+    has_eval = train.manifest.rows("eval") > 0
+    return Data(
+        train=train,
+        eval=SupervisedDataset(config.data_path, "eval") if has_eval else None,
+        tokenizer=load_tokenizer(str(train.path / "tokenizer")),
+    )
+
+
+@contextlib.contextmanager
+def join_processes(config: FitConfig) -> Iterator[Any]:
+    """Yield accelerate's Accelerator, joined with the run's other processes.
+
+    Raises:
+        ConfigError: A tracker's package is missing, or the launcher asks for what is not here.
+    """
+    from accelerate import (  # type: ignore[import-untyped]
+        Accelerator,
+        DistributedDataParallelKwargs,
+    )
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+
+    _check_trackers(config)
+    # The state is global: without this, a second run in this process keeps the first's precision.
+    AcceleratorState._reset_state()
+    was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        # Unless told so, accelerate does not join processes that have no GPU.
+        cpu=processes > 1 and not _has_gpu(),
+        mixed_precision="bf16" if config.bf16 else "no",
+        log_with=config.trackers or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[parallel],
+    )
+    check_joined(accelerator, processes)
+    try:
+        yield accelerator
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    # Only after a good end: after a fault the others may wait in a collective, and so would this.
+    if not was_joined:
+        accelerator.state.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def check_joined(accelerator: Any, processes: int) -> None:
+    """Refuse what a launcher can set up and this program would do wrong without a word.
+
+    Raises:
+        ConfigError: Sharding that the launcher set up, or processes that do not know each other.
+    """
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ConfigError("the launcher set up sharding, which this version does not have",
+                          where="accelerate launch", got=kind,
+                          do="launch without it: each process then holds the whole model",
+                          )  # fmt: skip
+    if accelerator.num_processes != processes:
+        raise ConfigError("the processes of this run cannot join", where="WORLD_SIZE",
+                          got=f"{processes}, but this process sees {accelerator.num_processes}",
+                          do="start one process, or give each a device of its own")  # fmt: skip
+
+
+def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
+    """Plan the run and make its output folder.
+
+    Raises:
+        ConfigError: See ``plan.plan_run``.
+        OutputError: The folder cannot be written.
+    """
+    num_rows, eval_rows = len(data.train), len(data.eval) if data.eval is not None else 0
+    plan = plan_run(
+        config, num_rows=num_rows, eval_rows=eval_rows, processes=accelerator.num_processes
+    )
+    identity = run_identity(config, plan, fingerprint=data.manifest.fingerprint, num_rows=num_rows)
+    setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
+    _note_what_means_nothing(setup)
+    if accelerator.is_main_process:
+        _make_output_folder(setup.output)
+    accelerator.wait_for_everyone()
+    return setup
+
+
+def start_trackers(setup: Setup) -> None:
+    """Start the trackers that the settings name.
+
+    Raises:
+        ConfigError: One of them cannot start: it wants a login, a network, a disk.
+    """
+    config = setup.config
+    if not config.trackers:
+        return
+    named = {"name": config.run_name} if config.run_name else {}
+    try:
+        setup.accelerator.init_trackers(
+            "duet", config=_plain(config), init_kwargs={"wandb": named, "trackio": named}
+        )
+    except Exception as error:  # each tracker has its own
+        raise ConfigError("a tracker cannot be started", where=f"--report-to {config.report_to}",
+                          got=error, do="mend what it says, or use --report-to none",
+                          ) from error  # fmt: skip
+
+
+def _plain(config: FitConfig) -> dict[str, bool | int | float | str]:
+    """Return the settings as trackers take them."""
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in values.items()}  # fmt: skip
+
+
+def _check_trackers(config: FitConfig) -> None:
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError("a tracker's package is missing", where=f"--report-to {name}",
+                              got="not installed", do=f"pip install {name}")  # fmt: skip
+
+
+def _has_gpu() -> bool:
+    """Tell whether there is a device that several processes can train on."""
+    if not hasattr(torch, "accelerator"):  # torch before 2.6
+        return torch.cuda.is_available()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is not None and device.type != "mps"
+
+
+def _make_output_folder(output: Path) -> None:
+    """Make the folder, and find out before the training whether it can be written."""
+    with output_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    delete_leftovers(output)
+
+
+def _note_what_means_nothing(setup: Setup) -> None:
+    config, accelerator = setup.config, setup.accelerator
+    if config.tf32 is not None:
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        elif config.tf32:
+            setup.say("--tf32 means nothing on this device; ignored")
+    if config.fsdp:
+        reason = "in one process" if accelerator.num_processes == 1 else "in this version"
+        setup.say(f"--fsdp means nothing {reason}; every process holds the whole model")
