@@ -32,7 +32,11 @@ def tables() -> str:
     for command, (config_class, _, _) in COMMANDS.items():
         for f in dataclasses.fields(config_class):
             name = f.name.upper() if f.metadata["positional"] else flag(f.name)
-            row = (name, default_of(f), f.metadata["help"].replace("|", "\\|"))
+            row = (
+                name,
+                default_of(f),
+                f.metadata["help"].replace("|", "\\|").replace("</s>", "`</s>`"),
+            )
             rows.setdefault(row, []).append(command)
     lines = ["| flag | commands | default | meaning |", "| --- | --- | --- | --- |"]
     for (name, default, meaning), commands in rows.items():
