@@ -2,8 +2,8 @@
 
     python scripts/loss_compare.py REV_A REV_B [--steps 6]
 
-``REV_B`` may be ``.``, the working tree as it is. Each side trains a tiny T5 from the same weights
-on ``tests/golden/prepared`` with several micro-batches a step. Exits with 1 at the first difference.
+``REV_B`` may be ``.``, the working tree as it is. Each side trains the golden model from scratch on
+``tests/golden/prepared``, with several micro-batches a step. Exits with 1 if the two differ.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FIT = """--max-steps {steps} --per-device-train-batch-size 2 --gradient-accumulation-steps 2
+GOLDEN = ROOT / "tests" / "golden"
+FIT = """--from-scratch --max-steps {steps} --per-device-train-batch-size 2 --gradient-accumulation-steps 2
     --learning-rate 1e-2 --logging-steps 1 --save-strategy no --eval-strategy no --seed 1"""
 
 Log = list[tuple[int, float, float]]
@@ -27,9 +28,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder) / "model")
         first, second = (
-            losses(revision, model, Path(folder) / str(i), args.steps)
+            losses(revision, Path(folder) / str(i), args.steps)
             for i, revision in enumerate(args.revisions)
         )
     print(f"step  loss, grad norm: {args.revisions[0]:<26}{args.revisions[1]}")
@@ -39,18 +39,7 @@ def main() -> None:
         sys.exit("the two differ")
 
 
-def make_model(folder: Path) -> Path:
-    """Make the tiny T5 that both sides start from: the golden vocabulary, random weights."""
-    sys.path.insert(0, str(ROOT))
-    from scripts.tiny_t5 import make_tiny_t5
-
-    pairs = (ROOT / "data" / "raw" / "sample.json").read_text(encoding="utf-8")
-    texts = [turn["value"] for r in json.loads(pairs) for turn in r["conversations"]
-             if isinstance(turn, dict)]  # fmt: skip
-    return make_tiny_t5(folder, texts, vocab_size=300, d_model=16, num_layers=1)
-
-
-def losses(revision: str, model: Path, folder: Path, steps: int) -> Log:
+def losses(revision: str, folder: Path, steps: int) -> Log:
     """Return (step, loss, gradient norm) of each step of a revision."""
     tree = ROOT
     if revision != ".":
@@ -60,8 +49,8 @@ def losses(revision: str, model: Path, folder: Path, steps: int) -> Log:
     try:
         output = folder / "out"
         command = [sys.executable, "-m", "pipeline", "fit",
-                   "--data-path", str(ROOT / "tests" / "golden" / "prepared"),
-                   "--model-name-or-path", str(model), "--output-dir", str(output),
+                   "--data-path", str(GOLDEN / "prepared"),
+                   "--model-name-or-path", str(GOLDEN / "model"), "--output-dir", str(output),
                    *FIT.format(steps=steps).split()]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, check=True, cwd=tree, env=environment, stdout=subprocess.DEVNULL)
