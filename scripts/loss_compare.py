@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-FIT = """--from-scratch --max-steps {steps} --per-device-train-batch-size 2 --gradient-accumulation-steps 2
+FIT = """--from-scratch --max-steps {steps} --gradient-accumulation-steps 2
+    --per-device-train-batch-size 2
     --learning-rate 1e-2 --logging-steps 1 --save-strategy no --eval-strategy no --seed 1"""
 
 Log = list[tuple[int, float, float]]
