@@ -41,9 +41,18 @@ def main() -> None:
         reference = [args.reference_python, str(SIDE), str(path), args.tokenizer]
         times: dict[str, list[float]] = {"ours": [], "reference": []}
         for run in range(args.runs):
-            ours = [sys.executable, "-m", "pipeline", "prepare", "--data-path", str(path),
-                    "--model-name-or-path", args.tokenizer,
-                    "--output-dir", f"{folder}/{run}"]  # fmt: skip
+            ours = [
+                sys.executable,
+                "-m",
+                "pipeline",
+                "prepare",
+                "--data-path",
+                str(path),
+                "--model-name-or-path",
+                args.tokenizer,
+                "--output-dir",
+                f"{folder}/{run}",
+            ]
             times["ours"].append(seconds(ours))
             times["reference"].append(seconds(reference))
         theirs = json.loads(output([*reference, "--measure"]).splitlines()[-1])

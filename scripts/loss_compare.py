@@ -49,10 +49,19 @@ def losses(revision: str, folder: Path, steps: int) -> Log:
         subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
     try:
         output = folder / "out"
-        command = [sys.executable, "-m", "pipeline", "fit",
-                   "--data-path", str(GOLDEN / "prepared"),
-                   "--model-name-or-path", str(GOLDEN / "model"), "--output-dir", str(output),
-                   *FIT.format(steps=steps).split()]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "fit",
+            "--data-path",
+            str(GOLDEN / "prepared"),
+            "--model-name-or-path",
+            str(GOLDEN / "model"),
+            "--output-dir",
+            str(output),
+            *FIT.format(steps=steps).split(),
+        ]
         environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, check=True, cwd=tree, env=environment, stdout=subprocess.DEVNULL)
     finally:

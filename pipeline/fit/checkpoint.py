@@ -30,8 +30,17 @@ from pipeline.store.atomic import output_errors, publish_folder
 SCHEMA_VERSION = 1
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
-_SETTINGS = ("seed", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm",
-             "optim", "adam_beta1", "adam_beta2", "adam_epsilon")  # fmt: skip
+_SETTINGS = (
+    "seed",
+    "learning_rate",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
 
 
 def run_identity(
@@ -66,10 +75,12 @@ class Checkpoint:
         for name, value in identity.items():
             before = self.identity.get(name)
             if before != value:
-                raise CheckpointError("a run cannot go on with other settings", where=name,
-                                      got=f"{value}, but {self.folder.name} was made with {before}",
-                                      do="give the value it was made with, or another --output-dir",
-                                      )  # fmt: skip
+                raise CheckpointError(
+                    "a run cannot go on with other settings",
+                    where=name,
+                    got=f"{value}, but {self.folder.name} was made with {before}",
+                    do="give the value it was made with, or another --output-dir",
+                )
 
     def load(self, name: str) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
@@ -93,9 +104,12 @@ class Checkpoint:
 def damaged(where: Path, error: Exception) -> CheckpointError:
     """Return the error for a checkpoint whose content cannot be read."""
     got = error.got if isinstance(error, DuetError) else f"{type(error).__name__}: {error}"
-    return CheckpointError("a checkpoint is damaged", where=where, got=got,
-                           do="delete its folder; the run then goes on from the one before",
-                           )  # fmt: skip
+    return CheckpointError(
+        "a checkpoint is damaged",
+        where=where,
+        got=got,
+        do="delete its folder; the run then goes on from the one before",
+    )
 
 
 def find_checkpoint(output: Path) -> Checkpoint | None:
@@ -164,8 +178,11 @@ def delete_oldest(output: Path, newest: int, limit: int | None) -> None:
     """
     if limit is None:
         return
-    older = [folder for step, folder in sorted(_folders(output))
-             if step < newest and (folder / MANIFEST).is_file()]  # fmt: skip
+    older = [
+        folder
+        for step, folder in sorted(_folders(output))
+        if step < newest and (folder / MANIFEST).is_file()
+    ]
     for folder in older[: max(len(older) - (limit - 1), 0)]:
         with output_errors(folder):
             (folder / MANIFEST).unlink()  # first, so that what is left is never taken for whole
@@ -181,8 +198,11 @@ def delete_leftovers(output: Path) -> None:
 
 def _folders(output: Path) -> list[tuple[int, Path]]:
     folders = output.iterdir() if output.is_dir() else iter(())
-    return [(int(match[1]), folder) for folder in folders
-            if (match := _NAME.fullmatch(folder.name)) and folder.is_dir()]  # fmt: skip
+    return [
+        (int(match[1]), folder)
+        for folder in folders
+        if (match := _NAME.fullmatch(folder.name)) and folder.is_dir()
+    ]
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
@@ -202,8 +222,9 @@ def _read(folder: Path, step: int) -> Checkpoint:
     state = RunState.from_progress(manifest["progress"], log)
     if state.step != step:
         raise ValueError(f"it was made at step {state.step}")
-    return Checkpoint(folder=folder, identity=manifest["identity"],
-                      processes=manifest["processes"], state=state)  # fmt: skip
+    return Checkpoint(
+        folder=folder, identity=manifest["identity"], processes=manifest["processes"], state=state
+    )
 
 
 def _rng_file(process: int, processes: int) -> str:

@@ -51,8 +51,12 @@ class DataCollatorForSupervisedDataset:
     def __post_init__(self) -> None:
         """Check that there is something to pad with."""
         if self.tokenizer.pad_token_id is None:
-            raise TokenizerError("the tokenizer has no padding token", where="pad_token_id",
-                                 got=None, do="set tokenizer.pad_token")  # fmt: skip
+            raise TokenizerError(
+                "the tokenizer has no padding token",
+                where="pad_token_id",
+                got=None,
+                do="set tokenizer.pad_token",
+            )
 
     def __call__(self, instances: Sequence[Mapping[str, Any]]) -> Batch:
         """Return the batch of some rows.

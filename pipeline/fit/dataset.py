@@ -40,8 +40,12 @@ class SupervisedDataset(Dataset[Row]):
     ) -> None:
         """Open the split; no row is read."""
         if num_rows is not None and num_rows < 1:
-            raise ConfigError("a setting is out of range", where="num_rows", got=num_rows,
-                              do="give 1 or more, or None for all")  # fmt: skip
+            raise ConfigError(
+                "a setting is out of range",
+                where="num_rows",
+                got=num_rows,
+                do="give 1 or more, or None for all",
+            )
         self.path, self.split, self.num_rows = Path(path), split, num_rows
         self.manifest: Manifest = read_manifest(self.path)
         table = open_split(self.path, self.manifest, split)

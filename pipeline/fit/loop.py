@@ -68,10 +68,12 @@ class TrainingStep:
         loss = self._backward(rows, tokens)
         grad_norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise ModelError("training diverged", where=f"step {step}",
-                             got=f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}",
-                             do="start again with a lower --learning-rate or with --warmup-steps",
-                             )  # fmt: skip
+            raise ModelError(
+                "training diverged",
+                where=f"step {step}",
+                got=f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}",
+                do="start again with a lower --learning-rate or with --warmup-steps",
+            )
         rate = float(self._schedule.get_last_lr()[0])
         self._optimizer.step()
         self._schedule.step()
@@ -85,9 +87,12 @@ class TrainingStep:
         # accumulation that its launcher may have set: both are undone.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / max(tokens, 1)
         dealt = micro_batches(
-            rows, self.encoder_lengths, self.decoder_lengths,
-            max_rows=self._config.per_device_train_batch_size, processes=accelerator.num_processes,
-        )  # fmt: skip
+            rows,
+            self.encoder_lengths,
+            self.decoder_lengths,
+            max_rows=self._config.per_device_train_batch_size,
+            processes=accelerator.num_processes,
+        )
         total = torch.zeros((), device=accelerator.device)
         for i, parts in enumerate(dealt):
             last = i == len(dealt) - 1

@@ -90,13 +90,21 @@ def quiet_transformers() -> Iterator[None]:
 def _read_config(name: str, cache_dir: str | None) -> dict[str, Any]:
     path = find_model_file(name, "config.json", cache_dir)
     if path is None:
-        raise ModelError("not a model", where=name, got="no config.json",
-                         do="give a folder with config.json, or a hub name")  # fmt: skip
+        raise ModelError(
+            "not a model",
+            where=name,
+            got="no config.json",
+            do="give a folder with config.json, or a hub name",
+        )
     with _model_errors(path):
         value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise ModelError("a model's config has a wrong shape", where=path,
-                         got=type(value).__name__, do="copy the model's folder again")  # fmt: skip
+        raise ModelError(
+            "a model's config has a wrong shape",
+            where=path,
+            got=type(value).__name__,
+            do="copy the model's folder again",
+        )
     return value
 
 
@@ -109,10 +117,12 @@ def _model_errors(where: object) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        raise ModelError("the model cannot be loaded", where=where,
-                         got=f"{type(error).__name__}: {lines[0]}",
-                         do="give an encoder-decoder model, complete, such as google/flan-t5-base",
-                         ) from error  # fmt: skip
+        raise ModelError(
+            "the model cannot be loaded",
+            where=where,
+            got=f"{type(error).__name__}: {lines[0]}",
+            do="give an encoder-decoder model, complete, such as google/flan-t5-base",
+        ) from error
 
 
 def _pretrained(name: str, cache_dir: str | None) -> Any:
@@ -123,9 +133,12 @@ def _pretrained(name: str, cache_dir: str | None) -> Any:
     )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ModelError("the model's weights are incomplete", where=name,
-                         got=f"no {missing[0]}, {len(missing)} missing in all",
-                         do="give a complete encoder-decoder model")  # fmt: skip
+        raise ModelError(
+            "the model's weights are incomplete",
+            where=name,
+            got=f"no {missing[0]}, {len(missing)} missing in all",
+            do="give a complete encoder-decoder model",
+        )
     return model.float()
 
 
@@ -162,9 +175,12 @@ def _check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, in
         return
     for token, i in tokenizer.backend.get_vocab().items():
         if token not in NEW_PIECES and own_ids.get(token) != i:
-            raise ModelError("the data were prepared for another model", where=name,
-                             got=f"{token!r} is id {own_ids.get(token)} there, {i} in the data",
-                             do=f"run duet prepare with --model-name-or-path {name}")  # fmt: skip
+            raise ModelError(
+                "the data were prepared for another model",
+                where=name,
+                got=f"{token!r} is id {own_ids.get(token)} there, {i} in the data",
+                do=f"run duet prepare with --model-name-or-path {name}",
+            )
 
 
 def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
@@ -186,15 +202,22 @@ def _is_lossless(tokenizer: TextTokenizer) -> bool:
 def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -> Any:
     """Check what training relies on, complete the generation config, set checkpointing."""
     if num_rows(model) < tokenizer.vocab_size:
-        raise ModelError("the model has too few embedding rows", where=name, got=num_rows(model),
-                         do=f"give a model with {tokenizer.vocab_size} or more")  # fmt: skip
+        raise ModelError(
+            "the model has too few embedding rows",
+            where=name,
+            got=num_rows(model),
+            do=f"give a model with {tokenizer.vocab_size} or more",
+        )
     settings, generation = model.config, model.generation_config
     start = getattr(settings, "decoder_start_token_id", None)
     start = generation.decoder_start_token_id if start is None else start
     if start is None:
-        raise ModelError("the model does not say what its decoder starts with", where=name,
-                         got="no decoder_start_token_id",
-                         do="set it in config.json (T5: 0)")  # fmt: skip
+        raise ModelError(
+            "the model does not say what its decoder starts with",
+            where=name,
+            got="no decoder_start_token_id",
+            do="set it in config.json (T5: 0)",
+        )
     settings.decoder_start_token_id = generation.decoder_start_token_id = start
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.eos_id  # masked wherever it stands

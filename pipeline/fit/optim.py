@@ -58,9 +58,12 @@ def make_optimizer(model: nn.Module, options: FitOptions) -> torch.optim.Optimiz
             fused=True if options.optim == "adamw_torch_fused" else None,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError("the optimizer cannot be made", where=f"--optim {options.optim}",
-                          got=error, do="use --optim adamw_torch, or mend the values named",
-                          ) from error  # fmt: skip
+        raise ConfigError(
+            "the optimizer cannot be made",
+            where=f"--optim {options.optim}",
+            got=error,
+            do="use --optim adamw_torch, or mend the values named",
+        ) from error
 
 
 def warmup_steps(options: FitOptions, total_steps: int) -> int:
@@ -86,7 +89,10 @@ def make_schedule(
             num_training_steps=total_steps,
         )
     except ValueError as error:
-        raise ConfigError("the schedule cannot be made", got=error,
-                          where=f"--lr-scheduler-type {options.lr_scheduler_type}",
-                          do="give another rate or another schedule") from error  # fmt: skip
+        raise ConfigError(
+            "the schedule cannot be made",
+            got=error,
+            where=f"--lr-scheduler-type {options.lr_scheduler_type}",
+            do="give another rate or another schedule",
+        ) from error
     return schedule

@@ -66,8 +66,12 @@ def plan_run(options: FitOptions, *, num_rows: int, eval_rows: int, processes: i
         ConfigError: There is nothing to train on, or nothing to evaluate on that was asked for.
     """
     if num_rows < 1:
-        raise ConfigError("there is nothing to train on", where="--data-path", got="no rows",
-                          do="prepare more data")  # fmt: skip
+        raise ConfigError(
+            "there is nothing to train on",
+            where="--data-path",
+            got="no rows",
+            do="prepare more data",
+        )
     rows_per_step, source = _rows_per_step(options, processes)
     steps_per_epoch = math.ceil(num_rows / rows_per_step)
     total = options.max_steps
@@ -119,9 +123,12 @@ def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
         if strategy is None and steps is None:
             return Schedule()
         asked = f"--eval-strategy {strategy}" if strategy else f"--eval-steps {steps}"
-        raise ConfigError("there is nothing to evaluate on", where=asked,
-                          got="the prepared folder has no rows in a split eval",
-                          do="prepare with --eval-fraction, or leave this out")  # fmt: skip
+        raise ConfigError(
+            "there is nothing to evaluate on",
+            where=asked,
+            got="the prepared folder has no rows in a split eval",
+            do="prepare with --eval-fraction, or leave this out",
+        )
     if strategy is None:
         return Schedule(every=steps_of(steps, total) if steps else None, at_end=True)
     # As the Hugging Face trainer has it, --eval-strategy steps means those steps and no others.

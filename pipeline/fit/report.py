@@ -9,9 +9,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-_WORDS = {"loss": "loss", "grad_norm": "grad norm", "learning_rate": "rate",
-          "eval_loss": "eval loss", "eval_bits_per_byte": "bits per byte",
-          "train_loss": "mean loss", "train_runtime": "seconds"}  # fmt: skip
+_WORDS = {
+    "loss": "loss",
+    "grad_norm": "grad norm",
+    "learning_rate": "rate",
+    "eval_loss": "eval loss",
+    "eval_bits_per_byte": "bits per byte",
+    "train_loss": "mean loss",
+    "train_runtime": "seconds",
+}
 
 
 class Reporter:
@@ -36,10 +42,14 @@ class Reporter:
             )
 
             self._bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._bar.start()
             self._task = self._bar.add_task(
                 "training", total=self._total, completed=self._first, status=""

@@ -78,9 +78,12 @@ def open_data(config: FitConfig) -> Data:
     train = SupervisedDataset(config.data_path, "train", num_rows=num_rows)
     prepared = train.manifest.config.get("model_max_length")
     if config.model_max_length is not None and config.model_max_length != prepared:
-        raise ConfigError("the rows were cut to another length", where="--model-max-length",
-                          got=f"{config.model_max_length}, prepared with {prepared}",
-                          do="leave it out, or run duet prepare with this length")  # fmt: skip
+        raise ConfigError(
+            "the rows were cut to another length",
+            where="--model-max-length",
+            got=f"{config.model_max_length}, prepared with {prepared}",
+            do="leave it out, or run duet prepare with this length",
+        )
     has_eval = train.manifest.rows("eval") > 0
     return Data(
         train=train,
@@ -96,11 +99,11 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     Raises:
         ConfigError: A tracker's package is missing, or the launcher asks for what is not here.
     """
-    from accelerate import (  # type: ignore[import-untyped]
+    from accelerate import (
         Accelerator,
         DistributedDataParallelKwargs,
     )
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState
 
     _check_trackers(config)
     # The state is global: without this, a second run in this process keeps the first's precision.
@@ -136,14 +139,19 @@ def check_joined(accelerator: Any, processes: int) -> None:
     """
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ConfigError("the launcher set up sharding, which this version does not have",
-                          where="accelerate launch", got=kind,
-                          do="launch without it: each process then holds the whole model",
-                          )  # fmt: skip
+        raise ConfigError(
+            "the launcher set up sharding, which this version does not have",
+            where="accelerate launch",
+            got=kind,
+            do="launch without it: each process then holds the whole model",
+        )
     if accelerator.num_processes != processes:
-        raise ConfigError("the processes of this run cannot join", where="WORLD_SIZE",
-                          got=f"{processes}, but this process sees {accelerator.num_processes}",
-                          do="start one process, or give each a device of its own")  # fmt: skip
+        raise ConfigError(
+            "the processes of this run cannot join",
+            where="WORLD_SIZE",
+            got=f"{processes}, but this process sees {accelerator.num_processes}",
+            do="start one process, or give each a device of its own",
+        )
 
 
 def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
@@ -181,23 +189,32 @@ def start_trackers(setup: Setup) -> None:
             "duet", config=_plain(config), init_kwargs={"wandb": named, "trackio": named}
         )
     except Exception as error:  # each tracker has its own
-        raise ConfigError("a tracker cannot be started", where=f"--report-to {config.report_to}",
-                          got=error, do="mend what it says, or use --report-to none",
-                          ) from error  # fmt: skip
+        raise ConfigError(
+            "a tracker cannot be started",
+            where=f"--report-to {config.report_to}",
+            got=error,
+            do="mend what it says, or use --report-to none",
+        ) from error
 
 
 def _plain(config: FitConfig) -> dict[str, bool | int | float | str]:
     """Return the settings as trackers take them."""
     values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return {name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in values.items()}  # fmt: skip
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in values.items()
+    }
 
 
 def _check_trackers(config: FitConfig) -> None:
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError("a tracker's package is missing", where=f"--report-to {name}",
-                              got="not installed", do=f"pip install {name}")  # fmt: skip
+            raise ConfigError(
+                "a tracker's package is missing",
+                where=f"--report-to {name}",
+                got="not installed",
+                do=f"pip install {name}",
+            )
 
 
 def _has_gpu() -> bool:

@@ -72,7 +72,7 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
 
     The main process decides for all: the others must not look while it writes.
     """
-    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+    from accelerate.utils import broadcast_object_list
 
     found: list[Any] = [None, False]
     if setup.accelerator.is_main_process:
@@ -114,8 +114,13 @@ class Run:
             loop.run()
             loop.finish()
         if setup.accelerator.is_main_process:
-            write_trained(setup.output, self._model, setup.data.tokenizer_folder,
-                          run=self._facts(), trainer_state=self._trainer_state())  # fmt: skip
+            write_trained(
+                setup.output,
+                self._model,
+                setup.data.tokenizer_folder,
+                run=self._facts(),
+                trainer_state=self._trainer_state(),
+            )
 
     def _load_model(self, checkpoint: Checkpoint | None) -> Any:
         config, tokenizer = self._setup.config, self._setup.data.tokenizer
@@ -149,20 +154,33 @@ class Run:
 
     def _loop(self, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan
-        steps = StepPlan(num_rows=len(setup.data.train), rows_per_step=plan.rows_per_step,
-                         seed=setup.config.seed)  # fmt: skip
-        take_step = TrainingStep(setup.config, setup.accelerator, self._wrapped, self._optimizer,
-                                 self._schedule, setup.data.train, self._collate)  # fmt: skip
-        return TrainingLoop(plan, steps, self._state, take_step, self._evaluate, self._save,
-                            reporter)  # fmt: skip
+        steps = StepPlan(
+            num_rows=len(setup.data.train), rows_per_step=plan.rows_per_step, seed=setup.config.seed
+        )
+        take_step = TrainingStep(
+            setup.config,
+            setup.accelerator,
+            self._wrapped,
+            self._optimizer,
+            self._schedule,
+            setup.data.train,
+            self._collate,
+        )
+        return TrainingLoop(
+            plan, steps, self._state, take_step, self._evaluate, self._save, reporter
+        )
 
     def _evaluate(self) -> dict[str, float]:
         setup = self._setup
         if self._evaluator is None:
             assert setup.data.eval is not None, "the plan has evaluations only with a split"
-            self._evaluator = Evaluator(setup.data.eval, self._collate, setup.data.tokenizer,
-                                        setup.accelerator,
-                                        setup.config.per_device_eval_batch_size)  # fmt: skip
+            self._evaluator = Evaluator(
+                setup.data.eval,
+                self._collate,
+                setup.data.tokenizer,
+                setup.accelerator,
+                setup.config.per_device_eval_batch_size,
+            )
         return self._evaluator.run(self._wrapped)
 
     def _save(self) -> None:
@@ -172,11 +190,16 @@ class Run:
         rng_states = gather_object([rng_state()])
         if setup.accelerator.is_main_process:
             write_checkpoint(
-                setup.output, model=self._model, tokenizer=setup.data.tokenizer_folder,
-                optimizer=self._optimizer.state_dict(), schedule=self._schedule.state_dict(),
-                rng_states=rng_states, identity=setup.identity, state=self._state,
+                setup.output,
+                model=self._model,
+                tokenizer=setup.data.tokenizer_folder,
+                optimizer=self._optimizer.state_dict(),
+                schedule=self._schedule.state_dict(),
+                rng_states=rng_states,
+                identity=setup.identity,
+                state=self._state,
                 trainer_state=self._trainer_state(),
-            )  # fmt: skip
+            )
             delete_oldest(setup.output, self._state.step, setup.config.save_total_limit)
         setup.accelerator.wait_for_everyone()
 
@@ -213,8 +236,9 @@ def _device_name(device: torch.device) -> str:
 
 def _out_of_memory(setup: Setup) -> ConfigError:
     return ConfigError(
-        "the device is out of memory", where="--per-device-train-batch-size",
+        "the device is out of memory",
+        where="--per-device-train-batch-size",
         got=setup.config.per_device_train_batch_size,
         do=f"give a smaller one, with --train-batch-size {setup.plan.rows_per_step} to keep the "
         "rows of a step, or --gradient-checkpointing True",
-    )  # fmt: skip
+    )

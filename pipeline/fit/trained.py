@@ -35,9 +35,12 @@ def writing_errors(where: Path) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, SafetensorError) as error:
-            raise OutputError("cannot write", where=where, got=str(error).splitlines()[0],
-                              do="free some space, or give a folder that can be written",
-                              ) from error  # fmt: skip
+            raise OutputError(
+                "cannot write",
+                where=where,
+                got=str(error).splitlines()[0],
+                do="free some space, or give a folder that can be written",
+            ) from error
 
 
 def save_model(folder: Path, model: Any, tokenizer: Path) -> None:

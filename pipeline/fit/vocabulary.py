@@ -34,8 +34,12 @@ def own_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, 
         try:
             ids |= _READERS[name](path)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError("a tokenizer's file cannot be read", where=path, got=repr(error),
-                             do="copy the model's folder again") from error  # fmt: skip
+            raise ModelError(
+                "a tokenizer's file cannot be read",
+                where=path,
+                got=repr(error),
+                do="copy the model's folder again",
+            ) from error
     return ids or None
 
 

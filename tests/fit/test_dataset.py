@@ -78,8 +78,11 @@ def test_num_rows_takes_the_first(prepared: Path) -> None:
 
 
 def test_a_sliced_chunk_is_read_at_its_own_offsets() -> None:
-    chunks = [pa.array([[1], [2, 3], [4]]).slice(1), pa.array([], pa.list_(pa.int64())),
-              pa.array([[5, 6]])]  # fmt: skip
+    chunks = [
+        pa.array([[1], [2, 3], [4]]).slice(1),
+        pa.array([], pa.list_(pa.int64())),
+        pa.array([[5, 6]]),
+    ]
     column = _ListColumn(pa.chunked_array(chunks))
     assert [column[i].tolist() for i in range(3)] == [[2, 3], [4], [5, 6]]
     assert column.lengths().tolist() == [2, 1, 2]

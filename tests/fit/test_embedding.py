@@ -110,9 +110,17 @@ def test_tokens_that_are_there_keep_id_and_row(model: Any, hf_tokenizer: Any) ->
 
 
 def test_a_model_with_a_bias_on_its_output_grows_that_too() -> None:
-    config = BartConfig(vocab_size=100, d_model=8, encoder_layers=1, decoder_layers=1,
-                        encoder_attention_heads=1, decoder_attention_heads=1, encoder_ffn_dim=8,
-                        decoder_ffn_dim=8, max_position_embeddings=16)  # fmt: skip
+    config = BartConfig(
+        vocab_size=100,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=1,
+        decoder_attention_heads=1,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        max_position_embeddings=16,
+    )
     model = Bart(config)
     grow_embedding(model, 101)
     ids = torch.tensor([[100]])

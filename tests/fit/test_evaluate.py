@@ -23,12 +23,16 @@ def model(tiny: Path) -> Any:
         return AutoModelForSeq2SeqLM.from_pretrained(tiny)
 
 
-def evaluator(model: Any, prepared: Path, tokenizer: TextTokenizer, accelerator: Any = None,
-              max_rows: int = 2) -> Evaluator:  # fmt: skip
+def evaluator(
+    model: Any, prepared: Path, tokenizer: TextTokenizer, accelerator: Any = None, max_rows: int = 2
+) -> Evaluator:
     return Evaluator(
-        SupervisedDataset(prepared, "eval"), DataCollatorForSupervisedDataset(model.config),
-        tokenizer, accelerator or OneOfMany(), max_rows,
-    )  # fmt: skip
+        SupervisedDataset(prepared, "eval"),
+        DataCollatorForSupervisedDataset(model.config),
+        tokenizer,
+        accelerator or OneOfMany(),
+        max_rows,
+    )
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 8])

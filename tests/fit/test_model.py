@@ -108,9 +108,12 @@ def test_a_model_that_has_this_tokenizer_is_not_touched(
 
 
 def test_a_model_without_a_tokenizer_says_so(
-    config: FitConfig, tiny: Path, tokenizer: TextTokenizer, tmp_path: Path,
+    config: FitConfig,
+    tiny: Path,
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     folder = shutil.copytree(tiny, tmp_path / "bare")
     for name in ("spiece.model", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).unlink()

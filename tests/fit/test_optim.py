@@ -28,9 +28,16 @@ def names(model: Any, groups: list[dict[str, Any]]) -> list[tuple[float, set[str
 
 def trainer_optimizer(model: Any, tmp_path: Path, optim: str) -> torch.optim.Optimizer:
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), weight_decay=0.1, learning_rate=1e-2, optim=optim, report_to=[],
-        adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, use_cpu=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        weight_decay=0.1,
+        learning_rate=1e-2,
+        optim=optim,
+        report_to=[],
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-6,
+        use_cpu=True,
+    )
     optimizer: torch.optim.Optimizer = Trainer(model, arguments).create_optimizer()
     return optimizer
 
@@ -40,9 +47,16 @@ def test_groups_and_defaults_are_the_trainers(
     model: Any, config: FitConfig, tmp_path: Path, optim: str
 ) -> None:
     ours = make_optimizer(
-        model, changed(config, weight_decay=0.1, optim=optim, adam_beta1=0.8, adam_beta2=0.95,
-                       adam_epsilon=1e-6)
-    )  # fmt: skip
+        model,
+        changed(
+            config,
+            weight_decay=0.1,
+            optim=optim,
+            adam_beta1=0.8,
+            adam_beta2=0.95,
+            adam_epsilon=1e-6,
+        ),
+    )
     theirs = trainer_optimizer(model, tmp_path, optim)
     assert type(ours) is type(theirs)
     assert names(model, ours.param_groups) == names(model, theirs.param_groups)
@@ -82,8 +96,10 @@ def test_adamw_is_plain_adamw(model: Any, still: Path, config: FitConfig, optim:
     decayed = [p for n, p in other.named_parameters() if "norm" not in n and "bias" not in n]
     plain = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.2}, {"params": spared, "weight_decay": 0.0}],
-        lr=1e-2, betas=(0.9, 0.999), eps=1e-8,
-    )  # fmt: skip
+        lr=1e-2,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
     for one, two in zip(ours, steps(other, plain), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 

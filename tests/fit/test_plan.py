@@ -10,8 +10,9 @@ from pipeline.fit.plan import RunPlan, plan_run
 from tests.fit.helpers import changed
 
 
-def plan(config: FitConfig, *, rows: int = 100, evals: int = 10, processes: int = 1,
-         **changes: Any) -> RunPlan:  # fmt: skip
+def plan(
+    config: FitConfig, *, rows: int = 100, evals: int = 10, processes: int = 1, **changes: Any
+) -> RunPlan:
     config = changed(config, **{"max_steps": -1, "eval_strategy": None} | changes)
     return plan_run(config, num_rows=rows, eval_rows=evals, processes=processes)
 
@@ -49,8 +50,14 @@ def test_steps_in_all(config: FitConfig, changes: dict[str, Any], total: int) ->
 
 
 def test_shares_of_all_steps_are_rounded_up(config: FitConfig) -> None:
-    made = plan(config, max_steps=10, logging_steps=0.25, eval_steps=0.35, save_steps=0.5,
-                save_strategy="steps")  # fmt: skip
+    made = plan(
+        config,
+        max_steps=10,
+        logging_steps=0.25,
+        eval_steps=0.35,
+        save_steps=0.5,
+        save_strategy="steps",
+    )
     assert steps_due(made, "logging") == [3, 6, 9, 10]
     assert steps_due(made, "evaluation") == [4, 8, 10]
     assert steps_due(made, "saving") == [5, 10]
@@ -86,8 +93,11 @@ def test_checkpoints(config: FitConfig, changes: dict[str, Any], due: list[int])
 def test_without_a_split_nothing_is_evaluated_unless_asked_for(config: FitConfig) -> None:
     assert not plan(config, evals=0).evaluation
     assert not plan(config, evals=0, eval_strategy="no", eval_steps=3).evaluation
-    for asked in ({"eval_strategy": "epoch"}, {"eval_steps": 3},
-                  {"eval_strategy": "steps", "eval_steps": 3}):  # fmt: skip
+    for asked in (
+        {"eval_strategy": "epoch"},
+        {"eval_steps": 3},
+        {"eval_strategy": "steps", "eval_steps": 3},
+    ):
         with pytest.raises(ConfigError, match="nothing to evaluate on"):
             plan(config, evals=0, **asked)
 

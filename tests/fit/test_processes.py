@@ -15,12 +15,34 @@ pytestmark = pytest.mark.slow
 
 def torchrun(config: FitConfig, processes: int, *flags: str) -> str:
     """Run ``fit`` in several processes; return what they printed on stderr."""
-    names = ("data_path", "model_name_or_path", "output_dir", "max_steps", "learning_rate",
-             "per_device_train_batch_size", "train_batch_size", "logging_steps")  # fmt: skip
-    given = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in names
-             if getattr(config, name) is not None]  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(processes), "-m", "pipeline", "fit", *given, *flags]  # fmt: skip
+    names = (
+        "data_path",
+        "model_name_or_path",
+        "output_dir",
+        "max_steps",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "train_batch_size",
+        "logging_steps",
+    )
+    given = [
+        f"--{name.replace('_', '-')}={getattr(config, name)}"
+        for name in names
+        if getattr(config, name) is not None
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "pipeline",
+        "fit",
+        *given,
+        *flags,
+    ]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -31,8 +53,13 @@ def test_two_processes_give_the_losses_of_one(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:
     # Nine rows a step in shares of at most two: twenty rows leave a last step of two.
-    config = changed(config, model_name_or_path=str(still), train_batch_size=9,
-                     per_device_train_batch_size=2, learning_rate=1e-3)  # fmt: skip
+    config = changed(
+        config,
+        model_name_or_path=str(still),
+        train_batch_size=9,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+    )
     one = fit(changed(config, eval_strategy=None))
     two = tmp_path / "two"
     said = torchrun(changed(config, output_dir=str(two)), 2, "--save-steps", "3")
@@ -44,15 +71,17 @@ def test_two_processes_give_the_losses_of_one(
         difference = (weights_of(two)[name] - tensor).abs().max()
         assert difference < 1e-3, name
     assert sorted(path.name for path in two.glob("checkpoint-3/rng*")) == [
-        "rng_state_0.pth", "rng_state_1.pth",
-    ]  # fmt: skip
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    ]
 
 
 def test_a_step_of_fewer_rows_than_processes(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:
-    config = changed(config, model_name_or_path=str(still), train_batch_size=1, max_steps=3,
-                     learning_rate=1e-3)  # fmt: skip
+    config = changed(
+        config, model_name_or_path=str(still), train_batch_size=1, max_steps=3, learning_rate=1e-3
+    )
     one = fit(config)
     two = tmp_path / "two"
     torchrun(changed(config, output_dir=str(two)), 2, "--save-strategy=no", "--eval-strategy=no")

@@ -25,9 +25,17 @@ class StoppedError(Exception):
 @pytest.fixture
 def run(config: FitConfig) -> FitConfig:
     """Six steps over more than an epoch, with dropout; an entry every four, saved at three."""
-    return changed(config, logging_steps=4, save_strategy="steps", save_steps=3, eval_steps=2,
-                   eval_strategy="steps", lr_scheduler_type="cosine", warmup_steps=2,
-                   weight_decay=0.1)  # fmt: skip
+    return changed(
+        config,
+        logging_steps=4,
+        save_strategy="steps",
+        save_steps=3,
+        eval_steps=2,
+        eval_strategy="steps",
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        weight_decay=0.1,
+    )
 
 
 def fit_and_stop(config: FitConfig, monkeypatch: pytest.MonkeyPatch, saves: int = 1) -> None:
@@ -126,11 +134,18 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 @pytest.fixture(scope="module")
 def finished(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> FitConfig:
     config = FitConfig(
-        data_path=str(prepared), model_name_or_path=str(tiny), max_steps=6, eval_strategy="no",
-        output_dir=str(tmp_path_factory.mktemp("finished") / "out"), save_steps=2,
-        per_device_train_batch_size=4, learning_rate=1e-2, lr_scheduler_type="cosine",
-        warmup_steps=2, weight_decay=0.1,
-    )  # fmt: skip
+        data_path=str(prepared),
+        model_name_or_path=str(tiny),
+        max_steps=6,
+        eval_strategy="no",
+        output_dir=str(tmp_path_factory.mktemp("finished") / "out"),
+        save_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        weight_decay=0.1,
+    )
     fit(config)
     return config
 
@@ -159,10 +174,15 @@ def test_settings_that_do_not_change_the_training_may_change(
     (out / "trainer_state.json").unlink()
     fit(
         changed(
-            finished, output_dir=str(out), per_device_train_batch_size=2, logging_steps=1,
-            gradient_accumulation_steps=2, save_steps=5, gradient_checkpointing=True,
+            finished,
+            output_dir=str(out),
+            per_device_train_batch_size=2,
+            logging_steps=1,
+            gradient_accumulation_steps=2,
+            save_steps=5,
+            gradient_checkpointing=True,
         )
-    )  # fmt: skip
+    )
     assert state_of(out)["global_step"] == 6
 
 
@@ -198,9 +218,11 @@ def change_schema(folder: Path) -> None:
     [damage_weights, take_manifest, take_optimizer, break_manifest, change_schema, list_files],
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over(
-    finished: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    finished: FitConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
-) -> None:  # fmt: skip
+) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     damage(out / "checkpoint-6")
     found = find_checkpoint(out)
@@ -240,8 +262,9 @@ def test_weights_that_cannot_be_read_are_named(finished: FitConfig, tmp_path: Pa
 def test_checkpoints_are_found_by_number_not_by_name(finished: FitConfig, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for old, new in ((2, 9), (4, 10)):
-        folder = shutil.copytree(Path(finished.output_dir) / f"checkpoint-{old}",
-                                 out / f"checkpoint-{new}")  # fmt: skip
+        folder = shutil.copytree(
+            Path(finished.output_dir) / f"checkpoint-{old}", out / f"checkpoint-{new}"
+        )
         values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
         values["progress"]["step"] = new
         (folder / "checkpoint.json").write_text(json.dumps(values), "utf-8")

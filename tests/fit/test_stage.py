@@ -37,9 +37,13 @@ def test_the_trained_folder_loads_with_nothing_amiss(
 ) -> None:
     start = tied if kind == "tied" else tiny
     out = fit(
-        changed(config, model_name_or_path=str(start), from_scratch=kind == "fresh",
-                save_strategy="epoch")
-    )  # fmt: skip
+        changed(
+            config,
+            model_name_or_path=str(start),
+            from_scratch=kind == "fresh",
+            save_strategy="epoch",
+        )
+    )
     for folder in (out, out / "checkpoint-5", out / "checkpoint-6"):
         model, info = loaded(folder)
         assert not any(info.values()), info
@@ -75,17 +79,27 @@ def test_the_state_is_the_trainers(config: FitConfig) -> None:
     assert (state.num_train_epochs, state.train_batch_size) == (2, 4)
     assert (state.logging_steps, state.eval_steps, state.best_metric) == (1, 4, None)
     assert state.num_input_tokens_seen > 0
-    kinds = [next(name for name in entry if name.endswith(("loss", "runtime")))
-             for entry in state.log_history]  # fmt: skip
+    kinds = [
+        next(name for name in entry if name.endswith(("loss", "runtime")))
+        for entry in state.log_history
+    ]
     assert kinds == ["loss"] * 4 + ["eval_loss"] + ["loss"] * 2 + ["eval_loss", "train_runtime"]
     assert set(state.log_history[0]) == {"loss", "grad_norm", "learning_rate", "epoch", "step"}
     assert set(state.log_history[4]) == {
-        "eval_loss", "eval_bits_per_byte", "eval_runtime", "epoch", "step",
-    }  # fmt: skip
+        "eval_loss",
+        "eval_bits_per_byte",
+        "eval_runtime",
+        "epoch",
+        "step",
+    }
     assert set(state.log_history[-1]) == {
-        "train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second",
-        "epoch", "step",
-    }  # fmt: skip
+        "train_runtime",
+        "train_loss",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "epoch",
+        "step",
+    }
     assert [entry["epoch"] for entry in state.log_history[:2]] == [0.2, 0.4]
 
 
@@ -126,8 +140,10 @@ def test_rows_of_a_step_mean_the_same_however_they_are_cut(
         {"per_device_train_batch_size": 3, "train_batch_size": 8},
         {"per_device_train_batch_size": 8, "gradient_checkpointing": True},
     ]
-    logs = [log_of(fit(changed(config, output_dir=str(tmp_path / f"{i}"), **cut)))
-            for i, cut in enumerate(cuts)]  # fmt: skip
+    logs = [
+        log_of(fit(changed(config, output_dir=str(tmp_path / f"{i}"), **cut)))
+        for i, cut in enumerate(cuts)
+    ]
     for other in logs[1:]:
         for one, two in zip(logs[0], other, strict=True):
             assert two == pytest.approx(one, rel=2e-4)
@@ -313,8 +329,14 @@ def test_a_run_that_failed_leaves_nothing_to_the_next(
     config = changed(config, model_name_or_path=str(still))
     whole = log_of(fit(config))
     with pytest.raises(ModelError, match="cannot be found"):
-        fit(changed(config, model_name_or_path=str(tmp_path / "none"), bf16=True,
-                    output_dir=str(tmp_path / "failed")))  # fmt: skip
+        fit(
+            changed(
+                config,
+                model_name_or_path=str(tmp_path / "none"),
+                bf16=True,
+                output_dir=str(tmp_path / "failed"),
+            )
+        )
     assert log_of(fit(changed(config, output_dir=str(tmp_path / "again")))) == whole
 
 

@@ -73,10 +73,14 @@ def take_step(
     model = load(Path(config.model_name_or_path)).train()
     optimizer = KeepGradients(model.parameters(), lr=0.5)
     step = TrainingStep(
-        config, accelerator or OneOfMany(), model, optimizer,
+        config,
+        accelerator or OneOfMany(),
+        model,
+        optimizer,
         torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5),
-        SupervisedDataset(config.data_path), DataCollatorForSupervisedDataset(model.config),
-    )  # fmt: skip
+        SupervisedDataset(config.data_path),
+        DataCollatorForSupervisedDataset(model.config),
+    )
     result = step(rows, 1)
     return result, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -176,10 +180,14 @@ def test_clipping_scales_the_gradient_and_reports_its_norm_before(
     optimizer = KeepGradients(model.parameters(), lr=0.5)
     limit = whole.grad_norm / 4
     step = TrainingStep(
-        changed(still_config, max_grad_norm=limit), OneOfMany(), model, optimizer,
+        changed(still_config, max_grad_norm=limit),
+        OneOfMany(),
+        model,
+        optimizer,
         torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5),
-        SupervisedDataset(still_config.data_path), DataCollatorForSupervisedDataset(model.config),
-    )  # fmt: skip
+        SupervisedDataset(still_config.data_path),
+        DataCollatorForSupervisedDataset(model.config),
+    )
     result = step(ROWS, 1)
     assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-6)
     for name, parameter in model.named_parameters():
