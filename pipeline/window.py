@@ -82,7 +82,7 @@ def cut_source(
     Returns:
         The ids, at most ``window.length``, and None, ``history_cut`` or ``question_cut``.
 
-    >>> window = Window(12, *(np.array(ids) for ids in ([], [90, 91], [1])))
+    >>> window = Window(12, *(np.array(ids, int) for ids in ([], [90, 91], [1])))
     >>> header, turns = np.array([5, 6]), [np.array([20, 21, 22, 23]), np.array([30, 31, 32, 33])]
     >>> row, cut = cut_source(header, turns, 1, window)
     >>> row.tolist(), cut
