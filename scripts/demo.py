@@ -25,10 +25,10 @@ DEMO = Path("data/processed/demo")
 TINY, OUT = DEMO / "tiny-t5", DEMO / "out"
 
 PREPARE = f"""prepare --data-path {RAW} --model-name-or-path {TINY} --output-dir data/processed
-    --model-max-length 512 --eval-fraction 0.1"""
-FIT = f"""--model-name-or-path {TINY} --output-dir {OUT} --max-steps 60
-    --per-device-train-batch-size 8 --learning-rate 3e-3 --lr-scheduler-type constant_with_warmup
-    --warmup-steps 5 --logging-steps 10 --save-steps 30 --eval-steps 30 --seed 0"""
+    --model-max-length 256 --eval-fraction 0.1"""
+FIT = f"""--model-name-or-path {TINY} --output-dir {OUT} --max-steps 96
+    --per-device-train-batch-size 8 --learning-rate 5e-3 --lr-scheduler-type constant_with_warmup
+    --warmup-steps 5 --logging-steps 12 --save-steps 48 --eval-steps 48 --seed 0"""
 QUESTION = "What is the capital of Australia?"
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
 
     say("1. A tiny T5 with random weights, and a vocabulary trained on the sample")
-    make_tiny_t5(TINY, read_texts(RAW / "sample.json"))
+    make_tiny_t5(TINY, read_texts(RAW / "sample.json"), vocab_size=2000, d_model=96)
     print(TINY)
 
     say("2. Prepare: conversations -> pairs of question and answer -> tokens on disk")
@@ -51,11 +51,11 @@ def main() -> None:
     say("3. Inspect: what stands in the prepared folder")
     duet("inspect", prepared, "--rows", "3")
 
-    say("4. Fit: 60 steps of 8 pairs")
+    say("4. Fit: 96 steps of 8 pairs")
     duet("fit", "--data-path", prepared, *FIT.split())
 
     say("5. Chat: one question to the trained model")
-    duet("chat", str(OUT), "--message", QUESTION)
+    duet("chat", str(OUT), "--message", QUESTION, "--temperature", "0.7")
 
     first, last = losses(OUT / "trainer_state.json")
     say(f"The loss fell from {first:.2f} to {last:.2f}, in {time.monotonic() - start:.0f} s in all")
