@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.config import ChatConfig
 from pipeline.conversation import Role, Turn
 from pipeline.errors import ModelError
+from pipeline.fit.model import load_trained
 from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import Ids, cut_header, cut_source, make_window, saved_length
@@ -76,12 +78,13 @@ class Speaker:
         self._tokenizer = load_tokenizer(config.model)
         saved = self._tokenizer.files.get("tokenizer_config.json", b"{}")
         self._window = saved_length(json.loads(saved))
-        self._model, self._device = _load_model(config.model, config.seed)
+        self._model = load_trained(folder).eval()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to(self._device)
+        torch.manual_seed(config.seed)
 
     def answer(self, turns: list[Turn]) -> str:
         """Return the model's answer to the last of ``turns``."""
-        import torch
-
         ids = source_ids(self._tokenizer, turns, self._window)
         sampling: dict[str, Any] = {"do_sample": False, "num_beams": 1}
         if self._config.temperature > 0:
@@ -99,23 +102,3 @@ class Speaker:
                 **sampling,
             )
         return self._tokenizer.decode(output[0, 1:].tolist())
-
-
-def _load_model(folder: str, seed: int) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForSeq2SeqLM, logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            "the model cannot be loaded",
-            where=folder,
-            got=error,
-            do="give the --output-dir of duet fit",
-        ) from error
-    return model.to(device).eval(), device

@@ -38,8 +38,8 @@ def _train(config: TrainConfig) -> None:
 def _inspect(config: InspectConfig) -> None:
     from pipeline.inspection import inspect_prepared
 
-    for line in inspect_prepared(config):
-        print(line)
+    # All of it first: a folder that is damaged gives its one line and nothing else.
+    print("\n".join(list(inspect_prepared(config))))
 
 
 def _chat(config: ChatConfig) -> None:

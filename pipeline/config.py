@@ -64,7 +64,9 @@ class PrepareOptions:
     role: tuple[str, ...] = option(
         (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
     )
-    num_workers: int | None = option(None, help="Processes that tokenize. Default: all cores but the one that reads.")
+    num_workers: int | None = option(
+        None, help="Processes that tokenize. Default: all cores but the one that reads."
+    )
     engine: Literal["local"] = option("local", help="Where the work runs.")
 
     def __post_init__(self) -> None:

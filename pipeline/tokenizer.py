@@ -34,6 +34,15 @@ TOKENIZER_FILES = (
 )
 """Every file that a tokenizer may consist of."""
 
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.json",
+)
+"""Those that hold its vocabulary: a tokenizer has one of them at least."""
+
 
 class TextTokenizer:
     """A fast tokenizer and what the two stages ask of it.
@@ -151,6 +160,14 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextToken
         if vocabulary is not None:
             return _lossless_tokenizer(vocabulary)
     files = _own_files(name_or_path, cache_dir)
+    if not any(name in files for name in VOCABULARY_FILES):
+        # transformers would make a tokenizer of nothing.
+        raise TokenizerError(
+            "the model has no tokenizer",
+            where=name_or_path,
+            got="none of " + ", ".join(VOCABULARY_FILES),
+            do="copy the tokenizer's files beside the model",
+        )
     if "tokenizer.json" not in files:
         files = _converted_files(name_or_path, cache_dir)
     return _own_fast_tokenizer(files, name_or_path)

@@ -66,8 +66,17 @@ def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokeni
         ModelError: It cannot be loaded.
     """
     with _model_errors(folder), quiet_transformers():
-        model = _pretrained(str(folder), None)
-        return _ready(model, str(folder), tokenizer, config)
+        return _ready(load_trained(folder), str(folder), tokenizer, config)
+
+
+def load_trained(folder: Path) -> Any:
+    """Return a model that was trained here, as it was saved.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    with _model_errors(folder), quiet_transformers():
+        return _pretrained(str(folder), None)
 
 
 @contextlib.contextmanager
