@@ -80,6 +80,9 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
 """Each command's settings, function and help."""
 
 
+_INTERRUPTED = 130  # what a shell expects of a program that ctrl-c ended
+
+
 def make_app() -> typer.Typer:
     """Make the Typer application: one command for each settings class."""
     app = typer.Typer(
@@ -117,8 +120,9 @@ def run(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
-        return 130
     return code if isinstance(code, int) else 0
 
 

@@ -159,3 +159,18 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stderr == "[]\n"
+
+
+def test_ctrl_c_is_one_line_and_nothing_published(
+    tiny_t5: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.prepare.workers.BatchEncoder.encode", interrupted)
+    assert run(prepare_args(tiny_t5, tmp_path, SAMPLE)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert not [p for p in (tmp_path / "processed").iterdir() if p.name != ".locks"]
