@@ -31,8 +31,8 @@ lint: _venv
 types: _venv
     {{ bin }}/mypy
 
-# Run a benchmark: just bench reference DATA TOKENIZER
-bench name *args: _venv
+# Run a benchmark; its --help says what it wants
+bench name="reference" *args="--help": _venv
     {{ bin }}/python benchmarks/{{ name }}.py {{ args }}
 
 # Check that the README's flag table is what the settings say

@@ -2,19 +2,19 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.config import ChatConfig
-from pipeline.conversation import Role, Turn
+from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import ModelError
 from pipeline.fit.model import load_trained
-from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
+from pipeline.prepare.encoding import PairEncoder
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
-from pipeline.window import Ids, cut_header, cut_source, make_window, saved_length
+from pipeline.window import saved_length
 
 
 def chat(config: ChatConfig) -> None:
@@ -35,6 +35,7 @@ def chat(config: ChatConfig) -> None:
     while (message := _read_message()) is not None:
         if message.strip() == "/new":
             turns = list(start)
+            print("a new conversation", file=sys.stderr)
         elif message.strip():
             turns.append(Turn(Role.HUMAN, message))
             answer = speaker.answer(turns)
@@ -43,22 +44,28 @@ def chat(config: ChatConfig) -> None:
 
 
 def _read_message() -> str | None:
-    print("> ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  its import gives input() arrow keys and a history
+
+        try:
+            # input() writes its prompt to stdout where readline is at work.
+            return input("> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return None
     line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
 
 def source_ids(tokenizer: TextTokenizer, turns: list[Turn], model_max_length: int) -> list[int]:
-    """Return the encoder ids for the answer to ``turns``: those that training would have made."""
-    window = make_window(tokenizer, model_max_length, PROMPT, np.int64)
-    escape = Escaper(tokenizer.normalize)
-    sentence, first = split_system(turns)
-    texts = [header_text(sentence, escape), *(turn_text(turn, escape) for turn in turns[first:])]
-    ids: list[Ids] = [np.array(ids, np.int64) for ids in tokenizer.encode_batch(texts)]
-    header, _ = cut_header(ids[0], window)
-    (tag,) = tokenizer.encode_batch([TAGS[turns[-1].role]])
-    row, _ = cut_source(header, ids[1:], len(tag), window)
-    return [int(i) for i in row]
+    """Return the encoder ids for the answer to ``turns``: those that training would have made.
+
+    They are made by what makes the training's rows, with an answer that is then thrown away.
+    """
+    encoder = PairEncoder(tokenizer, model_max_length, model_max_length)
+    asked = Conversation("chat", [*turns, Turn(Role.ASSISTANT, "?")])
+    ids: list[int] = encoder.encode([asked], Counter()).input_ids[-1].tolist()
+    return ids
 
 
 class Speaker:

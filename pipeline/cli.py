@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 import typer
 
+from pipeline import __version__
 from pipeline.config import ChatConfig, FitConfig, InspectConfig, PrepareConfig, TrainConfig
-from pipeline.errors import DuetError
+from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.progress import note
 
@@ -58,23 +59,23 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
     "prepare": (
         PrepareConfig,
         _prepare,
-        "Turn ShareGPT records into a prepared folder; print its path.",
+        "Turn ShareGPT records into a prepared folder.",
     ),
     "fit": (FitConfig, _fit, "Train a Flan-T5 on a prepared folder."),
     "train": (
         TrainConfig,
         _train,
-        "Both stages in one; takes the flags of FastChat's train_flant5.",
+        "Both stages in one, with train_flant5's flags.",
     ),
     "inspect": (
         InspectConfig,
         _inspect,
-        "Show what a prepared folder holds: pairs, lengths, what was left out and why.",
+        "Show pairs, lengths, and what was left out and why.",
     ),
     "chat": (
         ChatConfig,
         _chat,
-        "Talk to a trained model, with the template and window it was trained with.",
+        "Talk to a trained model, as it was trained.",
     ),
 }
 """Each command's settings, function and help."""
@@ -104,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: list[str]) -> int:
     """Run a command line; return its exit code."""
     argv = argv or ["--help"]
+    if argv == ["--version"]:
+        print(f"duet {__version__}")
+        return 0
     command = argv[0]
     try:
         if command in COMMANDS:
@@ -118,6 +122,17 @@ def run(argv: list[str]) -> int:
         return _usage(error, command if command in COMMANDS else "")
     except DuetError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:  # stdout itself: a full disk behind it
+        print(
+            OutputError(
+                "cannot write",
+                where=error.filename or "stdout",
+                got=error.strerror or error,
+                do="free some space, or write elsewhere",
+            ),
+            file=sys.stderr,
+        )
         return 1
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

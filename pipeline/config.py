@@ -218,12 +218,6 @@ class FitOptions:
             self.max_steps,
             "give 1 or more, or -1 to go by --num-train-epochs",
         )
-        _require(
-            self.eval_strategy != "steps" or self.eval_steps is not None,
-            "eval_strategy",
-            "steps, but no --eval-steps",
-            "give --eval-steps too",
-        )
         unknown = [name for name in self.trackers if name not in TRACKERS]
         _require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
 
@@ -308,8 +302,13 @@ class InspectConfig:
 
     prepared: str = option(help="The prepared folder.", positional=True)
     rows: int = option(3, help="Pairs to show, spread over the split.")
-    split: str = option("train", help="The split to show: train or eval.")
+    split: Literal["train", "eval"] = option("train", help="The split to show.")
     rejected: int = option(5, help="Rejected records to show.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _require(self.rows >= 0, "rows", self.rows, "give 0 or more")
+        _require(self.rejected >= 0, "rejected", self.rejected, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig
+from pipeline.errors import ConfigError
 from pipeline.fit.collate import DataCollatorForSupervisedDataset
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.rendezvous import once_per_node
@@ -29,6 +30,13 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
 
     Source: ``make_supervised_data_module`` of FastChat's ``train_flant5``.
     """
+    if not isinstance(data_args.data_path, (str, Path)):
+        raise ConfigError(
+            "no data",
+            where="data_args.data_path",
+            got=data_args.data_path,
+            do="give a prepared folder, or ShareGPT records",
+        )
     folder = Path(data_args.data_path)
     if not (folder / FILENAME).is_file():
         folder = _prepare(tokenizer, data_args)

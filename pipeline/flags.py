@@ -57,8 +57,11 @@ def command_of(config_class: type[Any], run: Callable[[Any], None]) -> Callable[
         run(config_class(**given))
 
     hints = typing.get_type_hints(config_class)
-    parameters = [_parameter(f, hints[f.name]) for f in dataclasses.fields(config_class)]
-    # Typer reads the signature; required ones need not come first, as all are by keyword.
+    # What must be given comes first in the help.
+    fields = sorted(
+        dataclasses.fields(config_class), key=lambda f: f.default is not dataclasses.MISSING
+    )
+    parameters = [_parameter(f, hints[f.name]) for f in fields]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -114,7 +117,7 @@ def modernise(
     >>> modernise(["--bf16", "True", "--data_path=x"], FitConfig, accept_without_meaning=False).args
     ['--bf16', '--data-path', 'x']
     """
-    flags = flags_of(config_class) | {"--help": True}
+    flags = flags_of(config_class)
     result, notes, rest = [], list[str](), list(args)
     while rest:
         arg = rest.pop(0)
@@ -124,30 +127,39 @@ def modernise(
         name, equals, value = arg.partition("=")
         name = name.lower().replace("_", "-")
         name = ALIASES.get(name, name)
+        if name == "--help":
+            return Arguments(["--help"], [])
         if equals:
             rest.insert(0, value)
         if flags.get(name):
             result.append(_switch(name, rest, given=bool(equals)))
         elif name in flags:
-            result.append(name)
-            if rest:
-                result.append(rest.pop(0))
+            if not rest or (rest[0].startswith("--") and not equals):
+                raise UsageError(f"{name} needs a value, got {rest[0] if rest else 'nothing'}")
+            result += [name, rest.pop(0)]
         elif accept_without_meaning and name in WITHOUT_MEANING:
             if rest and not rest[0].startswith("--"):
                 rest.pop(0)
             notes.append(f"{name} means nothing here ({WITHOUT_MEANING[name]}); ignored")
         else:
-            nearest = difflib.get_close_matches(name, flags, n=1, cutoff=0.0)[0]
+            nearest = max(flags, key=lambda known: _likeness(name, known))
             raise UsageError(f"unknown flag {name}; the nearest one is {nearest}")
     return Arguments(result, notes)
+
+
+def _likeness(name: str, known: str) -> float:
+    """Return how alike two flags are: by their letters, and by whole words that both have."""
+    words = [set(flag.strip("-").split("-")) for flag in (name, known)]
+    shared = len(words[0] & words[1]) / len(words[0] | words[1])
+    return difflib.SequenceMatcher(None, name, known).ratio() + shared
 
 
 def _switch(name: str, rest: list[str], *, given: bool) -> str:
     """Return the switch that a value behind it means, and take the value away."""
     word = rest[0].lower() if rest else ""
     if word not in _TRUE + _FALSE:
-        if given:
-            raise UsageError(f"{name} takes True or False, not {rest[0]}")
+        if given or not (word == "" or word.startswith("-")):
+            raise UsageError(f"{name} takes True or False, or nothing, not {rest[0]}")
         return name
     rest.pop(0)
     if word in _TRUE:

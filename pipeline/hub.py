@@ -1,5 +1,6 @@
 """Finds one file of a model, in a folder or on the Hugging Face hub (its local cache first)."""
 
+import logging
 from pathlib import Path
 
 from pipeline.errors import ModelError
@@ -24,6 +25,8 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
         LocalEntryNotFoundError,
     )
 
+    # It would announce each retry; what comes of them is said once, below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(hf_hub_download(name_or_path, filename, cache_dir=cache_dir))
     except HFValidationError:

@@ -62,6 +62,7 @@ def main() -> None:
     print(
         "The answer makes no sense yet: the model is hundreds of times smaller than one that\n"
         "does, and saw ninety pairs. For a real one, with your own export:\n\n"
+        "  source .venv/bin/activate\n"
         "  duet prepare --data-path my_export.json --model-name-or-path google/flan-t5-base \\\n"
         "      --output-dir data/processed --model-max-length 2048 --eval-fraction 0.01\n"
         "  duet fit --data-path THE_PRINTED_FOLDER --model-name-or-path google/flan-t5-base \\\n"
@@ -75,7 +76,8 @@ def duet(*arguments: str, capture: bool = False) -> str:
     print(f"$ python -m pipeline {shlex.join(arguments)}", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *arguments],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        # The model is too small for threads: they cost more than they give.
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE if capture else None,
         encoding="utf-8",
         check=False,

@@ -82,7 +82,10 @@ def test_bad_input_is_one_line_exit_1_and_nothing_published(
         (["prepair"], "prepair"),
         (["inspect"], "PREPARED"),
         (["fit", "--bf16=maybe"], "True or False"),
-        (["--version"], "--version"),
+        (["fit", "--seed", "--data-path", "x"], "--seed needs a value, got --data-path"),
+        (["fit", "--seed"], "--seed needs a value, got nothing"),
+        (["fit", "--bf16", "maybe"], "True or False"),
+        (["inspect", "x", "--split", "test"], "--split"),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_exit_2(
@@ -104,6 +107,8 @@ def test_a_command_line_that_cannot_be_understood_is_exit_2(
         ["prepare", "--data-path", __file__, "--model-name-or-path", "no/model"],
         ["prepare", "--data-path", __file__, "--model-name-or-path", "../no//model"],
         ["inspect", "nowhere"],
+        ["inspect", __file__],
+        ["inspect", "nowhere", "--rows", "-1"],
         ["fit", "--data-path", "nowhere", "--model-name-or-path", "x", "--output-dir", "x"],
         ["chat", "nowhere", "--message", "x"],
     ],

@@ -74,7 +74,12 @@ def test_a_flag_without_a_meaning_is_accepted_with_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("given", "nearest"),
-    [("--learning-rat", "--learning-rate"), ("--model_max_len", "--model-max-length")],
+    [
+        ("--learning-rat", "--learning-rate"),
+        ("--model_max_len", "--model-max-length"),
+        ("--train-epochs", "--num-train-epochs"),
+        ("--batch-size", "--train-batch-size"),
+    ],
 )
 def test_an_unknown_flag_names_the_nearest(given: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"the nearest one is {nearest}$"):
@@ -102,7 +107,6 @@ PATHS: dict[str, Any] = {"data_path": "d", "model_name_or_path": "m"}
         (FitConfig, "max_steps", 0),
         (FitConfig, "warmup_ratio", 1.5),
         (FitConfig, "report_to", "wandb,paper"),
-        (FitConfig, "eval_strategy", "steps"),
         (FitConfig, "num_data", 0),
     ],
 )

@@ -142,7 +142,7 @@ def test_torchrun_starts_it_on_two_processes(workplace: Path, tiny_t5: Path) -> 
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
-        "--master_port=29577",
+        "--standalone",
         "-m",
         "pipeline.train",
         *shlex.split(f"--model_name_or_path {tiny_t5} {COMMON} --max_steps 3"),

@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.errors import ConfigError
+from pipeline.fit.batching import IntArray
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
 
-IntArray = npt.NDArray[np.int64]
 Row = dict[str, torch.Tensor]
 COLUMNS = ("input_ids", "labels")
 

@@ -131,5 +131,6 @@ def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
         )
     if strategy is None:
         return Schedule(every=steps_of(steps, total) if steps else None, at_end=True)
-    # As the Hugging Face trainer has it, --eval-strategy steps means those steps and no others.
-    return _repeated(strategy, steps or 1, total, at_end=False)
+    # As the Hugging Face trainer has it: --eval-strategy steps means those steps and no others,
+    # and without --eval-steps those of --logging-steps.
+    return _repeated(strategy, steps or options.logging_steps, total, at_end=False)

@@ -209,7 +209,7 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """Return the content of ``run.json``."""
         setup, manifest = self._setup, self._setup.data.manifest
-        names = ("torch", "transformers", "accelerate", "tokenizers")
+        names = ("duet-t5", "torch", "transformers", "accelerate", "tokenizers")
         return {
             "settings": dataclasses.asdict(setup.config),
             "prepared": {

@@ -1,19 +1,13 @@
 """The first stage as a whole: find the sources, read, join, encode, write, publish."""
 
 import contextlib
-import json
 import platform
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from pipeline.config import PrepareConfig
 from pipeline.conversation import Conversation
@@ -23,11 +17,12 @@ from pipeline.prepare.formats import format_of
 from pipeline.prepare.joining import RepeatFilter, join_parts
 from pipeline.prepare.reader import Fault, Record, read_records
 from pipeline.prepare.records import RejectedError, parse_record, roles_with
+from pipeline.prepare.rejections import RejectedFile, content_of
 from pipeline.prepare.sources import Source, find_sources
+from pipeline.prepare.tally import Tally
 from pipeline.prepare.workers import (
     EVAL,
     TRAIN,
-    EncodedBatch,
     EncodingSettings,
     batches_of,
     encode_batches,
@@ -89,51 +84,6 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What is counted on the way."""
-
-    accepted: int = 0
-    rejected: int = 0
-    conversations: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    unknown: int = 0
-    lengths: dict[str, npt.NDArray[np.int64]] = field(
-        default_factory=lambda: {name: np.zeros(1, np.int64) for name in ("input_ids", "labels")}
-    )
-
-    def add(self, batch: EncodedBatch) -> None:
-        """Take in a batch's counts."""
-        self.reasons.update(batch.reasons)
-        self.unknown += batch.unknown
-        for name, counts in batch.lengths.items():
-            longer, shorter = sorted((self.lengths[name], counts), key=len, reverse=True)
-            longer = longer.astype(np.int64)
-            longer[: len(shorter)] += shorter
-            self.lengths[name] = longer
-
-    @property
-    def pairs(self) -> int:
-        """Rows so far."""
-        return int(self.lengths["labels"].sum())
-
-    def tokens(self) -> dict[str, Any]:
-        """Return the manifest's totals and percentiles."""
-        totals = {name: int(n @ np.arange(len(n))) for name, n in self.lengths.items()}
-        spread = {name: _percentiles(n) for name, n in self.lengths.items()}
-        return {**totals, "unknown": self.unknown, "lengths": spread}
-
-
-def _percentiles(counts: npt.NDArray[np.int64]) -> dict[str, int]:
-    """Return the lengths at some shares of the rows, nearest rank."""
-    ranks = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    reached = counts.cumsum()
-    return {
-        name: int(np.searchsorted(reached, np.ceil(share * reached[-1])))
-        for name, share in ranks.items()
-    }
-
-
 class _Preparation:
     """One run, from the files to the published folder."""
 
@@ -143,7 +93,7 @@ class _Preparation:
         self._config, self._sources, self._hashes, self._cache = config, sources, hashes, cache
         self._tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir)
         self._roles = roles_with(config.extra_roles())
-        self._content, self._tally = ContentHash(), _Tally()
+        self._content, self._tally = ContentHash(), Tally()
         self._named_after_files = False
         self._source_counts = [Counter[str]() for _ in sources]
         self._first_rejection = ""
@@ -192,7 +142,7 @@ class _Preparation:
         )
         with (
             contextlib.ExitStack() as stack,
-            _RejectedFile(folder / "rejected.jsonl") as rejected,
+            RejectedFile(folder / "rejected.jsonl") as rejected,
             ByteProgress("preparing", total) as progress,
         ):
             writers = {
@@ -208,7 +158,7 @@ class _Preparation:
             return [shard for writer in writers.values() for shard in writer.close()]
 
     def _conversations(
-        self, progress: ByteProgress, rejected: "_RejectedFile"
+        self, progress: ByteProgress, rejected: RejectedFile
     ) -> Iterator[Conversation]:
         """Yield the conversations that are kept, joined and without repeats."""
         records = self._accepted(progress, rejected)
@@ -220,9 +170,7 @@ class _Preparation:
                 self._tally.conversations += 1
                 yield conversation
 
-    def _accepted(
-        self, progress: ByteProgress, rejected: "_RejectedFile"
-    ) -> Iterator[Conversation]:
+    def _accepted(self, progress: ByteProgress, rejected: RejectedFile) -> Iterator[Conversation]:
         """Yield the records that are conversations; write the others to ``rejected``."""
         for source, counts in zip(self._sources, self._source_counts, strict=True):
             for found in read_records(source, progress.advance):
@@ -246,27 +194,15 @@ class _Preparation:
         return conversation
 
     def _reject(
-        self, found: Record | Fault, source: Source, error: RejectedError, rejected: "_RejectedFile"
+        self, found: Record | Fault, source: Source, error: RejectedError, rejected: RejectedFile
     ) -> None:
         self._tally.rejected += 1
         self._tally.reasons[error.reason] += 1
         self._first_rejection = self._first_rejection or (
             f"; the first: {source.name}, record {found.position}, {error}"
         )
-        line = {
-            "file": source.name,
-            "position": found.position,
-            "reason": error.reason,
-            "detail": error.detail,
-        }
-        if isinstance(found, Fault):
-            text = json.dumps(line | ({"text": found.text} if found.text is not None else {}))
-            content = f"{error.detail} {found.text or ''}"
-        else:
-            text = f'{json.dumps(line)[:-1]}, "record": {_json_line(found)}}}'
-            content = json.dumps(found.value, sort_keys=True, default=str)
-        self._content.rejected(error.reason, content)
-        rejected.write(text)
+        rejected.write(source.name, found, error)
+        self._content.rejected(error.reason, content_of(found, error))
 
     def _nothing_left(self) -> InputError:
         tally = self._tally
@@ -315,36 +251,5 @@ class _Preparation:
             tokens=tally.tokens() | {"vocab_size": self._tokenizer.vocab_size},
             shards=shards,
             versions={"python": platform.python_version()}
-            | {name: version(name) for name in ("tokenizers", "pyarrow")},
+            | {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")},
         )
-
-
-class _RejectedFile:
-    """Writes ``rejected.jsonl``, one line of JSON a record."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with output_errors(path):
-            self._file = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with output_errors(self._path):
-            self._file.close()
-
-    def write(self, line: str) -> None:
-        with output_errors(self._path):
-            self._file.write(line + "\n")
-
-
-def _json_line(record: Record) -> str:
-    """Return a record's JSON in one line."""
-    if record.text is not None:
-        # No string holds a newline in its raw form, so these are all between values.
-        return re.sub(r"[\r\n][ \t\r\n]*", " ", record.text)
-    try:
-        return json.dumps(record.value, ensure_ascii=False, allow_nan=False, default=str)
-    except ValueError:  # a NaN in a Parquet column
-        return json.dumps(str(record.value), ensure_ascii=False)

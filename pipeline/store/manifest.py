@@ -67,7 +67,10 @@ def read_manifest(folder: Path) -> Manifest:
     again = "run duet prepare, and give the path that it prints"
     if not folder.is_dir():
         raise PreparedFolderError(
-            "no such prepared folder", where=folder, got="nothing there", do=again
+            "no such prepared folder",
+            where=folder,
+            got="a file" if folder.exists() else "nothing there",
+            do=again,
         )
     if not path.is_file():
         raise PreparedFolderError(
