@@ -7,6 +7,7 @@ in ``FitOptions``; ``TrainConfig``, the settings of both stages in one command, 
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +186,11 @@ class FitOptions:
                 got=True,
                 do="use --bf16 True, or neither",
             )
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            finite = not isinstance(value, float) or math.isfinite(value)
+            _require(finite, f.name, value, "give a finite number")
+        _require(self.seed < 1 << 32, "seed", self.seed, "give less than 4,294,967,296")
         for name in (
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
@@ -241,8 +247,7 @@ class PrepareConfig(PrepareOptions):
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""
-        if isinstance(self.data_path, (str, Path)):
-            object.__setattr__(self, "data_path", (str(self.data_path),))
+        _make_plain(self)
         _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
         _require_names(self, "model_name_or_path", "output_dir")
         super().__post_init__()
@@ -261,6 +266,7 @@ class FitConfig(FitOptions):
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""
+        _make_plain(self)
         _require_names(self, "data_path", "model_name_or_path", "output_dir")
         super().__post_init__()
 
@@ -280,8 +286,7 @@ class TrainConfig(PrepareOptions, FitOptions):
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""
-        if isinstance(self.data_path, (str, Path)):
-            object.__setattr__(self, "data_path", (str(self.data_path),))
+        _make_plain(self)
         _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
         _require_names(self, "model_name_or_path", "output_dir", "prepared_dir")
         PrepareOptions.__post_init__(self)
@@ -293,7 +298,8 @@ class TrainConfig(PrepareOptions, FitOptions):
 
     def fit_config(self, prepared: Path) -> FitConfig:
         """Return the settings of the second stage, on the folder that the first one made."""
-        return FitConfig(**_shared(self, FitConfig) | {"data_path": str(prepared)})
+        values = _shared(self, FitConfig) | {"data_path": str(prepared), "model_max_length": None}
+        return FitConfig(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +334,17 @@ class ChatConfig:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "give 1 or more")
         _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1")
+
+
+def _make_plain(config: Any) -> None:
+    """Make text of each Path, and a tuple of one path or a list of them."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, Path):
+            value = str(value)
+        if str(f.type).startswith("tuple"):
+            value = (value,) if isinstance(value, str) else tuple(map(str, value))
+        object.__setattr__(config, f.name, value)
 
 
 def _require_names(config: Any, *names: str) -> None:

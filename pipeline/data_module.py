@@ -8,8 +8,10 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError
 from pipeline.fit.collate import DataCollatorForSupervisedDataset
 from pipeline.fit.dataset import SupervisedDataset
+from pipeline.progress import note
 from pipeline.rendezvous import once_per_node
 from pipeline.store.manifest import FILENAME, read_manifest
+from pipeline.tokenizer import load_tokenizer
 from pipeline.window import saved_length
 
 
@@ -26,6 +28,7 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
         ``train_dataset``, ``eval_dataset`` (None without a split eval) and ``data_collator``.
 
     Raises:
+        ConfigError: The tokenizer gives other ids than the rows have.
         DuetError: What ``prepare`` raises, or a prepared folder that is damaged.
 
     Source: ``make_supervised_data_module`` of FastChat's ``train_flant5``.
@@ -40,6 +43,7 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
     folder = Path(data_args.data_path)
     if not (folder / FILENAME).is_file():
         folder = _prepare(tokenizer, data_args)
+    _check_tokenizer(tokenizer, folder)
     num_data = getattr(data_args, "num_data", -1)
     has_eval = read_manifest(folder).rows("eval") > 0
     return {
@@ -49,6 +53,24 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
         "eval_dataset": SupervisedDataset(str(folder), "eval") if has_eval else None,
         "data_collator": DataCollatorForSupervisedDataset(tokenizer),
     }
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer that reads the rows as something else; note one that lacks pieces."""
+    saved = folder / "tokenizer"
+    theirs, ours = tokenizer.get_vocab(), load_tokenizer(str(saved)).backend.get_vocab()
+    tokens = {i: token for token, i in ours.items()}
+    for token, i in theirs.items():
+        if ours.get(token, i) != i or tokens.get(i, token) != token:
+            raise ConfigError(
+                "the tokenizer gives other ids than the rows have",
+                where="tokenizer",
+                got=f"{token!r} is id {i}; in the rows {tokens.get(i)!r} is",
+                do=f"use AutoTokenizer.from_pretrained({str(saved)!r}), which has newlines and "
+                "code, and add none",
+            )
+    if not theirs.keys() >= ours.keys():
+        note(f"rows hold pieces that the tokenizer lacks; to decode them use that in {saved}")
 
 
 def _prepare(tokenizer: Any, data_args: Any) -> Path:

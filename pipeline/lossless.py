@@ -3,9 +3,9 @@ r"""Builds the lossless T5 tokenizer from T5's own vocabulary.
 T5's stock tokenizer drops newlines, tabs and runs of spaces and has no ``< \ ^ ` { } ~``: code
 cannot survive it. Here the nine missing pieces take the ids behind the sentinels (32,100 to
 32,108 in Flan-T5, in rows that the model's embedding has spare), a space is T5's own ``▁``, and
-each line starts with T5's dummy ``▁`` like every text does. The usual remedy, the pieces as ordinary
-added tokens with one for the space, costs 47 % more tokens on real answers, and ``decode`` gives
-them back only with options that few know (``benchmarks/reference.py``).
+each line starts with T5's dummy ``▁`` like every text does. The usual remedy, the pieces as
+ordinary added tokens with one for the space, costs 47 % more tokens on real answers, and
+``decode`` gives them back only with options that few know (``benchmarks/reference.py``).
 
 The parts, all stock classes of ``tokenizers``:
 

@@ -6,6 +6,7 @@ with one line if that process dies or fails.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -17,6 +18,8 @@ from pipeline.store.atomic import write_file
 
 _POLL_SECONDS = 0.2
 _SECONDS_TO_APPEAR = 300.0
+_calls = itertools.count()
+"""Numbers the calls of a launch: all its processes make the same ones in the same order."""
 
 
 def once_per_node(work: Callable[[], Path], folder: Path) -> Path:
@@ -32,7 +35,7 @@ def once_per_node(work: Callable[[], Path], folder: Path) -> Path:
     """
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return work()
-    word = folder / ".runs" / f"{_launch_id()}.json"
+    word = folder / ".runs" / f"{_launch_id()}-{next(_calls)}.json"
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return _wait_for(word)
     _say(word, pid=os.getpid())

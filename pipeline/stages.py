@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError
 from pipeline.progress import note
 from pipeline.rendezvous import once_per_node
-from pipeline.store.manifest import FILENAME
+from pipeline.store.manifest import FILENAME, read_manifest
 
 
 def train(config: TrainConfig) -> Path:
@@ -28,10 +29,23 @@ def prepared_folder(config: TrainConfig) -> Path:
     for text in _without_meaning(config):
         note(text)
     if len(config.data_path) == 1 and (Path(config.data_path[0]) / FILENAME).is_file():
-        return Path(config.data_path[0])
+        return _checked(Path(config.data_path[0]), config)
     from pipeline.prepare.stage import prepare
 
     return once_per_node(lambda: prepare(config.prepare_config()), Path(config.prepared_dir))
+
+
+def _checked(prepared: Path, config: TrainConfig) -> Path:
+    """Return a prepared folder that was given as data, unless it was made for another window."""
+    length = read_manifest(prepared).config["model_max_length"]
+    if config.model_max_length not in (length, TrainConfig.model_max_length):
+        raise ConfigError(
+            "the rows were cut to another length",
+            where="--model-max-length",
+            got=f"{config.model_max_length}, prepared with {length}",
+            do="leave it out, or give the raw data",
+        )
+    return prepared
 
 
 def _without_meaning(config: TrainConfig) -> list[str]:

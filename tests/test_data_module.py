@@ -9,6 +9,7 @@ import pytest
 
 import pipeline
 from pipeline.config import PrepareConfig
+from pipeline.errors import ConfigError
 from tests.conftest import SAMPLE
 
 
@@ -64,6 +65,32 @@ def test_raw_data_is_prepared(prepared: Path, tiny_t5: Path, tmp_path: Path, sto
     assert str(tmp_path) not in (folder / "manifest.json").read_text(encoding="utf-8")
     again = pipeline.make_supervised_data_module(tokenizer, data_args)
     assert again["train_dataset"].path == module["train_dataset"].path
+
+
+def test_a_tokenizer_that_reads_the_rows_as_something_else_is_refused(
+    prepared: Path, tiny_t5: Path
+) -> None:
+    """The reference's own order: its tokens take the ids that other pieces have in the rows."""
+    tokenizer = load(tiny_t5)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["<", "{", "\n"])
+    with pytest.raises(ConfigError, match="gives other ids than the rows have"):
+        pipeline.make_supervised_data_module(tokenizer, DataArguments(str(prepared)))
+
+
+def test_a_stock_tokenizer_is_told_what_it_lacks(
+    prepared: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.make_supervised_data_module(load(tiny_t5), DataArguments(str(prepared)))
+    assert "pieces that the tokenizer lacks" in capsys.readouterr().err
+    pipeline.make_supervised_data_module(load(prepared / "tokenizer"), DataArguments(str(prepared)))
+    assert capsys.readouterr().err == ""
+
+
+def test_no_data_path_is_one_line(prepared: Path) -> None:
+    data_args: Any = DataArguments(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"data_args\.data_path"):
+        pipeline.make_supervised_data_module(load(prepared / "tokenizer"), data_args)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.utils.data")

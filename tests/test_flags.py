@@ -108,6 +108,11 @@ PATHS: dict[str, Any] = {"data_path": "d", "model_name_or_path": "m"}
         (FitConfig, "warmup_ratio", 1.5),
         (FitConfig, "report_to", "wandb,paper"),
         (FitConfig, "num_data", 0),
+        (FitConfig, "num_train_epochs", float("inf")),
+        (FitConfig, "save_steps", float("inf")),
+        (FitConfig, "learning_rate", float("nan")),
+        (FitConfig, "seed", 1 << 32),
+        (FitConfig, "output_dir", ""),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_clear_error(
@@ -122,8 +127,18 @@ def test_train_splits_into_the_settings_of_both_stages() -> None:
     config = TrainConfig(**PATHS, output_dir="o", prepared_dir="p", seed=7, model_max_length=100)
     assert config.prepare_config() == PrepareConfig(**PATHS, output_dir="p", model_max_length=100)
     assert config.fit_config(Path("x")) == FitConfig(
-        data_path="x", model_name_or_path="m", output_dir="o", seed=7, model_max_length=100
+        data_path="x", model_name_or_path="m", output_dir="o", seed=7
     )
+
+
+def test_paths_may_be_paths_and_a_path_one() -> None:
+    config = PrepareConfig(data_path=Path("d"), model_name_or_path=Path("m"))  # type: ignore[arg-type]
+    assert config.data_path == ("d",)
+    assert config.model_name_or_path == "m"
+    several: Any = [Path("d"), "e"]
+    assert PrepareConfig(data_path=several, model_name_or_path="m").data_path == ("d", "e")
+    fit: Any = FitConfig(data_path=Path("d"), model_name_or_path="m", output_dir=Path("o"))  # type: ignore[arg-type]
+    assert (fit.data_path, fit.output_dir) == ("d", "o")
 
 
 def test_chat_settings_are_checked() -> None:

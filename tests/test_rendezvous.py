@@ -19,6 +19,7 @@ def work():
     return Path("made")
 try:
     print(once_per_node(work, Path(sys.argv[1])).name)
+    print(once_per_node(lambda: Path("again"), Path(sys.argv[1])).name)
 except DuetError as error:
     print(error)
     sys.exit(1)
@@ -41,7 +42,7 @@ def launch(body: str, folder: Path) -> list[tuple[int, str]]:
 
 
 def test_one_works_and_the_other_takes_the_result(tmp_path: Path) -> None:
-    assert launch("", tmp_path) == [(0, "made\n"), (0, "works\nmade\n")]
+    assert launch("", tmp_path) == [(0, "made\nagain\n"), (0, "works\nmade\nagain\n")]
 
 
 @pytest.mark.parametrize(
@@ -69,5 +70,5 @@ def test_without_a_launcher_it_just_works(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert result.stdout == "works\nmade\n"
+    assert result.stdout == "works\nmade\nagain\n"
     assert list(tmp_path.iterdir()) == []

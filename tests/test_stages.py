@@ -127,12 +127,15 @@ def test_a_prepared_folder_is_taken_as_it_is(
     workplace: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--model-name-or-path", str(tiny_t5)]
-    assert run(["prepare", "--data-path", "data", *common]) == 0
+    window = ["--model-max-length", "512"]
+    assert run(["prepare", "--data-path", "data", *common, *window]) == 0
     prepared = capsys.readouterr().out.strip()
     args = ["--data-path", prepared, "--output-dir", "out", "--max-steps", "1"]
     assert run(["train", *args, *common]) == 0
     facts = json.loads((workplace / "out" / "run.json").read_text())
     assert facts["prepared"]["fingerprint"] == Path(prepared).name
+    assert run(["train", *args, *common, "--model-max-length", "100"]) == 1
+    assert "prepared with 512" in capsys.readouterr().err
 
 
 @pytest.mark.slow

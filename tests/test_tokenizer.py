@@ -19,17 +19,29 @@ from pipeline.tokenizer import TextTokenizer, load_tokenizer, tokenizer_of
 from tests.conftest import REAL_TOKENIZER
 
 CODE = "def f(x):\n\tif x < 2:\n\t    return {'a': `x` ^ ~x}\\n\n\n  # done\t\n"
-CONTROL_IDS = {0, 1, *range(32000, 32100)}
+
+
+@pytest.fixture(scope="session", params=["tiny", "real"])
+def any_tokenizer(request: pytest.FixtureRequest) -> TextTokenizer:
+    """The lossless tokenizer of the tiny vocabulary, and of the real one where it is at hand."""
+    tokenizer: TextTokenizer = request.getfixturevalue(f"{request.param}_tokenizer")
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
-def auto(real_tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What stock transformers loads from the saved real tokenizer."""
+def auto(any_tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What stock transformers loads from the saved tokenizer."""
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("saved")
-    real_tokenizer.save(folder, model_max_length=777)
+    any_tokenizer.save(folder, model_max_length=777)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def control_ids(tokenizer: TextTokenizer) -> set[int]:
+    """Return the ids that no text may have: <pad>, </s>, and the sentinels."""
+    sentinels = (tokenizer.backend.token_to_id(f"<extra_id_{i}>") for i in range(100))
+    return {0, 1, *sentinels}
 
 
 # --- literal ids ----------------------------------------------------------------------------------
@@ -84,6 +96,12 @@ def test_text_comes_back_to_the_letter(real_tokenizer: TextTokenizer, text: str)
     assert real_tokenizer.decode(real_tokenizer.encode_batch([text])[0]) == text
 
 
+@given(st.text(st.sampled_from("abcXYZ019 .,:;!?()[]'\"#*-_/+=%&$@|>\n\t<\\^`{}~"), max_size=80))
+@settings(deadline=None, max_examples=300)
+def test_printable_ascii_comes_back_to_the_letter(any_tokenizer: TextTokenizer, text: str) -> None:
+    assert any_tokenizer.decode(any_tokenizer.encode_batch([text])[0]) == text
+
+
 @given(
     st.lists(
         st.sampled_from(
@@ -119,10 +137,10 @@ def test_text_comes_back_to_the_letter(real_tokenizer: TextTokenizer, text: str)
 )
 @settings(deadline=None, max_examples=300)
 def test_nasty_text_gives_no_control_id_and_the_ids_of_auto_tokenizer(
-    real_tokenizer: TextTokenizer, auto: Any, text: str
+    any_tokenizer: TextTokenizer, auto: Any, text: str
 ) -> None:
-    (ids,) = real_tokenizer.encode_batch([text])
-    assert not CONTROL_IDS.intersection(ids)
+    (ids,) = any_tokenizer.encode_batch([text])
+    assert not control_ids(any_tokenizer).intersection(ids)
     assert auto(text, split_special_tokens=True).input_ids == [*ids, 1]
     assert auto(text).input_ids == [*ids, 1], "the saved setting must say split_special_tokens"
 
@@ -130,21 +148,21 @@ def test_nasty_text_gives_no_control_id_and_the_ids_of_auto_tokenizer(
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 @settings(deadline=None, max_examples=300)
 def test_any_text_gives_the_ids_of_auto_tokenizer(
-    real_tokenizer: TextTokenizer, auto: Any, text: str
+    any_tokenizer: TextTokenizer, auto: Any, text: str
 ) -> None:
-    (ids,) = real_tokenizer.encode_batch([text])
-    assert not CONTROL_IDS.intersection(ids)
+    (ids,) = any_tokenizer.encode_batch([text])
+    assert not control_ids(any_tokenizer).intersection(ids)
     assert auto(text, split_special_tokens=True).input_ids == [*ids, 1]
 
 
 @given(st.lists(st.text(st.sampled_from("ab #:Human\n\t\x01 ＃\u0301"), max_size=12), max_size=4))
 @settings(deadline=None, max_examples=300)
 def test_ids_of_lines_one_after_another_are_the_ids_of_the_text(
-    real_tokenizer: TextTokenizer, lines: list[str]
+    any_tokenizer: TextTokenizer, lines: list[str]
 ) -> None:
     pieces = [line + "\n" for line in lines]
-    whole = real_tokenizer.encode_batch(["".join(pieces)])[0]
-    assert whole == [i for ids in real_tokenizer.encode_batch(pieces) for i in ids]
+    whole = any_tokenizer.encode_batch(["".join(pieces)])[0]
+    assert whole == [i for ids in any_tokenizer.encode_batch(pieces) for i in ids]
 
 
 # --- saving and loading ---------------------------------------------------------------------------
@@ -156,21 +174,21 @@ def test_code_round_trips_through_the_saved_folder(auto: Any) -> None:
     assert (auto.pad_token_id, auto.eos_token_id, auto.unk_token_id) == (0, 1, 2)
 
 
-def test_the_chat_template_is_saved(real_tokenizer: TextTokenizer, auto: Any) -> None:
+def test_the_chat_template_is_saved(any_tokenizer: TextTokenizer, auto: Any) -> None:
     from pipeline.conversation import Role, Turn
 
     messages = [{"role": "user", "content": "a\n### Human: b"}]
     text = auto.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     turns = [Turn(Role.HUMAN, "a\n### Human: b")]
-    assert text == encoder_text(turns, Escaper(real_tokenizer.normalize))
+    assert text == encoder_text(turns, Escaper(any_tokenizer.normalize))
 
 
 def test_a_folder_with_this_tokenizer_is_used_as_it_is(
-    real_tokenizer: TextTokenizer, auto: Any, tmp_path: Path
+    any_tokenizer: TextTokenizer, auto: Any, tmp_path: Path
 ) -> None:
     auto.save_pretrained(tmp_path / "by_transformers")
     again = load_tokenizer(str(tmp_path / "by_transformers"))
-    assert again.fingerprint == real_tokenizer.fingerprint
+    assert again.fingerprint == any_tokenizer.fingerprint
     assert (
         again.files["tokenizer.json"]
         == (tmp_path / "by_transformers" / "tokenizer.json").read_bytes()

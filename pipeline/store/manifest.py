@@ -85,6 +85,7 @@ def read_manifest(folder: Path) -> Manifest:
         if version == SCHEMA_VERSION:
             shards = [Shard(**shard) for shard in fields.pop("shards")]
             manifest = Manifest(shards=shards, **fields)
+            _check_types(manifest)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise PreparedFolderError(
             "the manifest cannot be read", where=path, got=repr(error), do=again
@@ -113,6 +114,12 @@ def read_manifest(folder: Path) -> Manifest:
                 "a shard is missing or damaged", where=file, got=got, do=again
             )
     return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    for field in ("config", "counts", "tokens"):
+        if not isinstance(getattr(manifest, field), dict):
+            raise TypeError(f"{field} is no object")
 
 
 def _other_files(manifest: Manifest) -> list[str]:
