@@ -90,16 +90,13 @@ class TextTokenizer:
         wrapping = self.backend.encode("", add_special_tokens=True).ids
         self.prefix_ids = tuple(i for i in wrapping if i != eos_id)
         """Ids that the tokenizer puts before a text; none for T5."""
+        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        """One more than the highest id; a vocabulary may have holes."""
         self._arguments = (files, eos, unk, where)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary as files: a pickled backend forgets its settings."""
         return (TextTokenizer, self._arguments)
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids; the highest is one less."""
-        return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     @property
     def fingerprint(self) -> str:

@@ -245,6 +245,11 @@ def test_one_that_is_no_t5s_goes_through_unchanged(tmp_path: Path) -> None:
     assert tokenizer.files["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
     assert (tokenizer.prefix_ids, tokenizer.eos_id, tokenizer.vocab_size) == ((0,), 2, 6)
     assert tokenizer.encode_batch(["hello  world"]) == [[4, 5]]
+    # A vocabulary may have holes: the highest id counts.
+    spec = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    spec["model"]["vocab"]["late"] = 99
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).vocab_size == 100
 
 
 def test_a_transformers_tokenizer_of_stock_t5_becomes_lossless(

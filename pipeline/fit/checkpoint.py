@@ -44,10 +44,20 @@ _SETTINGS = (
 
 
 def run_identity(
-    config: FitConfig, plan: RunPlan, *, fingerprint: str, num_rows: int
+    config: FitConfig, plan: RunPlan, *, fingerprint: str, num_rows: int, model: str
 ) -> dict[str, Any]:
-    """Return what must be the same for a run to go on, by the words that a refusal names it by."""
+    """Return what must be the same for a run to go on, by the words that a refusal names it by.
+
+    Args:
+        config: The settings.
+        plan: The steps.
+        fingerprint: The prepared folder's.
+        num_rows: Rows to train on.
+        model: What kind of model the run starts from: see ``model.architecture``.
+    """
     return {
+        "--model-name-or-path (config)": model,
+        "--from-scratch": config.from_scratch,
         "--data-path (fingerprint)": fingerprint,
         "rows per step": plan.rows_per_step,
         "rows to train on": num_rows,
@@ -93,17 +103,16 @@ class Checkpoint:
         except Exception as error:  # torch, zip and pickle have many words for a damaged file
             raise damaged(self.folder / name, error) from error
 
-    def rng_state(self, process: int, processes: int) -> dict[str, Any] | None:
-        """Return a process's generators, or None if the run had another number of processes."""
-        if processes != self.processes:
-            return None
-        state: dict[str, Any] = self.load(_rng_file(process, processes))
+    def rng_state(self, process: int) -> dict[str, Any]:
+        """Return the generators of one of the processes that the run had."""
+        state: dict[str, Any] = self.load(_rng_file(process, self.processes))
         return state
 
 
 def damaged(where: Path, error: Exception) -> CheckpointError:
     """Return the error for a checkpoint whose content cannot be read."""
-    got = error.got if isinstance(error, DuetError) else f"{type(error).__name__}: {error}"
+    kind = type(error).__name__  # what torch says of a damaged file is a page long
+    got = error.got if isinstance(error, DuetError) else f"content that cannot be read ({kind})"
     return CheckpointError(
         "a checkpoint is damaged",
         where=where,
@@ -184,9 +193,11 @@ def delete_oldest(output: Path, newest: int, limit: int | None) -> None:
         if step < newest and (folder / MANIFEST).is_file()
     ]
     for folder in older[: max(len(older) - (limit - 1), 0)]:
+        # Renamed first, so that what is left is never taken for whole: see delete_leftovers.
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         with output_errors(folder):
-            (folder / MANIFEST).unlink()  # first, so that what is left is never taken for whole
-            shutil.rmtree(folder)
+            folder.rename(old)
+            shutil.rmtree(old)
 
 
 def delete_leftovers(output: Path) -> None:
@@ -218,13 +229,14 @@ def _read(folder: Path, step: int) -> Checkpoint:
         found = (folder / name).stat().st_size
         if found != size:
             raise ValueError(f"{name} has {found} bytes, not {size}")
+    identity, processes = manifest["identity"], manifest["processes"]
+    if not isinstance(identity, dict) or not isinstance(processes, int):
+        raise TypeError("identity or processes of a wrong type")
     log = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["log_history"]
     state = RunState.from_progress(manifest["progress"], log)
     if state.step != step:
         raise ValueError(f"it was made at step {state.step}")
-    return Checkpoint(
-        folder=folder, identity=manifest["identity"], processes=manifest["processes"], state=state
-    )
+    return Checkpoint(folder=folder, identity=identity, processes=processes, state=state)
 
 
 def _rng_file(process: int, processes: int) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.batching import IntArray
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
@@ -38,7 +38,7 @@ class SupervisedDataset(Dataset[Row]):
     def __init__(
         self, path: str | Path, split: str = "train", *, num_rows: int | None = None
     ) -> None:
-        """Open the split; no row is read."""
+        """Open the split; of the rows, only the lengths are read."""
         if num_rows is not None and num_rows < 1:
             raise ConfigError(
                 "a setting is out of range",
@@ -50,7 +50,7 @@ class SupervisedDataset(Dataset[Row]):
         self.manifest: Manifest = read_manifest(self.path)
         table = open_split(self.path, self.manifest, split)
         self._length = int(table.num_rows if num_rows is None else min(num_rows, table.num_rows))
-        self._columns = {name: _ListColumn(table.column(name)) for name in COLUMNS}
+        self._columns = {name: _ListColumn(self._checked(table, name)) for name in COLUMNS}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -80,6 +80,36 @@ class SupervisedDataset(Dataset[Row]):
         encoder, decoder = (column.lengths()[: self._length] for column in self._columns.values())
         return encoder, decoder
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Read all ids and check that they are some.
+
+        Raises:
+            PreparedFolderError: One is below 0, or not below ``vocab_size``.
+        """
+        for name, column in self._columns.items():
+            low, high = column.range()
+            if low < 0 or high >= vocab_size:
+                raise self._damaged(f"{name} from {low} to {high}, the vocabulary has {vocab_size}")
+
+    def _checked(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        """Return a column in which each row's place in the values is one."""
+        try:
+            column = table.column(name)
+            column.validate(full=True)
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise self._damaged(f"{name}: {error}") from error
+        if not pa.types.is_list(column.type):
+            raise self._damaged(f"{name} is of type {column.type}")
+        return column
+
+    def _damaged(self, got: str) -> PreparedFolderError:
+        return PreparedFolderError(
+            "a shard is damaged",
+            where=self.path / self.split,
+            got=got,
+            do="run duet prepare again",
+        )
+
 
 def _reopened(path: Path, split: str, num_rows: int | None) -> SupervisedDataset:
     return SupervisedDataset(path, split, num_rows=num_rows)
@@ -104,6 +134,11 @@ class _ListColumn:
         offsets, at = self._offsets[chunk], row - self._starts[chunk]
         values: npt.NDArray[np.integer[npt.NBitBase]] = self._values[chunk]
         return values[offsets[at] : offsets[at + 1]]
+
+    def range(self) -> tuple[int, int]:
+        parts = [values for values in self._values if len(values)]
+        lowest, highest = ([f(values) for values in parts] for f in (np.min, np.max))
+        return int(min(lowest, default=0)), int(max(highest, default=0))
 
     def lengths(self) -> IntArray:
         parts = [np.diff(offsets) for offsets in self._offsets]

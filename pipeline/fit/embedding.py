@@ -24,10 +24,10 @@ def smart_tokenizer_and_embedding_resize(
 ) -> None:
     """Add tokens to a transformers tokenizer and give each a row of the model's embedding.
 
-    The embedding grows only when its rows do not suffice, and then to a multiple of 128. Each
-    new row, input and output, starts from the mean of the trained rows: those below the length
-    that the tokenizer had. Tied matrices stay tied, untied ones untied. A token that is there
-    already keeps its id and its row.
+    The embedding grows only when its rows do not suffice for the whole vocabulary, and then to a
+    multiple of 128. Each new row, input and output, starts from the mean of the trained rows:
+    those that the model had below the length that the tokenizer had. Tied matrices stay tied,
+    untied ones untied. A token that is there already keeps its id and, if it had one, its row.
 
     Args:
         special_tokens_dict: What ``tokenizer.add_special_tokens`` takes.
@@ -37,12 +37,13 @@ def smart_tokenizer_and_embedding_resize(
     """
     from transformers import AddedToken
 
-    num_trained, before = len(tokenizer), set(tokenizer.get_vocab().values())
+    num_trained = min(len(tokenizer), num_rows(model))
+    before = set(tokenizer.get_vocab().values())
     tokenizer.add_special_tokens(dict(special_tokens_dict))
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in other_tokens])
-    new_ids = sorted(set(tokenizer.get_vocab().values()) - before)
-    grow_embedding(model, max(new_ids, default=-1) + 1)
-    start_new_rows(model, new_ids, num_trained)
+    ids = set(tokenizer.get_vocab().values())
+    grow_embedding(model, max(ids) + 1, num_trained)
+    start_new_rows(model, sorted(ids - before), num_trained)
 
 
 def embedding_weights(model: Any) -> list[nn.Parameter]:
@@ -73,25 +74,32 @@ def rows_for(vocab_size: int) -> int:
     return -(-vocab_size // MULTIPLE) * MULTIPLE
 
 
-def grow_embedding(model: Any, vocab_size: int) -> None:
+def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:
     """Give the model at least ``vocab_size`` rows, in place; it never shrinks.
 
-    Rows that are added hold zeros: see ``start_new_rows``.
+    Each row that is added, a token's or spare, is the mean of the trained ones: a row of zeros
+    would have the logit 0, which in an untied model is far above those of unlikely tokens.
+
+    Args:
+        model: The model.
+        vocab_size: The rows that it must have.
+        num_trained: The trained rows are those below this.
     """
     if vocab_size <= num_rows(model):
         return
     rows = rows_for(vocab_size)
     for weight in embedding_weights(model):
-        grown = nn.Parameter(_with_rows(weight.detach(), rows), weight.requires_grad)
+        grown = nn.Parameter(_with_rows(weight.detach(), rows, num_trained), weight.requires_grad)
         _replace_parameter(model, weight, grown)
     model.get_input_embeddings().num_embeddings = rows
     output = model.get_output_embeddings()
     if output is not None:
         output.out_features = rows
         if getattr(output, "bias", None) is not None:
-            output.bias = nn.Parameter(_with_rows(output.bias.detach(), rows))
+            bias = _with_rows(output.bias.detach(), rows, num_trained)
+            output.bias = nn.Parameter(bias, output.bias.requires_grad)
     if getattr(model, "final_logits_bias", None) is not None:  # a buffer of BART's, [1, rows]
-        model.final_logits_bias = _with_rows(model.final_logits_bias.T, rows).T
+        model.final_logits_bias = _with_rows(model.final_logits_bias.T, rows, num_trained).T
     model.config.vocab_size = rows
 
 
@@ -116,14 +124,16 @@ def move_rows(
     """
     new = list(new_ids)
     for weight in embedding_weights(model):
-        mean = weight[:num_trained].float().mean(dim=0).to(weight.dtype)
+        mean = mean_row(weight, num_trained)
         moved = weight[list(moves)].clone() if moves else None
         weight[new] = mean
         if moved is not None:
             weight[list(moves.values())] = moved
 
 
-def carry_over_rows(model: Any, old_ids: Mapping[str, int], new_ids: Mapping[str, int]) -> None:
+def carry_over_rows(
+    model: Any, old_ids: Mapping[str, int], new_ids: Mapping[str, int], num_trained: int
+) -> None:
     """Give each token the row it was trained in, where a model knew it under another id.
 
     FastChat-T5 was extended with some of the same pieces at other ids (``<`` at 32,101, newline
@@ -133,20 +143,26 @@ def carry_over_rows(model: Any, old_ids: Mapping[str, int], new_ids: Mapping[str
         model: The model, with a row for each new id; changed in place.
         old_ids: The ids that the model's own tokenizer has for the tokens it knows.
         new_ids: The ids that the tokens have now. Where both agree nothing is touched.
+        num_trained: The trained rows are those below this.
     """
     changed = {token: i for token, i in new_ids.items() if old_ids.get(token) != i}
     if not changed:
         return
     moves = {old_ids[token]: i for token, i in changed.items() if token in old_ids}
     fresh = [i for token, i in changed.items() if token not in old_ids]
-    num_trained = max(min(changed.values()), *(i + 1 for i in old_ids.values()), 0)
     move_rows(model, moves, fresh, num_trained)
 
 
-def _with_rows(matrix: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return a matrix with zeros appended to its first dimension."""
-    missing = matrix.new_zeros(rows - matrix.shape[0], *matrix.shape[1:])
-    return torch.cat([matrix, missing])
+def mean_row(matrix: torch.Tensor, num_trained: int) -> torch.Tensor:
+    """Return the mean of the first ``num_trained`` rows, summed in float32."""
+    return matrix[:num_trained].float().mean(dim=0).to(matrix.dtype)
+
+
+def _with_rows(matrix: torch.Tensor, rows: int, num_trained: int) -> torch.Tensor:
+    """Return a matrix, or a vector, with the mean appended to its first dimension."""
+    missing = rows - matrix.shape[0]
+    mean = mean_row(matrix, num_trained)
+    return torch.cat([matrix, mean.expand(missing, *mean.shape)])
 
 
 def _replace_parameter(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

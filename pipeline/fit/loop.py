@@ -39,6 +39,16 @@ class StepResult:
     """The rate that the step used."""
 
 
+def diverged(step: int, got: object) -> ModelError:
+    """Return the error for a run that cannot go on."""
+    return ModelError(
+        "training diverged",
+        where=f"step {step}",
+        got=got,
+        do="start again with a lower --learning-rate or with --warmup-steps",
+    )
+
+
 class TrainingStep:
     """Takes one optimizer step on given rows."""
 
@@ -68,14 +78,14 @@ class TrainingStep:
         loss = self._backward(rows, tokens)
         grad_norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise ModelError(
-                "training diverged",
-                where=f"step {step}",
-                got=f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}",
-                do="start again with a lower --learning-rate or with --warmup-steps",
-            )
+            raise diverged(step, f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}")
         rate = float(self._schedule.get_last_lr()[0])
-        self._optimizer.step()
+        try:
+            self._optimizer.step()
+        except RuntimeError as error:
+            if "overflow" not in str(error):  # that of a rate that float32 cannot hold
+                raise
+            raise diverged(step, error) from error
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate)

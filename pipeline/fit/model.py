@@ -21,13 +21,35 @@ from pipeline.fit.embedding import (
     is_tied,
     num_rows,
     rows_for,
-    start_new_rows,
 )
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.hub import find_model_file
 from pipeline.lossless import NEW_PIECES, is_lossless
 from pipeline.progress import note
+from pipeline.store.fingerprint import key_of
 from pipeline.tokenizer import TextTokenizer
+
+_SHAPE = (
+    "model_type",
+    "d_model",
+    # T5 and its like
+    "d_ff",
+    "d_kv",
+    "num_heads",
+    "num_layers",
+    "num_decoder_layers",
+    "relative_attention_num_buckets",
+    "feed_forward_proj",
+    # BART and its like
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "activation_function",
+)
+"""The settings that say of what shape a model is, apart from the rows of its embedding."""
 
 
 def load_model(
@@ -77,6 +99,24 @@ def load_trained(folder: Path) -> Any:
     """
     with _model_errors(folder), quiet_transformers():
         return _pretrained(str(folder), None)
+
+
+def architecture(config: FitConfig) -> str:
+    """Return a name of the kind of model that a run starts from: a hash of its shape.
+
+    A run whose output folder is the model's own writes ``config.json`` there anew, with defaults
+    filled in and the embedding grown: what is hashed is the same before and after.
+
+    Raises:
+        ModelError: There is no config, or none that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    name = config.model_name_or_path
+    _read_config(name, config.cache_dir)
+    with _model_errors(name), quiet_transformers():
+        settings = AutoConfig.from_pretrained(name, cache_dir=config.cache_dir)
+    return key_of({field: getattr(settings, field, None) for field in _SHAPE})
 
 
 @contextlib.contextmanager
@@ -138,8 +178,19 @@ def _pretrained(name: str, cache_dir: str | None) -> Any:
     from transformers import AutoModelForSeq2SeqLM
 
     model, info = AutoModelForSeq2SeqLM.from_pretrained(
-        name, cache_dir=cache_dir, output_loading_info=True
+        name,
+        cache_dir=cache_dir,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that the first of them can be named, below
     )
+    if info["mismatched_keys"]:
+        weight, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            "the model's weights are not those that its config.json describes",
+            where=name,
+            got=f"{weight} of shape {list(found)}, not {list(wanted)}",
+            do="copy the model's folder again",
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -179,29 +230,41 @@ def _untie(model: Any) -> None:
 
 
 def _check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
-    """Refuse rows that were made with another model's vocabulary: every id would be wrong."""
-    if own_ids is None or not _is_lossless(tokenizer):
+    """Refuse rows that were made with another model's vocabulary: every id would be wrong.
+
+    Tokens that the model's own tokenizer does not have must not take the id of one that it has.
+    The nine pieces may, for their rows are moved, and so may sentinels, which no text holds.
+    """
+    if own_ids is None:
         return
+    moved = NEW_PIECES if _is_lossless(tokenizer) else ()
+    own_tokens = {i: token for token, i in own_ids.items()}
     for token, i in tokenizer.backend.get_vocab().items():
-        if token not in NEW_PIECES and own_ids.get(token) != i:
-            raise ModelError(
-                "the data were prepared for another model",
-                where=name,
-                got=f"{token!r} is id {own_ids.get(token)} there, {i} in the data",
-                do=f"run duet prepare with --model-name-or-path {name}",
-            )
+        if token in moved or own_ids.get(token) == i:
+            continue
+        if token not in own_ids and (i not in own_tokens or token.startswith("<extra_id_")):
+            continue
+        there = f"id {own_ids[token]}" if token in own_ids else "no token"
+        raise ModelError(
+            "the data were prepared for another model",
+            where=name,
+            got=f"{token!r} is {there} there, id {i} in the data",
+            do=f"run duet prepare with --model-name-or-path {name}",
+        )
 
 
 def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
     """Give each id of the tokenizer a row: grown, started or moved where it has none."""
-    rows = num_rows(model)
-    grow_embedding(model, tokenizer.vocab_size)
-    if not _is_lossless(tokenizer):
-        start_new_rows(model, range(rows, tokenizer.vocab_size), rows)
-        return
-    old = {token: i for token, i in (own_ids or {}).items() if token in NEW_PIECES and i < rows}
-    vocabulary = tokenizer.backend.get_vocab()
-    carry_over_rows(model, old, {piece: vocabulary[piece] for piece in NEW_PIECES})
+    rows, vocabulary = num_rows(model), tokenizer.backend.get_vocab()
+    pieces = {piece: vocabulary[piece] for piece in NEW_PIECES} if _is_lossless(tokenizer) else {}
+    if own_ids is not None:
+        known = max(own_ids.values()) + 1
+    else:
+        known = min(pieces.values(), default=tokenizer.vocab_size)
+    num_trained = min(known, rows)
+    grow_embedding(model, tokenizer.vocab_size, num_trained)
+    old = {token: i for token, i in (own_ids or {}).items() if token in pieces and i < rows}
+    carry_over_rows(model, old, pieces, num_trained)
 
 
 def _is_lossless(tokenizer: TextTokenizer) -> bool:

@@ -84,7 +84,7 @@ def plan_run(options: FitOptions, *, num_rows: int, eval_rows: int, processes: i
         total_steps=total,
         logging=Schedule(every=steps_of(options.logging_steps, total), at_end=True),
         evaluation=_evaluation(options, eval_rows, total),
-        saving=_repeated(options.save_strategy, options.save_steps, total, at_end=True),
+        saving=_repeated(options.save_strategy, options.save_steps, total),
     )
 
 
@@ -107,12 +107,12 @@ def steps_of(value: float, total: int) -> int:
     return max(1, math.ceil((value * total if value < 1 else value) - _EPSILON))
 
 
-def _repeated(strategy: Strategy, steps: float, total: int, *, at_end: bool) -> Schedule:
+def _repeated(strategy: Strategy, steps: float, total: int) -> Schedule:
     if strategy == "no":
         return Schedule()
     if strategy == "epoch":
         return Schedule(each_epoch=True, at_end=True)
-    return Schedule(every=steps_of(steps, total), at_end=at_end)
+    return Schedule(every=steps_of(steps, total), at_end=True)
 
 
 def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
@@ -131,6 +131,6 @@ def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
         )
     if strategy is None:
         return Schedule(every=steps_of(steps, total) if steps else None, at_end=True)
-    # As the Hugging Face trainer has it: --eval-strategy steps means those steps and no others,
+    # As the Hugging Face trainer has it: --eval-strategy steps means those steps and the last one,
     # and without --eval-steps those of --logging-steps.
-    return _repeated(strategy, steps or options.logging_steps, total, at_end=False)
+    return _repeated(strategy, steps or options.logging_steps, total)

@@ -15,14 +15,19 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.checkpoint import delete_leftovers, run_identity
 from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.progress import note
 from pipeline.store.atomic import output_errors
+from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
+
+MOST_HASHED = 2 * 1000**3
+"""Bytes of shards whose hashes are checked before a run: a few seconds. Of more, only the ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +115,7 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(
         # Unless told so, accelerate does not join processes that have no GPU.
         cpu=processes > 1 and not _has_gpu(),
@@ -159,19 +164,53 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
 
     Raises:
         ConfigError: See ``plan.plan_run``.
+        PreparedFolderError: A shard is damaged.
+        ModelError: The model's config cannot be read.
         OutputError: The folder cannot be written.
     """
     num_rows, eval_rows = len(data.train), len(data.eval) if data.eval is not None else 0
     plan = plan_run(
         config, num_rows=num_rows, eval_rows=eval_rows, processes=accelerator.num_processes
     )
-    identity = run_identity(config, plan, fingerprint=data.manifest.fingerprint, num_rows=num_rows)
+    identity = run_identity(
+        config,
+        plan,
+        fingerprint=data.manifest.fingerprint,
+        num_rows=num_rows,
+        model=architecture(config),
+    )
     setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
     _note_what_means_nothing(setup)
+    if accelerator.is_local_main_process:  # nodes may have a prepared folder each
+        check_shards(data)
     if accelerator.is_main_process:
         _make_output_folder(setup.output)
     accelerator.wait_for_everyone()
     return setup
+
+
+def check_shards(data: Data) -> None:
+    """Check that the rows are those that the first stage wrote.
+
+    Raises:
+        PreparedFolderError: They are not.
+    """
+    opened = {part.split: part for part in (data.train, data.eval) if part is not None}
+    shards = [shard for shard in data.manifest.shards if shard.split in opened]
+    if sum(shard.bytes for shard in shards) > MOST_HASHED:
+        for part in opened.values():
+            part.check_ids(data.tokenizer.vocab_size)
+        return
+    for shard in shards:
+        path = data.train.path / shard.path
+        found = sha256_of_file(path)
+        if found != shard.sha256:
+            raise PreparedFolderError(
+                "a shard is damaged",
+                where=path,
+                got=f"SHA-256 {found[:12]}…, not {shard.sha256[:12]}…",
+                do="run duet prepare again",
+            )
 
 
 def start_trackers(setup: Setup) -> None:

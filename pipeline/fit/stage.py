@@ -1,6 +1,7 @@
 """The second stage as a whole, in reading order: set up, model, train, save."""
 
 import dataclasses
+import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, DuetError, ModelError
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import (
     Checkpoint,
@@ -20,7 +21,7 @@ from pipeline.fit.checkpoint import (
 )
 from pipeline.fit.collate import DataCollatorForSupervisedDataset
 from pipeline.fit.evaluate import Evaluator
-from pipeline.fit.loop import TrainingLoop, TrainingStep
+from pipeline.fit.loop import TrainingLoop, TrainingStep, diverged
 from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule
 from pipeline.fit.report import Reporter
@@ -93,6 +94,8 @@ class Run:
         self._setup, config, plan = setup, setup.config, setup.plan
         accelerator = setup.accelerator
         self._state = checkpoint.state if checkpoint is not None else RunState()
+        # Now, not at the end: nothing in it may fail once the training is done.
+        self._facts = run_facts(setup)
         setup.say(f"rows per step {plan.rows_per_step} {plan.rows_source}")
         self._model = self._load_model(checkpoint)
         self._wrapped = accelerator.prepare_model(self._model)
@@ -112,13 +115,14 @@ class Run:
             loop = self._loop(reporter)
             self._wrapped.train()
             loop.run()
+            self._check_weights()
             loop.finish()
         if setup.accelerator.is_main_process:
             write_trained(
                 setup.output,
                 self._model,
                 setup.data.tokenizer_folder,
-                run=self._facts(),
+                run=self._facts,
                 trainer_state=self._trainer_state(),
             )
 
@@ -144,13 +148,16 @@ class Run:
         try:
             self._optimizer.load_state_dict(checkpoint.load("optimizer.pt"))
             self._schedule.load_state_dict(checkpoint.load("scheduler.pt"))
-        except (ValueError, KeyError, TypeError) as error:
+            if self._schedule.last_epoch != self._state.step:
+                raise ValueError("the schedule is at another step")
+            if checkpoint.processes == accelerator.num_processes:
+                restore_rng_state(checkpoint.rng_state(accelerator.process_index))
+            else:
+                self._setup.say("another number of processes than before: dropout is drawn anew")
+        except (DuetError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # states of a wrong shape fail wherever they are first used
             raise damaged(checkpoint.folder, error) from error
-        rng = checkpoint.rng_state(accelerator.process_index, accelerator.num_processes)
-        if rng is not None:
-            restore_rng_state(rng)
-        else:
-            self._setup.say("another number of processes than before: dropout is drawn anew")
 
     def _loop(self, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan
@@ -183,10 +190,21 @@ class Run:
             )
         return self._evaluator.run(self._wrapped)
 
+    def _check_weights(self) -> None:
+        """Refuse to save weights that are no numbers; a loss tells only those of the step before.
+
+        Raises:
+            ModelError: A weight is infinite or NaN.
+        """
+        for name, weight in self._model.named_parameters():
+            if not weight.isfinite().all():
+                raise diverged(self._state.step, f"{name} with values that are not finite")
+
     def _save(self) -> None:
         from accelerate.utils import gather_object
 
         setup = self._setup
+        self._check_weights()
         rng_states = gather_object([rng_state()])
         if setup.accelerator.is_main_process:
             write_checkpoint(
@@ -206,26 +224,27 @@ class Run:
     def _trainer_state(self) -> str:
         return trainer_state_json(self._state, self._setup.plan, self._setup.config)
 
-    def _facts(self) -> dict[str, Any]:
-        """Return the content of ``run.json``."""
-        setup, manifest = self._setup, self._setup.data.manifest
-        names = ("duet-t5", "torch", "transformers", "accelerate", "tokenizers")
-        return {
-            "settings": dataclasses.asdict(setup.config),
-            "prepared": {
-                "fingerprint": manifest.fingerprint,
-                "config": manifest.config,
-                "counts": manifest.counts,
-                "rows": {split: manifest.rows(split) for split in manifest.splits()},
-            },
-            "rows_per_step": setup.plan.rows_per_step,
-            "rows_per_step_source": setup.plan.rows_source,
-            "steps": setup.plan.total_steps,
-            "processes": setup.accelerator.num_processes,
-            "device": _device_name(setup.accelerator.device),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in names},
-        }
+
+def run_facts(setup: Setup) -> str:
+    """Return the content of ``run.json``."""
+    manifest = setup.data.manifest
+    names = ("duet-t5", "torch", "transformers", "accelerate", "tokenizers")
+    facts = {
+        "settings": dataclasses.asdict(setup.config),
+        "prepared": {
+            "fingerprint": manifest.fingerprint,
+            "config": manifest.config,
+            "counts": manifest.counts,
+            "rows": {split: manifest.rows(split) for split in manifest.splits()},
+        },
+        "rows_per_step": setup.plan.rows_per_step,
+        "rows_per_step_source": setup.plan.rows_source,
+        "steps": setup.plan.total_steps,
+        "processes": setup.accelerator.num_processes,
+        "device": _device_name(setup.accelerator.device),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+    }
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _device_name(device: torch.device) -> str:

@@ -61,7 +61,16 @@ class RunState:
             KeyError, TypeError: The values are of another version.
         """
         window, whole = Sums(**values["window"]), Sums(**values["whole"])
-        return cls(**values | {"window": window, "whole": whole, "log": log})
+        state = cls(**values | {"window": window, "whole": whole, "log": log})
+        counts = (state.step, state.tokens_seen, state.rows_seen, window.tokens, whole.tokens)
+        numbers = (state.seconds, window.loss, whole.loss)
+        if not all(isinstance(value, int) for value in counts):
+            raise TypeError("a count that is no whole number")
+        if not all(isinstance(value, (int, float)) for value in numbers):
+            raise TypeError("a value that is no number")
+        if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
+            raise TypeError("a log that is no list of entries")
+        return state
 
 
 def trainer_state_json(state: RunState, plan: RunPlan, config: FitConfig) -> str:

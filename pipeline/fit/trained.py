@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,17 @@ from pipeline.fit.embedding import is_tied
 from pipeline.fit.model import quiet_transformers
 from pipeline.fit.state import RunState
 from pipeline.store.atomic import output_errors, sync_folder, write_file
-from pipeline.tokenizer import copy_tokenizer
+from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
 STATE_FILE = "trainer_state.json"
 RUN_FILE = "run.json"
+_WEIGHTS = (
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+    "pytorch_model.bin.index.json",
+)
 MODEL_FILES = ("model.safetensors", "config.json", "generation_config.json")
 
 
@@ -74,9 +81,17 @@ def _state_tying(path: Path, tied: bool) -> None:
 
 
 def write_trained(
-    output: Path, model: Any, tokenizer: Path, *, run: dict[str, Any], trainer_state: str
+    output: Path, model: Any, tokenizer: Path, *, run: str, trainer_state: str
 ) -> None:
     """Write the trained model into the output folder, ``trainer_state.json`` last.
+
+    Args:
+        output: The run's output folder; where it is the folder of the model that the run started
+            from, the files of that one's tokenizer and weights go.
+        model: The model, not wrapped.
+        tokenizer: The folder of the tokenizer's files.
+        run: The content of ``run.json``.
+        trainer_state: The content of ``trainer_state.json``.
 
     Raises:
         OutputError: It cannot be written.
@@ -85,14 +100,23 @@ def write_trained(
     save_model(temporary, model, tokenizer)
     with output_errors(output):
         (output / STATE_FILE).unlink(missing_ok=True)  # until it is back, this is not complete
-        for path in sorted(temporary.iterdir()):
-            with path.open("rb") as file:
+        new = sorted(path.name for path in temporary.iterdir())
+        for name in new:
+            with (temporary / name).open("rb") as file:
                 os.fsync(file.fileno())
-            path.replace(output / path.name)
+            (temporary / name).replace(output / name)
+        _delete_stale(output, new)
         sync_folder(output)
         shutil.rmtree(temporary)
-    write_file(output / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    write_file(output / RUN_FILE, run)
     write_file(output / STATE_FILE, trainer_state)
+
+
+def _delete_stale(output: Path, new: Sequence[str]) -> None:
+    """Delete files of another tokenizer and of other weights, which a loader would mix in."""
+    weights = (path.name for pattern in _WEIGHTS for path in output.glob(pattern))
+    for name in {*TOKENIZER_FILES, *weights}.difference(new):
+        (output / name).unlink(missing_ok=True)
 
 
 def is_trained(output: Path, state: RunState) -> bool:

@@ -3,16 +3,21 @@
     tokenizer.json | spiece.model, added_tokens.json, tokenizer_config.json  ->  {token: id}
 
 Read rather than loaded, because what the lossless tokenizer replaces need not load at all, and a
-model that was extended the old way keeps its trained rows under these ids.
+model that was extended the old way keeps its trained rows under these ids. Only a tokenizer that
+is no T5's and has no ``tokenizer.json`` is loaded: its files alone do not tell its ids.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import lossless
 from pipeline.errors import ModelError
 from pipeline.hub import find_model_file
+from pipeline.tokenizer import VOCABULARY_FILES, load_tokenizer
+
+T = TypeVar("T")
 
 
 def own_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, int] | None:
@@ -24,23 +29,50 @@ def own_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, 
 
     Raises:
         ModelError: The model cannot be found, or one of the files cannot be read.
-        TokenizerError: ``spiece.model`` is no SentencePiece model.
+        TokenizerError: ``spiece.model`` is no SentencePiece model, or a tokenizer that is no T5's
+            cannot be loaded.
     """
-    paths = {name: find_model_file(name_or_path, name, cache_dir) for name in _READERS}
-    ids: dict[str, int] = {}
-    for name, path in paths.items():
-        if path is None or (name == "spiece.model" and paths["tokenizer.json"] is not None):
-            continue
-        try:
-            ids |= _READERS[name](path)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(
-                "a tokenizer's file cannot be read",
-                where=path,
-                got=repr(error),
-                do="copy the model's folder again",
-            ) from error
-    return ids or None
+    names = (*VOCABULARY_FILES, *_ADDED)
+    paths = {name: find_model_file(name_or_path, name, cache_dir) for name in names}
+    spec = paths["tokenizer.json"]
+    if spec is not None and _read(_is_lossless, spec):
+        # It is complete: what an older tokenizer left beside it says nothing any more.
+        return _read(_ids_of_json, spec)
+    if not any(paths[name] is not None for name in VOCABULARY_FILES):
+        return None
+    ids = _base_ids(name_or_path, cache_dir, paths)
+    for name, reader in _ADDED.items():
+        path = paths[name]
+        if path is not None:
+            ids |= _read(reader, path)
+    return ids
+
+
+def _base_ids(
+    name_or_path: str, cache_dir: str | None, paths: Mapping[str, Path | None]
+) -> dict[str, int]:
+    spec, spiece = paths["tokenizer.json"], paths["spiece.model"]
+    if spec is not None:
+        return _read(_ids_of_json, spec)
+    if spiece is not None and (ids := _read(_ids_of_spiece, spiece)):
+        return ids
+    return dict(load_tokenizer(name_or_path, cache_dir).backend.get_vocab())
+
+
+def _read(reader: Callable[[Path], T], path: Path) -> T:
+    try:
+        return reader(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            "a tokenizer's file cannot be read",
+            where=path,
+            got=repr(error),
+            do="copy the model's folder again",
+        ) from error
+
+
+def _is_lossless(path: Path) -> bool:
+    return lossless.is_lossless(_load(path))
 
 
 def _ids_of_json(path: Path) -> dict[str, int]:
@@ -50,11 +82,16 @@ def _ids_of_json(path: Path) -> dict[str, int]:
         ids = {str(token): int(i) for token, i in vocabulary.items()}
     else:
         ids = {str(piece): i for i, (piece, _) in enumerate(vocabulary)}
+    if not ids:
+        raise ValueError("no vocabulary in it")
     added = spec.get("added_tokens") or []
     return ids | {str(token["content"]): int(token["id"]) for token in added}
 
 
 def _ids_of_spiece(path: Path) -> dict[str, int]:
+    """Return the ids of a T5's pieces; nothing where they are another model's."""
+    if not path.stat().st_size:
+        raise ValueError("an empty file")
     vocabulary = lossless.vocabulary_of_spiece(path)
     pieces = vocabulary.pieces if vocabulary is not None else []
     return {piece: i for i, (piece, _) in enumerate(pieces)}
@@ -74,9 +111,7 @@ def _load(path: Path) -> dict[str, Any]:
     return value
 
 
-_READERS = {
-    "tokenizer.json": _ids_of_json,
-    "spiece.model": _ids_of_spiece,
+_ADDED: dict[str, Callable[[Path], dict[str, int]]] = {
     "added_tokens.json": _ids_of_added_tokens,
     "tokenizer_config.json": _ids_of_config,
 }

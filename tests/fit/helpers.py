@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file
+from transformers import BartConfig
 
 from pipeline.config import FitConfig
 from pipeline.store.manifest import Manifest, write_manifest
@@ -95,6 +96,21 @@ def write_prepared(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def tiny_bart(vocab_size: int) -> BartConfig:
+    """Return the config of a model that is no T5."""
+    return BartConfig(
+        vocab_size=vocab_size,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=1,
+        decoder_attention_heads=1,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        max_position_embeddings=16,
+    )
 
 
 def state_of(folder: Path) -> dict[str, Any]:

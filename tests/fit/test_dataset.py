@@ -118,3 +118,25 @@ def test_faults_of_the_folder_are_named(prepared: Path, tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(PreparedFolderError, match="not a complete one"):
         SupervisedDataset(folder)
+
+
+def test_offsets_that_were_overwritten_are_found_on_opening(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    rows = [([5] * 300, [1]), ([6] * 300, [1]), ([7] * 300, [1])]
+    folder = write_prepared(tmp_path / "p", tokenizer, {"train": rows})
+    shard = next((folder / "train").glob("*.arrow"))
+    offsets = np.array([0, 300, 600, 900], np.int32)
+    for wrong in (np.array([0, 300, 100, 900]), np.array([0, 300, 600, 1 << 20])):
+        content = shard.read_bytes()
+        assert content.count(offsets.tobytes()) == 1
+        shard.write_bytes(content.replace(offsets.tobytes(), wrong.astype(np.int32).tobytes()))
+        with pytest.raises(PreparedFolderError, match="damaged") as caught:
+            SupervisedDataset(folder)
+        assert "\n" not in str(caught.value)
+        assert "input_ids: " in caught.value.got
+        shard.write_bytes(content)
+    SupervisedDataset(folder).check_ids(8)
+    with pytest.raises(PreparedFolderError, match="damaged") as caught:
+        SupervisedDataset(folder).check_ids(7)
+    assert caught.value.got == "input_ids from 5 to 7, the vocabulary has 7"

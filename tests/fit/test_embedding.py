@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers import BartForConditionalGeneration as Bart
 
 from pipeline.fit.embedding import (
@@ -19,7 +19,7 @@ from pipeline.fit.embedding import (
 )
 from pipeline.fit.model import quiet_transformers
 from pipeline.tokenizer import TextTokenizer
-from tests.fit.helpers import write_prepared
+from tests.fit.helpers import tiny_bart, write_prepared
 
 
 @pytest.fixture(params=["untied", "tied"])
@@ -34,6 +34,12 @@ def model(request: pytest.FixtureRequest, tiny: Path, tied: Path) -> Any:
 def hf_tokenizer(tokenizer: TextTokenizer, tmp_path: Path) -> Any:
     folder = write_prepared(tmp_path / "p", tokenizer, {"train": [([1], [1])]})
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+
+def assert_mean(new: torch.Tensor, trained: torch.Tensor) -> None:
+    """Check that each of the new rows is the mean of the trained ones."""
+    assert len(new)
+    torch.testing.assert_close(new, trained.mean(dim=0).expand_as(new))
 
 
 def copies(model: Any) -> list[torch.Tensor]:
@@ -68,12 +74,30 @@ def test_it_grows_to_a_multiple_of_128_when_it_must(
     for old, weight in zip(before, embedding_weights(model), strict=True):
         assert weight.shape[0] == rows
         assert torch.equal(weight[:trained], old[:trained])
-        mean = old[:trained].mean(dim=0)
-        for i in (trained, trained + len(tokens) - 1):
-            torch.testing.assert_close(weight[i], mean)
+        assert_mean(weight[trained:], old[:trained])
     ids = torch.tensor([[trained + len(tokens) - 1]])
     assert model(input_ids=ids, decoder_input_ids=ids).logits.shape[-1] == rows
     assert_loads_the_same(model, tmp_path / "saved")
+
+
+def cut_rows(model: Any, rows: int) -> None:
+    """Leave so many rows of each matrix."""
+    for weight in embedding_weights(model):
+        weight.data = weight.data[:rows].clone()
+
+
+@pytest.mark.parametrize("tokens", [[], ["[new]"]])
+def test_a_model_with_fewer_rows_than_the_tokenizer_grows_to_all_of_it(
+    model: Any, hf_tokenizer: Any, tokens: list[str]
+) -> None:
+    rows = len(hf_tokenizer) - 109  # no sentinels, no new pieces
+    cut_rows(model, rows)
+    before = copies(model)
+    smart_tokenizer_and_embedding_resize({}, tokens, hf_tokenizer, model)
+    for old, weight in zip(before, embedding_weights(model), strict=True):
+        assert weight.shape[0] == rows_for(len(hf_tokenizer))
+        assert torch.equal(weight[:rows], old)
+        assert_mean(weight[rows:], old)
 
 
 def assert_loads_the_same(model: Any, folder: Path) -> None:
@@ -87,7 +111,7 @@ def assert_loads_the_same(model: Any, folder: Path) -> None:
 
 
 def test_every_module_that_holds_the_matrix_gets_the_new_one(model: Any) -> None:
-    grow_embedding(model, num_rows(model) + 1)
+    grow_embedding(model, num_rows(model) + 1, 9)
     assert model.encoder.embed_tokens.weight is model.shared.weight
     assert model.decoder.embed_tokens.weight is model.shared.weight
     assert model.shared.num_embeddings == model.lm_head.out_features == num_rows(model)
@@ -95,7 +119,7 @@ def test_every_module_that_holds_the_matrix_gets_the_new_one(model: Any) -> None
 
 def test_it_never_shrinks(model: Any) -> None:
     before = copies(model)
-    grow_embedding(model, 5)
+    grow_embedding(model, 5, 5)
     assert [weight.shape for weight in embedding_weights(model)] == [old.shape for old in before]
 
 
@@ -110,19 +134,12 @@ def test_tokens_that_are_there_keep_id_and_row(model: Any, hf_tokenizer: Any) ->
 
 
 def test_a_model_with_a_bias_on_its_output_grows_that_too() -> None:
-    config = BartConfig(
-        vocab_size=100,
-        d_model=8,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=1,
-        decoder_attention_heads=1,
-        encoder_ffn_dim=8,
-        decoder_ffn_dim=8,
-        max_position_embeddings=16,
-    )
-    model = Bart(config)
-    grow_embedding(model, 101)
+    model = Bart(tiny_bart(100))
+    model.final_logits_bias = torch.arange(100.0)[None]
+    old = model.model.shared.weight.detach().clone()
+    grow_embedding(model, 101, 90)
+    assert_mean(model.model.shared.weight[100:], old[:90])
+    assert_mean(model.final_logits_bias[0, 100:], torch.arange(90.0))
     ids = torch.tensor([[100]])
     assert is_tied(model)
     assert model(input_ids=ids, decoder_input_ids=ids).logits.shape[-1] == 128
@@ -134,7 +151,7 @@ def test_rows_move_with_their_tokens_though_places_overlap(model: Any) -> None:
     old = {"[PAD]": base, "<": base + 1, "{": base + 2, "\n": base + 3, "}": base + 4}
     new = {"\n": base, "<": base + 1, "{": base + 3, "}": base + 2, "~": base + 4}
     pieces = {token: i for token, i in old.items() if token in new}
-    carry_over_rows(model, pieces, new)
+    carry_over_rows(model, pieces, new, base + 5)
     for matrix, weight in zip(before, embedding_weights(model), strict=True):
         for token in ("\n", "<", "{", "}"):
             assert torch.equal(weight[new[token]], matrix[old[token]]), token
@@ -144,6 +161,6 @@ def test_rows_move_with_their_tokens_though_places_overlap(model: Any) -> None:
 
 def test_nothing_moves_where_the_ids_agree(model: Any) -> None:
     before = copies(model)
-    carry_over_rows(model, {"<": 300, "~": 301}, {"<": 300, "~": 301})
+    carry_over_rows(model, {"<": 300, "~": 301}, {"<": 300, "~": 301}, 300)
     for old, weight in zip(before, embedding_weights(model), strict=True):
         assert torch.equal(weight, old)

@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
+from transformers import BartForConditionalGeneration as Bart
 
 from pipeline.config import FitConfig
-from pipeline.errors import DuetError, ModelError
+from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.embedding import embedding_weights, is_tied, num_rows
 from pipeline.fit.model import load_model, quiet_transformers
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.lossless import NEW_PIECES
-from pipeline.tokenizer import TextTokenizer
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from scripts.tiny_t5 import make_tiny_t5
-from tests.fit.helpers import TEXTS, changed, weights_of, with_config
+from tests.fit.helpers import TEXTS, changed, tiny_bart, weights_of, with_config
 
 FASTCHAT = ("[PAD]", "<", "{", "\n", "}", "`", " ", "\\", "^", "\t")
 """What FastChat-T5 was extended with, in its order; it has no ``~``."""
@@ -33,7 +34,8 @@ def cut_rows(folder: Path, rows: int) -> None:
     """Leave so many rows of both matrices."""
     weights = load_file(folder / "model.safetensors")
     for name in ("shared.weight", "lm_head.weight"):
-        weights[name] = weights[name][:rows].clone()
+        if name in weights:
+            weights[name] = weights[name][:rows].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text("utf-8")) | {"vocab_size": rows}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
@@ -65,11 +67,44 @@ def test_too_few_rows_grow_to_a_multiple_of_128(
 ) -> None:
     folder = shutil.copytree(tiny, tmp_path / "small")
     cut_rows(folder, min(ids_of(tokenizer).values()) + 2)
-    model = load(config, folder, tokenizer)
+    before, model = weights_of(folder), load(config, folder, tokenizer)
     assert num_rows(model) % 128 == 0
     assert num_rows(model) >= tokenizer.vocab_size
     assert model.config.vocab_size == num_rows(model)
     assert not is_tied(model)
+    assert_new_rows(model, before, min(ids_of(tokenizer).values()))
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_a_model_without_rows_for_sentinels_gets_them_all(
+    config: FitConfig,
+    tiny: Path,
+    tied: Path,
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
+    kind: str,
+    has_tokenizer: bool,
+) -> None:
+    folder = shutil.copytree(tied if kind == "tied" else tiny, tmp_path / "small")
+    if not has_tokenizer:
+        (folder / "spiece.model").unlink()
+    rows = min(ids_of(tokenizer).values()) - 100
+    cut_rows(folder, rows)
+    before, model = weights_of(folder), load(config, folder, tokenizer)
+    assert num_rows(model) % 128 == 0
+    assert is_tied(model) == (kind == "tied")
+    assert_new_rows(model, before, rows)
+
+
+def assert_new_rows(model: Any, before: dict[str, torch.Tensor], trained: int) -> None:
+    """Check that all rows from ``trained`` on are the mean of those before."""
+    for name in ("shared", "lm_head"):
+        if f"{name}.weight" in before:
+            old, weight = before[f"{name}.weight"], getattr(model, name).weight
+            assert torch.equal(weight[:trained], old[:trained])
+            new = weight[trained:]
+            torch.testing.assert_close(new, old[:trained].mean(dim=0).expand_as(new))
 
 
 @pytest.mark.parametrize("rows", ["all", "only its own"])
@@ -128,6 +163,51 @@ def test_data_prepared_for_another_vocabulary_are_refused(
     other = make_tiny_t5(tmp_path / "other", TEXTS[2:], vocab_size=200, d_model=32)
     with pytest.raises(ModelError, match="prepared for another model"):
         load(config, other, tokenizer)
+
+
+@pytest.fixture
+def bart(tmp_path: Path) -> Path:
+    """A BART's tokenizer, no T5's, beside a tiny BART."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted({w for text in TEXTS for w in text.split()})]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    folder = tmp_path / "bart"
+    Bart(tiny_bart(len(words))).save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(special | {"tokenizer_class": "PreTrainedTokenizerFast"}), "utf-8"
+    )
+    return folder
+
+
+def test_data_of_a_tokenizer_that_is_no_t5s_fit_their_own_model_alone(
+    config: FitConfig, bart: Path, tiny: Path, tokenizer: TextTokenizer
+) -> None:
+    own = load_tokenizer(str(bart))
+    before, model = weights_of(bart), load(config, bart, own)
+    assert torch.equal(model.model.shared.weight, before["model.shared.weight"])
+    for folder, other in ((tiny, own), (bart, tokenizer)):
+        with pytest.raises(ModelError, match="prepared for another model") as caught:
+            load(config, folder, other)
+        assert str(folder) in caught.value.do
+
+
+def test_tokens_that_the_model_does_not_know_get_rows(
+    config: FitConfig, bart: Path, tmp_path: Path
+) -> None:
+    spec = json.loads((bart / "tokenizer.json").read_text("utf-8"))
+    rows = len(spec["model"]["vocab"])
+    spec["model"]["vocab"]["new"] = rows
+    more = shutil.copytree(bart, tmp_path / "more")
+    (more / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
+    before, model = weights_of(bart), load(config, bart, load_tokenizer(str(more)))
+    old, weight = before["model.shared.weight"], model.model.shared.weight
+    assert num_rows(model) > rows
+    torch.testing.assert_close(weight[rows:], old.mean(dim=0).expand_as(weight[rows:]))
 
 
 def test_own_ids_come_from_whichever_file_there_is(tiny: Path, tokenizer: TextTokenizer) -> None:
@@ -257,6 +337,23 @@ def take_start(folder: Path) -> None:
         (folder / name).write_text(json.dumps(values), "utf-8")
 
 
+def empty_spiece(folder: Path) -> None:
+    (folder / "spiece.model").write_bytes(b"")
+
+
+def break_spiece(folder: Path) -> None:
+    file = folder / "spiece.model"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def break_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{", "utf-8")
+
+
+def empty_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
+
+
 def break_added_tokens(folder: Path) -> None:
     (folder / "added_tokens.json").write_text("[1, 2]", "utf-8")
 
@@ -273,9 +370,13 @@ def break_added_tokens(folder: Path) -> None:
         (cut_weights, "cannot be loaded"),
         (take_weights, "cannot be loaded"),
         (drop_a_weight, "incomplete"),
-        (change_a_shape, "cannot be loaded"),
+        (change_a_shape, "of shape [64, 32], not [7, 32]"),
         (take_start, "decoder_start_token_id"),
         (break_added_tokens, "cannot be read"),
+        (break_tokenizer, "cannot be read"),
+        (empty_tokenizer, "no vocabulary"),
+        (empty_spiece, "an empty file"),
+        (break_spiece, "not a SentencePiece model"),
     ],
 )
 def test_what_is_no_model_is_named_in_one_line(
@@ -285,7 +386,7 @@ def test_what_is_no_model_is_named_in_one_line(
     damage(folder)
     with pytest.raises(DuetError) as caught:
         load(config, folder, tokenizer)
-    assert isinstance(caught.value, ModelError)
+    assert isinstance(caught.value, (ModelError, TokenizerError))
     assert words in str(caught.value)
     assert "model" in caught.value.where
     assert "\n" not in str(caught.value)

@@ -69,7 +69,8 @@ def test_shares_of_all_steps_are_rounded_up(config: FitConfig) -> None:
         ({}, [10]),
         ({"eval_steps": 4}, [4, 8, 10]),
         ({"eval_strategy": "no", "eval_steps": 4}, []),
-        ({"eval_strategy": "steps", "eval_steps": 4}, [4, 8]),
+        ({"eval_strategy": "steps", "eval_steps": 4}, [4, 8, 10]),
+        ({"eval_strategy": "steps", "logging_steps": 3}, [3, 6, 9, 10]),
         ({"eval_strategy": "epoch"}, [4, 8, 10]),
     ],
 )

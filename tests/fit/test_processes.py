@@ -10,8 +10,6 @@ from pipeline.config import FitConfig
 from pipeline.fit.stage import fit
 from tests.fit.helpers import changed, log_of, state_of, weights_of
 
-pytestmark = pytest.mark.slow
-
 
 def torchrun(config: FitConfig, processes: int, *flags: str) -> str:
     """Run ``fit`` in several processes; return what they printed on stderr."""
@@ -49,6 +47,21 @@ def torchrun(config: FitConfig, processes: int, *flags: str) -> str:
     return done.stderr
 
 
+def test_two_steps_of_two_processes_give_the_losses_of_one(
+    config: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    config = changed(
+        config, model_name_or_path=str(still), train_batch_size=4, max_steps=2, learning_rate=1e-3
+    )
+    one, two = fit(config), tmp_path / "two"
+    flags = ("--save-strategy=no", "--eval-strategy=no")
+    said = torchrun(changed(config, output_dir=str(two)), 2, *flags)
+    assert "FutureWarning" not in said
+    for first, second in zip(log_of(one), log_of(two), strict=True):
+        assert second == pytest.approx(first, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +89,7 @@ def test_two_processes_give_the_losses_of_one(
     ]
 
 
+@pytest.mark.slow
 def test_a_step_of_fewer_rows_than_processes(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +103,7 @@ def test_a_step_of_fewer_rows_than_processes(
         assert second == pytest.approx(first, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_to_the_bit_and_in_one_too(
     config: FitConfig, tiny: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,14 @@ from pipeline.fit import checkpoint as checkpoints
 from pipeline.fit.checkpoint import delete_oldest, find_checkpoint
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.stage import fit
-from tests.fit.helpers import assert_same_weights, changed, log_of, state_of, weights_of
+from tests.fit.helpers import (
+    assert_same_weights,
+    changed,
+    log_of,
+    state_of,
+    weights_of,
+    with_config,
+)
 
 
 class StoppedError(Exception):
@@ -127,6 +134,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": 0.0}, "--weight-decay"),
     ({"max_grad_norm": 2.0}, "--max-grad-norm"),
     ({"optim": "adafactor"}, "--optim"),
+    ({"from_scratch": True}, "--from-scratch"),
     ({"adam_beta2": 0.9}, "--adam-beta2"),
 ]
 
@@ -164,6 +172,31 @@ def test_other_data_are_refused(finished: FitConfig, train_only: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         fit(changed(finished, data_path=str(train_only)))
     assert "--data-path" in caught.value.where
+
+
+def test_another_model_is_refused_but_not_another_path(
+    finished: FitConfig, tiny: Path, tmp_path: Path
+) -> None:
+    other = with_config(tiny, tmp_path / "other", num_layers=3)
+    with pytest.raises(CheckpointError) as caught:
+        fit(changed(finished, model_name_or_path=str(other)))
+    assert caught.value.where == "--model-name-or-path (config)"
+    same = with_config(tiny, tmp_path / "same", vocab_size=999, tie_word_embeddings=None)
+    fit(changed(finished, model_name_or_path=str(same)))
+
+
+def test_a_run_in_the_models_own_folder_goes_on(
+    run: FitConfig, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(changed(run, output_dir=str(tmp_path / "whole")))
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    run = changed(run, model_name_or_path=str(folder), output_dir=str(folder))
+    fit_and_stop(run, monkeypatch)
+    fit(run)
+    assert_same_weights(whole, folder)
+    (folder / "run.json").unlink()
+    fit(run)  # config.json is the run's own now
+    assert_same_weights(whole, folder)
 
 
 def test_settings_that_do_not_change_the_training_may_change(
@@ -213,9 +246,31 @@ def change_schema(folder: Path) -> None:
     (folder / "checkpoint.json").write_text(json.dumps(values | {"schema_version": 99}), "utf-8")
 
 
+def change_manifest(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+        values["progress"] |= changes.pop("progress", {})
+        (folder / "checkpoint.json").write_text(json.dumps(values | changes), "utf-8")
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_weights, take_manifest, take_optimizer, break_manifest, change_schema, list_files],
+    [
+        damage_weights,
+        take_manifest,
+        take_optimizer,
+        break_manifest,
+        change_schema,
+        list_files,
+        change_manifest(identity=None),
+        change_manifest(identity=[1]),
+        change_manifest(processes="1"),
+        change_manifest(progress={"tokens_seen": "7"}),
+        change_manifest(progress={"seconds": None}),
+        change_manifest(progress={"window": {"loss": "x"}}),
+    ],
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over(
     finished: FitConfig,
@@ -247,6 +302,24 @@ def test_content_that_cannot_be_read_is_named(
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith(name)
+    assert caught.value.got == "content that cannot be read (UnpicklingError)"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("content", [{}, {"python": 1, "param_groups": 2}, [], None])
+def test_content_of_a_wrong_shape_is_damage_too(
+    finished: FitConfig, tmp_path: Path, name: str, content: Any
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    (out / "trainer_state.json").unlink()
+    torch.save(content, out / "checkpoint-6" / name)
+    manifest = out / "checkpoint-6" / "checkpoint.json"
+    values = json.loads(manifest.read_text("utf-8"))
+    values["files"][name] = (out / "checkpoint-6" / name).stat().st_size
+    manifest.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        fit(changed(finished, output_dir=str(out)))
+    assert caught.value.where.endswith("checkpoint-6")
 
 
 def test_weights_that_cannot_be_read_are_named(finished: FitConfig, tmp_path: Path) -> None:
@@ -297,6 +370,23 @@ def test_the_limit_leaves_what_another_program_made(tmp_path: Path) -> None:
     ]
     delete_oldest(tmp_path, 9, None)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_checkpoint_that_was_being_deleted_is_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "checkpoint.json").write_text("{}", "utf-8")
+
+    def stop(folder: Path) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(checkpoints.shutil, "rmtree", stop)
+        delete_oldest(tmp_path, 2, 1)
+    assert [path.name[:13] for path in tmp_path.iterdir()] == [".checkpoint-1"]
+    checkpoints.delete_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_no_checkpoint(

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig,
 import pipeline
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ModelError, OutputError, PreparedFolderError
+from pipeline.fit import setup
+from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.embedding import is_tied
-from pipeline.fit.model import quiet_transformers
+from pipeline.fit.model import architecture, load_model, quiet_transformers
 from pipeline.fit.setup import check_joined
 from pipeline.fit.stage import fit
+from pipeline.fit.vocabulary import own_token_ids
+from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import CODE, changed, log_of, make_rows, state_of, weights_of, write_prepared
 
@@ -305,10 +310,109 @@ def test_no_prepared_folder_and_no_model(config: FitConfig, tmp_path: Path) -> N
         fit(changed(config, model_name_or_path=str(tmp_path / "none")))
 
 
-def test_a_divergence_is_an_error(config: FitConfig) -> None:
+@pytest.mark.parametrize("shard", ["train", "eval"])
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_ids_that_were_overwritten_are_found_before_the_training(
+    config: FitConfig,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shard: str,
+    size: str,
+) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    column = SupervisedDataset(folder, shard)[0]["input_ids"].numpy().astype(np.uint16).tobytes()
+    file = next((folder / shard).glob("*.arrow"))
+    file.write_bytes(file.read_bytes().replace(column, b"\xee" * len(column)))
+    if size == "large":
+        monkeypatch.setattr(setup, "MOST_HASHED", 0)
+    with pytest.raises(PreparedFolderError, match="damaged") as caught:
+        fit(changed(config, data_path=str(folder)))
+    assert str(folder / shard) in caught.value.where
+    assert ("SHA-256" in caught.value.got) == (size == "small")
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1e30, 8), (1e38, 8), (3e38, 1)])
+def test_a_divergence_is_an_error(config: FitConfig, rate: float, steps: int) -> None:
     with pytest.raises(ModelError, match="diverged") as caught:
-        fit(changed(config, learning_rate=1e30, max_steps=8))
+        fit(changed(config, learning_rate=rate, max_steps=steps, save_strategy="steps"))
     assert caught.value.where.startswith("step ")
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.fit.loop as loop
+
+    def spoil(self: Any, rows: Any, step: int) -> Any:
+        with torch.no_grad():
+            self._model.lm_head.weight[3, 3] = math.nan
+        return loop.StepResult(loss=1.0, tokens=1, grad_norm=1.0, learning_rate=1.0)
+
+    monkeypatch.setattr(loop.TrainingStep, "__call__", spoil)
+    for strategy in ("no", "steps"):
+        with pytest.raises(ModelError, match="diverged") as caught:
+            fit(changed(config, save_strategy=strategy))
+        assert caught.value.got.startswith("lm_head.weight")
+    assert not list(Path(config.output_dir).iterdir())
+
+
+def fastchat_like(tiny: Path, tokenizer: TextTokenizer, folder: Path) -> Path:
+    """Make a model that was extended the old way, its weights in several files."""
+    shutil.copytree(tiny, folder)
+    new = tokenizer.backend.get_vocab()
+    base = min(new[piece] for piece in NEW_PIECES)
+    added = {token: base + i for i, token in enumerate(("[PAD]", "<", "{", "\n", "}", "`"))}
+    (folder / "added_tokens.json").write_text(json.dumps(added), "utf-8")
+    model, _ = loaded(folder)
+    (folder / "model.safetensors").unlink()
+    with quiet_transformers():
+        model.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "pytorch_model.bin").write_bytes(b"older weights")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+def test_a_run_whose_output_is_the_models_own_folder(
+    config: FitConfig, tiny: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    folder = fastchat_like(tiny, tokenizer, tmp_path / "model")
+    (folder / "README.md").write_text("mine")
+    config = changed(config, model_name_or_path=str(folder), output_dir=str(folder))
+    before = architecture(config)
+    fit(config)
+    assert architecture(config) == before
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "run.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    ]
+    ids = AutoTokenizer.from_pretrained(folder)(CODE, split_special_tokens=True).input_ids
+    assert ids == [*tokenizer.encode_batch([CODE])[0], tokenizer.eos_id]
+    saved, again = weights_of(folder), load_model(config, tokenizer).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
+
+
+def test_what_an_older_tokenizer_left_beside_the_new_one_says_nothing(
+    config: FitConfig, tiny: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    folder = fastchat_like(tiny, tokenizer, tmp_path / "model")
+    tokenizer.save(folder, model_max_length=64)
+    assert (folder / "added_tokens.json").is_file()
+    assert own_token_ids(str(folder)) == tokenizer.backend.get_vocab()
+
+
+def test_settings_that_are_no_json_do_not_fail(config: FitConfig, prepared: Path) -> None:
+    object.__setattr__(config, "data_path", prepared)
+    out = fit(config)
+    run = json.loads((out / "run.json").read_text("utf-8"))
+    assert run["settings"]["data_path"] == str(prepared)
 
 
 def test_out_of_memory_says_what_to_do(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
