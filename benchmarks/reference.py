@@ -109,11 +109,17 @@ def print_table(
             f"{theirs['answer_tokens']:,}",
             f"{ours['answer_tokens'] / theirs['answer_tokens']:.2f} of them",
         ),
-        (
-            "answers that `decode` gives back to the letter",
-            f"{ours['exact'] / ours['answers']:.1%}",
-            f"{theirs['exact_by_default'] / theirs['answers']:.1%}",
-            f"{theirs['exact_as_served'] / theirs['answers']:.1%} with its server's options",
+        *(
+            (
+                f"answers back to the letter, `decode` {how}",
+                f"{ours['exact'] / ours['answers']:.1%}",
+                f"{theirs[key] / theirs['answers']:.1%}",
+                "",
+            )
+            for how, key in (
+                ("as FastChat's server calls it", "exact_as_served"),
+                ("by its defaults", "exact_by_default"),
+            )
         ),
     ]
     for row in rows:
