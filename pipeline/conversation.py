@@ -47,11 +47,6 @@ class Conversation:
     turns: list[Turn]
 
     @property
-    def base(self) -> str:
-        """The id that all parts of one conversation share; the id itself where it is no part's."""
-        return split_part_id(self.id)[0]
-
-    @property
     def start(self) -> int:
         """The index of the first turn among the uncut conversation's turns."""
         return split_part_id(self.id)[1] or 0

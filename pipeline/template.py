@@ -21,7 +21,7 @@ same ids as ``### Human:``.
 import re
 from collections.abc import Callable, Sequence
 
-from pipeline.conversation import Role, Turn
+from pipeline.conversation import ROLES_BY_NAME, Role, Turn
 
 HEADER = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -109,12 +109,7 @@ def chat_template() -> str:
     escaped = " | replace('\\r\\n', '\\n')" + "".join(
         f" | replace('\\n{tag}', '\\n {tag}')" for tag in TAGS.values()
     )
-    names = {
-        Role.HUMAN: "['user', 'human', 'prompter']",
-        Role.ASSISTANT: "['assistant', 'gpt', 'chatgpt', 'bing', 'bard', 'model', 'function_call']",
-        Role.SYSTEM: "['system']",
-        Role.TOOL: "['tool', 'function', 'observation']",
-    }
+    names = {role: [name for name, r in ROLES_BY_NAME.items() if r is role] for role in TAGS}
     tags = "".join(
         f"{{%- {'if' if i == 0 else 'elif'} role in {names[role]} -%}}{TAGS[role]}"
         for i, role in enumerate(TAGS)

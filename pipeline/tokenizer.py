@@ -92,6 +92,10 @@ class TextTokenizer:
         """Ids that the tokenizer puts before a text; none for T5."""
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         """One more than the highest id; a vocabulary may have holes."""
+        normalizer = self.backend.normalizer
+        self._has_dummy = normalizer is not None and str(normalizer.normalize_str("x")).endswith(
+            lossless.SPACE + "x"
+        )
         self._arguments = (files, eos, unk, where)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -118,8 +122,7 @@ class TextTokenizer:
         if self.backend.normalizer is None:
             return text
         normal = str(self.backend.normalizer.normalize_str(text)).replace(lossless.SPACE, " ")
-        dummy = str(self.backend.normalizer.normalize_str("x")).endswith(lossless.SPACE + "x")
-        return normal[1:] if dummy and normal.startswith(" ") else normal
+        return normal[1:] if self._has_dummy and normal.startswith(" ") else normal
 
     def save(self, folder: Path, *, model_max_length: int) -> None:
         """Write the files that ``AutoTokenizer.from_pretrained(folder)`` loads."""
