@@ -64,7 +64,8 @@ def source_ids(tokenizer: TextTokenizer, turns: list[Turn], model_max_length: in
     """
     encoder = PairEncoder(tokenizer, model_max_length, model_max_length)
     asked = Conversation("chat", [*turns, Turn(Role.ASSISTANT, "?")])
-    ids: list[int] = encoder.encode([asked], Counter()).input_ids[-1].tolist()
+    *_, rows = encoder.encode([asked], Counter())
+    ids: list[int] = rows.column("input_ids")[-1].as_py()
     return ids
 
 

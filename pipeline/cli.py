@@ -12,7 +12,14 @@ from typing import Any, NoReturn
 import typer
 
 from pipeline import __version__
-from pipeline.config import ChatConfig, FitConfig, InspectConfig, PrepareConfig, TrainConfig
+from pipeline.config import (
+    CacheConfig,
+    ChatConfig,
+    FitConfig,
+    InspectConfig,
+    PrepareConfig,
+    TrainConfig,
+)
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.progress import note
@@ -43,6 +50,13 @@ def _inspect(config: InspectConfig) -> None:
     print("\n".join(list(inspect_prepared(config))))
 
 
+def _cache(config: CacheConfig) -> None:
+    from pipeline.housekeeping import cache
+
+    for line in cache(config):
+        print(line)
+
+
 def _chat(config: ChatConfig) -> None:
     from pipeline.chat import chat
 
@@ -71,6 +85,11 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         InspectConfig,
         _inspect,
         "Show pairs, lengths, and what was left out and why.",
+    ),
+    "cache": (
+        CacheConfig,
+        _cache,
+        "Show or trim what preparations keep for later ones.",
     ),
     "chat": (
         ChatConfig,

@@ -66,7 +66,7 @@ class PrepareOptions:
         (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
     )
     num_workers: int | None = option(
-        None, help="Processes that tokenize. Default: all cores but the one that reads."
+        None, help="Processes that tokenize. Default: one for each core."
     )
     engine: Literal["local"] = option("local", help="Where the work runs.")
 
@@ -315,6 +315,25 @@ class InspectConfig:
         """Raise ConfigError for the first setting that cannot be."""
         _require(self.rows >= 0, "rows", self.rows, "give 0 or more")
         _require(self.rejected >= 0, "rejected", self.rejected, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Settings of ``duet cache``: show or trim what preparations keep for later ones."""
+
+    action: Literal["ls", "prune"] = option(
+        help="ls: show what is kept. prune: delete what no prepared folder holds.", positional=True
+    )
+    output_dir: str = option("data/processed", help="The --output-dir of duet prepare.")
+    all_parts: bool = option(
+        False, help="Prune parts that a prepared folder holds too; the folder stays whole."
+    )
+    older_than: float = option(0.0, help="Prune only parts not used for so many days.")
+    dry_run: bool = option(False, help="Say what would be deleted, and delete nothing.")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _require(self.older_than >= 0, "older_than", self.older_than, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

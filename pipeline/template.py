@@ -35,8 +35,10 @@ PROMPT = TAGS[Role.ASSISTANT]
 Escape = Callable[..., str]
 """``escape(text, starts_line=False) -> text``; ``Escaper`` makes one."""
 
-# The only characters that NFKC turns into "#", and "#" itself: no other line can become a tag.
-_HASHES = re.compile("[#\uff03\ufe5f]")
+# The only characters that NFKC turns into "#": no line without one, or "#", can become a tag.
+_OTHER_HASHES = re.compile("[\uff03\ufe5f]")
+_PLAIN = "".join(map(chr, range(0x20, 0x7F)))
+_NOT_PLAIN = re.compile(r"[^\n\t\x20-\x7e]")
 
 
 class Escaper:
@@ -55,22 +57,35 @@ class Escaper:
         """Normalise the tags once, as the lines will be."""
         self._normalize = normalize
         self._tags = tuple(normalize(tag) for tag in TAGS.values())
+        self._leaves_plain = normalize(_PLAIN) == _PLAIN
 
     def __call__(self, text: str, starts_line: bool = False) -> str:
         """Return ``text`` escaped; ``starts_line``: its first line begins a line of its own."""
-        if not _HASHES.search(text):
+        if not _has_hash(text):
             return text
+        is_literal = self._leaves_plain and not _NOT_PLAIN.search(text)
+        if is_literal and not starts_line and "\n### " not in text:
+            return text
+        escape = self._escape_literally if is_literal else self._escape_line
         first, *rest = text.split("\n")
-        lines = [self._escape_line(first) if starts_line else first]
-        lines += [self._escape_line(line) for line in rest]
+        lines = [escape(first) if starts_line else first]
+        lines += map(escape, rest)
         return "\n".join(lines)
+
+    def _escape_literally(self, line: str) -> str:
+        return " " + line if line.startswith(self._tags) else line
 
     def _escape_line(self, line: str) -> str:
         # A tab is a token of its own and never part of a tag.
         head = line.split("\t", 1)[0]
-        if _HASHES.search(head) and self._normalize(head).startswith(self._tags):
+        if _has_hash(head) and self._normalize(head).startswith(self._tags):
             return " " + line
         return line
+
+
+def _has_hash(text: str) -> bool:
+    # Both tests are far faster than a search for all of them.
+    return "#" in text or (not text.isascii() and _OTHER_HASHES.search(text) is not None)
 
 
 def split_system(turns: Sequence[Turn]) -> tuple[str, int]:

@@ -127,11 +127,23 @@ class TextTokenizer:
     def save(self, folder: Path, *, model_max_length: int) -> None:
         """Write the files that ``AutoTokenizer.from_pretrained(folder)`` loads."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
+        for name, content in (self.files | self._spiece()).items():
             if name == "tokenizer_config.json":
                 config = json.loads(content) | {"model_max_length": model_max_length}
                 content = json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8")
             (folder / name).write_bytes(content)
+
+    def _spiece(self) -> dict[str, bytes]:
+        """Return the lossless tokenizer's ``spiece.model``, made only when it is saved.
+
+        One that transformers saved again has none either: it does not know the file.
+        """
+        if "spiece.model" in self.files:
+            return {}
+        spec = json.loads(self.files["tokenizer.json"])
+        if not lossless.is_lossless(spec):
+            return {}
+        return {"spiece.model": lossless.build_spiece(lossless.vocabulary_of_lossless(spec))}
 
 
 def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextTokenizer:
@@ -148,10 +160,7 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextToken
     spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
     spec = _read_json(spec_path) if spec_path else None
     if spec is not None and lossless.is_lossless(spec):
-        files = _own_files(name_or_path, cache_dir)
-        if "spiece.model" not in files:  # saved again by transformers, which does not know it
-            files["spiece.model"] = lossless.build_spiece(lossless.vocabulary_of_lossless(spec))
-        return _own_fast_tokenizer(files, name_or_path)
+        return _own_fast_tokenizer(_own_files(name_or_path, cache_dir), name_or_path)
     if _model_type(name_or_path, cache_dir) in (None, "t5"):
         vocabulary = lossless.vocabulary_of_json(spec) if spec is not None else None
         spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
@@ -213,7 +222,6 @@ def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
     files = {
         "tokenizer.json": text.encode("utf-8"),
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False).encode("utf-8"),
-        "spiece.model": lossless.build_spiece(vocabulary),
     }
     return TextTokenizer(files, "</s>", "<unk>", "T5's vocabulary")
 

@@ -6,6 +6,7 @@ loses its oldest whole turns. If the last turn alone is too long, it keeps its t
 its last tokens as fit.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,39 +69,52 @@ def cut_header(header: Ids, window: Window) -> tuple[Ids, bool]:
     return (header[:half], True) if len(header) > half else (header, False)
 
 
+@dataclass(frozen=True, slots=True)
+class TurnIds:
+    """The ids of a conversation's lines, one after another.
+
+    Line i has ``ids[starts[i] : starts[i + 1]]``; ``starts`` has one entry more than lines.
+    """
+
+    ids: Ids
+    starts: Sequence[int]
+
+    def of(self, line: int) -> Ids:
+        """Return the ids of one line."""
+        return self.ids[self.starts[line] : self.starts[line + 1]]
+
+
 def cut_source(
-    header: Ids, turns: Sequence[Ids], tag_length: int, window: Window
-) -> tuple[Ids, str | None]:
-    """Return an encoder row's ids and the name of what was cut from its turns.
+    header: Ids, turns: TurnIds, first: int, last: int, tag_length: int, window: Window
+) -> tuple[list[Ids], str | None]:
+    """Return what stays of the turns before an answer, and the name of what was cut.
 
     Args:
         header: Ids of the header, cut by ``cut_header``.
-        turns: Ids of each turn before the answer, oldest first, with its tag.
+        turns: Ids of each turn, oldest first, with its tag.
+        first: The first turn before the answer.
+        last: The one behind the last.
         tag_length: How many of the last turn's ids are its tag.
         window: The window.
 
     Returns:
-        The ids, at most ``window.length``, and None, ``history_cut`` or ``question_cut``.
+        The ids that stay, in pieces, and None, ``history_cut`` or ``question_cut``.
 
     >>> window = Window(12, *(np.array(ids, int) for ids in ([], [90, 91], [1])))
-    >>> header, turns = np.array([5, 6]), [np.array([20, 21, 22, 23]), np.array([30, 31, 32, 33])]
-    >>> row, cut = cut_source(header, turns, 1, window)
-    >>> row.tolist(), cut
-    ([5, 6, 30, 31, 32, 33, 90, 91, 1], 'history_cut')
-    >>> row, cut = cut_source(header, [*turns, np.arange(40, 60)], 1, window)
-    >>> row.tolist(), cut
-    ([5, 6, 40, 54, 55, 56, 57, 58, 59, 90, 91, 1], 'question_cut')
+    >>> header = np.array([5, 6])
+    >>> turns = TurnIds(np.array([20, 21, 22, 23, 30, 31, 32, 33, *range(40, 60)]), [0, 4, 8, 28])
+    >>> pieces, cut = cut_source(header, turns, 0, 2, 1, window)
+    >>> [piece.tolist() for piece in pieces], cut
+    ([[30, 31, 32, 33]], 'history_cut')
+    >>> pieces, cut = cut_source(header, turns, 0, 3, 1, window)
+    >>> [piece.tolist() for piece in pieces], cut
+    ([[40], [54, 55, 56, 57, 58, 59]], 'question_cut')
     """
-    budget = window.room - len(header)
-    kept = len(turns)
-    size = 0
-    while kept and size + len(turns[kept - 1]) <= budget:
-        kept -= 1
-        size += len(turns[kept])
-    cut = "history_cut" if kept else None
-    history = list(turns[kept:])
-    if turns and kept == len(turns):
-        last, cut = turns[-1], "question_cut"
-        tail = budget - tag_length
-        history = [last[:tag_length], last[len(last) - tail :]]
-    return np.concatenate([window.prefix, header, *history, window.prompt, window.eos]), cut
+    ids, starts = turns.ids, turns.starts
+    end, budget = starts[last], window.room - len(header)
+    kept = bisect_left(starts, end - budget, first, last)
+    if kept < last or first == last:
+        return [ids[starts[kept] : end]], "history_cut" if kept > first else None
+    question = starts[last - 1]
+    tail = budget - tag_length
+    return [ids[question : question + tag_length], ids[end - tail : end]], "question_cut"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.window import Window, cut_header, cut_source, saved_length
+from pipeline.window import TurnIds, Window, cut_header, cut_source, saved_length
 
 PROMPT, EOS = [90, 91], [1]
 
@@ -18,6 +18,17 @@ def window(length: int, prefix: list[int] | None = None) -> Window:
 
 def ids(start: int, size: int) -> Any:
     return np.arange(start, start + size)
+
+
+def row_of(head: Any, turns: list[Any], tag_length: int, w: Window) -> tuple[Any, str | None]:
+    """Return the encoder row before an answer, and what was cut.
+
+    A line stands before these turns and another behind them: neither may come into the row.
+    """
+    lines = [ids(-50, 9), *turns, ids(-30, 9)]
+    run = TurnIds(np.concatenate(lines), [0, *np.cumsum([len(line) for line in lines]).tolist()])
+    history, cut = cut_source(head, run, 1, 1 + len(turns), tag_length, w)
+    return np.concatenate([w.prefix, head, *history, w.prompt, w.eos]), cut
 
 
 @pytest.mark.parametrize(
@@ -37,7 +48,7 @@ def test_the_oldest_whole_turns_go_first_and_the_last_keeps_tag_and_end(
     sizes: list[int], expected: list[int], cut: str | None
 ) -> None:
     turns = [ids(100 * (i + 1), size) for i, size in enumerate(sizes)]
-    row, name = cut_source(ids(10, 2), turns, 2, window(13))
+    row, name = row_of(ids(10, 2), turns, 2, window(13))
     assert row.tolist() == [*expected, *PROMPT, *EOS]
     assert name == cut
 
@@ -62,7 +73,8 @@ def test_a_row_never_exceeds_the_window_and_never_wastes_it(
     w = window(length, [7] * prefix)
     head, _ = cut_header(ids(1000, header), w)
     parts = [ids(10_000 * (i + 1), size) for i, size in enumerate(turns)]
-    row, cut = cut_source(head, parts, 5, w)
+    row, cut = row_of(head, parts, 5, w)
+    assert row.min() >= 0
     fixed = len(head) + prefix + len(PROMPT) + len(EOS)
     assert len(row) <= length
     if cut is None:

@@ -1,18 +1,25 @@
 """The first stage: ShareGPT records in, a prepared folder out. ``prepare(config)`` runs it.
 
-sources.py     paths         -> files, in order
-formats.py     a file        -> what it is, and its bytes, unpacked
-reader.py      bytes         -> records and faults, as a stream
-records.py     a record      -> Conversation, or the reason why it is none
-rejections.py  those reasons -> rejected.jsonl
-joining.py     parts         -> whole conversations, repeats left out
-pairs.py       conversation  -> the answers that become targets
-encoding.py    pairs         -> rows of ids, cut to the window
-workers.py     batches       -> rows, in order, in one process or several
-tally.py       batches       -> counts
-cache.py       finds an earlier preparation, locks a new one
-stage.py       all of it     -> the prepared folder
-memory.py      the same in memory, nothing on disk
+sources.py       paths         -> files, in order
+formats.py       a file        -> what it is, and its bytes, unpacked
+reader.py        bytes         -> records and faults, as a stream
+records.py       a record      -> Conversation, or the reason why it is none
+rejections.py    those reasons -> rejected.jsonl
+joining.py       parts         -> whole conversations
+cutting.py       conversations -> parts, the pieces that are encoded and kept
+making.py        parts         -> a prepared folder's shards, found or made, in order
+workers.py       hands parts to processes
+part_encoder.py  a part        -> its files and counts
+pairs.py         conversation  -> the answers that become targets
+encoding.py      pairs         -> rows of ids, cut to the window
+lines.py         texts         -> ids, each distinct word tokenized once
+unigram.py       words         -> ids, a table of them at once
+tally.py         parts         -> counts
+options.py       which settings decide the rows
+cache.py         finds an earlier preparation, locks a new one
+collector.py     keeps Python's garbage collector out of the way
+stage.py         all of it     -> the prepared folder
+memory.py        the same in memory, nothing on disk
 """
 
 from pipeline.callable_module import make_callable

@@ -20,6 +20,7 @@ from pipeline.progress import note
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import read_manifest
+from pipeline.store.parts import PartStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,10 @@ class PreparedCache:
             write_file(self._entry(self._named_key()), json.dumps(entry))
         write_file(self._entry(self.key), json.dumps(entry))
 
+    def parts(self, temporary: Path) -> PartStore:
+        """Return the parts that preparations in this folder share."""
+        return PartStore(self.folder / ".parts", temporary / "parts")
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold a lock of this folder; one whose owner died does not block."""
@@ -83,7 +88,8 @@ class PreparedCache:
         path = self.folder / f".tmp-{self.key}"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
-            path.mkdir(parents=True)
+            (path / "prepared").mkdir(parents=True)
+            (path / "parts").mkdir()
         try:
             yield path
         finally:

@@ -1,10 +1,8 @@
-"""Parts to whole conversations, and exact repeats left out."""
+"""Parts to whole conversations."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 
 from pipeline.conversation import Conversation, split_part_id
-from pipeline.store.fingerprint import framed
 
 
 def join_parts(records: Iterable[Conversation]) -> Iterator[Conversation]:
@@ -37,20 +35,3 @@ def _continues(current: Conversation, record: Conversation) -> bool:
         return False
     held = current.turns[skip : skip + len(record.turns)]
     return held == record.turns[: len(held)]
-
-
-class RepeatFilter:
-    """Tells exact repeats, same roles and same texts, from what came before; 16 bytes each."""
-
-    def __init__(self) -> None:
-        """Start with nothing seen."""
-        self._seen: set[bytes] = set()
-
-    def is_repeat(self, conversation: Conversation) -> bool:
-        """Tell whether these turns came before, and remember them."""
-        texts = framed(part for turn in conversation.turns for part in turn)
-        digest = hashlib.blake2b(texts, digest_size=16).digest()
-        if digest in self._seen:
-            return True
-        self._seen.add(digest)
-        return False

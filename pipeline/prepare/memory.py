@@ -45,8 +45,8 @@ def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[in
                 do="correct it or leave it out",
             ) from error
     encoder = PairEncoder(tokenizer_of(tokenizer), window, window)
-    rows = encoder.encode(conversations, Counter())
+    batches = list(encoder.encode(conversations, Counter()))
     return {
-        "input_ids": [ids.tolist() for ids in rows.input_ids],
-        "labels": [ids.tolist() for ids in rows.labels],
+        name: [row for batch in batches for row in batch.column(name).to_pylist()]
+        for name in ("input_ids", "labels")
     }

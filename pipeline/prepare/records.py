@@ -59,24 +59,32 @@ def clean(text: str) -> str:
     >>> clean("a\r\nb\rc")
     'a\nb\rc'
     """
-    return _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n"))
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")  # far faster than a search for surrogates
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", text)
+    return text
 
 
 def _turn(message: Any, i: int, who: str, what: str, roles: Mapping[str, Role]) -> Turn:
     if not isinstance(message, dict):
         raise RejectedError("wrong_shape", f"turn {i} is an object, not {_kind(message)}")
     name, content = message.get(who), message.get(what)
-    if not _is_text(name):
+    if type(name) is not str:  # NumberText is a str too
         raise RejectedError("wrong_shape", f'"{who}" of turn {i} is a string, not {_kind(name)}')
-    if what == "content" and isinstance(content, list):
+    if type(content) is not str:
+        if what != "content" or not isinstance(content, list):
+            got = _kind(content)
+            raise RejectedError("wrong_shape", f'"{what}" of turn {i} is a string, not {got}')
         content = _joined(content, i)
-    if not _is_text(content):
-        raise RejectedError(
-            "wrong_shape", f'"{what}" of turn {i} is a string, not {_kind(content)}'
-        )
-    if name.lower() not in roles:
+    role = roles.get(name) or roles.get(name.lower())
+    if role is None:
         raise RejectedError("unknown_role", f'"{who}" of turn {i} is {name[:80]!r}; see --role')
-    return Turn(roles[name.lower()], clean(content))
+    return Turn(role, clean(content))
 
 
 def _joined(parts: list[Any], i: int) -> str:

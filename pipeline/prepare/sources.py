@@ -5,6 +5,7 @@ it matches, sorted. In a folder, and among what a glob matches, a file that is n
 passed over with one line; a file that was named is always read.
 """
 
+import functools
 import glob
 import os
 from collections import Counter
@@ -17,14 +18,14 @@ from pipeline.prepare.formats import looks_like_records
 from pipeline.progress import note
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """One input file and the name under which reports speak of it (never an absolute path)."""
 
     path: Path
     name: str
 
-    @property
+    @functools.cached_property
     def stem(self) -> str:
         """The name without format and compression suffixes: ``chats`` of chats.json.gz."""
         stem = self.name.rpartition("/")[2]

@@ -1,35 +1,31 @@
 """The first stage as a whole: find the sources, read, join, encode, write, publish."""
 
-import contextlib
 import platform
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import PrepareConfig
 from pipeline.conversation import Conversation
 from pipeline.errors import InputError
 from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.collector import rare_collections
+from pipeline.prepare.cutting import cut_parts
 from pipeline.prepare.formats import format_of
-from pipeline.prepare.joining import RepeatFilter, join_parts
+from pipeline.prepare.joining import join_parts
+from pipeline.prepare.making import PartMaker
+from pipeline.prepare.options import row_options
+from pipeline.prepare.part_encoder import EVAL, TRAIN
 from pipeline.prepare.reader import Fault, Record, read_records
 from pipeline.prepare.records import RejectedError, parse_record, roles_with
 from pipeline.prepare.rejections import RejectedFile, content_of
 from pipeline.prepare.sources import Source, find_sources
 from pipeline.prepare.tally import Tally
-from pipeline.prepare.workers import (
-    EVAL,
-    TRAIN,
-    EncodingSettings,
-    batches_of,
-    encode_batches,
-)
 from pipeline.progress import ByteProgress, note
 from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.fingerprint import ContentHash, key_of, sha256_of_file
+from pipeline.store.fingerprint import ContentHash, key_of, sha256_of_file, turns_digest
 from pipeline.store.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -37,7 +33,8 @@ from pipeline.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.store.shards import SplitWriter, row_schema, write_dataset_dict
+from pipeline.store.prepared import PreparedWriter
+from pipeline.store.shards import row_schema
 from pipeline.store.summary import summary
 from pipeline.tokenizer import load_tokenizer, source_files
 
@@ -60,7 +57,7 @@ def prepare(config: PrepareConfig) -> Path:
     hashes = [sha256_of_file(source.path) for source in sources]
     model = source_files(config.model_name_or_path, config.cache_dir)
     tokenizer_key = [(path.name, sha256_of_file(path)) for path in model]
-    key = key_of(hashes, _options(config), tokenizer_key, SCHEMA_VERSION)
+    key = key_of(hashes, row_options(config), tokenizer_key, SCHEMA_VERSION)
     cache = PreparedCache(Path(config.output_dir), key, [source.stem for source in sources])
     folder = cache.find()
     if folder is None:
@@ -72,16 +69,9 @@ def prepare(config: PrepareConfig) -> Path:
     return folder
 
 
-def _options(config: PrepareConfig) -> dict[str, Any]:
-    """Return what decides the rows, as the fingerprint and the manifest have it."""
-    return {
-        "model_max_length": config.model_max_length,
-        "max_target_length": config.target_length,
-        "eval_fraction": config.eval_fraction,
-        "join_parts": config.join_parts,
-        "dedup": config.dedup,
-        "role": config.extra_roles(),
-    }
+# Below this, starting workers takes as long as the work, unless it is compressed: then they are
+# started when there turns out to be more.
+_BYTES_FOR_WORKERS = 1 << 23
 
 
 class _Preparation:
@@ -91,7 +81,7 @@ class _Preparation:
         self, config: PrepareConfig, sources: list[Source], hashes: list[str], cache: PreparedCache
     ) -> None:
         self._config, self._sources, self._hashes, self._cache = config, sources, hashes, cache
-        self._tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir)
+        self._total_bytes = sum(source.path.stat().st_size for source in sources)
         self._roles = roles_with(config.extra_roles())
         self._content, self._tally = ContentHash(), Tally()
         self._named_after_files = False
@@ -100,13 +90,24 @@ class _Preparation:
 
     def run(self) -> Path:
         """Do the work in a temporary sibling and publish it."""
-        with self._cache.temporary() as folder:
-            shards = self._write_rows(folder)
+        with (
+            rare_collections(),
+            self._cache.temporary() as temporary,
+            PartMaker(self._config, self._cache.parts(temporary)) as maker,
+        ):
+            if self._total_bytes >= _BYTES_FOR_WORKERS:
+                maker.start()
+            self._tokenizer = load_tokenizer(
+                self._config.model_name_or_path, self._config.cache_dir
+            )
+            maker.use(self._tokenizer)
+            folder = temporary / "prepared"
+            shards = self._write_rows(folder, maker)
             if not any(shard.rows for shard in shards if shard.split == TRAIN):
                 raise self._nothing_left()
             fingerprint = key_of(
                 self._content.hexdigest(),
-                _options(self._config),
+                row_options(self._config),
                 self._tokenizer.fingerprint,
                 SCHEMA_VERSION,
             )
@@ -130,45 +131,34 @@ class _Preparation:
         publish_folder(folder, final)
         return final
 
-    def _write_rows(self, folder: Path) -> list[Shard]:
-        schema = row_schema(self._tokenizer.vocab_size)
+    def _write_rows(self, folder: Path, maker: PartMaker) -> list[Shard]:
         splits = [TRAIN, EVAL] if self._config.eval_fraction else [TRAIN]
-        total = sum(source.path.stat().st_size for source in self._sources)
-        settings = EncodingSettings(
-            self._tokenizer,
-            self._config.model_max_length,
-            self._config.target_length,
-            self._config.eval_fraction,
-        )
+        prepared = PreparedWriter(folder, splits, row_schema(self._tokenizer.vocab_size))
         with (
-            contextlib.ExitStack() as stack,
             RejectedFile(folder / "rejected.jsonl") as rejected,
-            ByteProgress("preparing", total) as progress,
+            ByteProgress("preparing", self._total_bytes) as progress,
         ):
-            writers = {
-                split: stack.enter_context(SplitWriter(folder, split, schema)) for split in splits
-            }
-            batches = batches_of(self._conversations(progress, rejected))
-            for batch in encode_batches(batches, settings, self._config.num_workers):
-                self._tally.add(batch)
+            parts = cut_parts(self._conversations(progress, rejected))
+            for info in maker.make(parts, prepared):
+                self._tally.add(info)
                 progress.status = f"{self._tally.pairs:,} pairs"
-                for split, rows in batch.rows.items():
-                    writers[split].write(rows)
-            write_dataset_dict(folder, splits)
-            return [shard for writer in writers.values() for shard in writer.close()]
+        return prepared.close()
 
     def _conversations(
         self, progress: ByteProgress, rejected: RejectedFile
-    ) -> Iterator[Conversation]:
-        """Yield the conversations that are kept, joined and without repeats."""
+    ) -> Iterator[tuple[Conversation, bytes]]:
+        """Yield the conversations that are kept, joined and without repeats, and their digests."""
         records = self._accepted(progress, rejected)
-        repeats = RepeatFilter() if self._config.dedup else None
+        seen: set[bytes] = set()
         for conversation in join_parts(records) if self._config.join_parts else records:
-            if repeats is not None and repeats.is_repeat(conversation):
+            digest = turns_digest(conversation.turns)
+            self._content.conversation(digest)
+            if self._config.dedup and digest in seen:
                 self._tally.reasons["duplicate"] += 1
-            else:
-                self._tally.conversations += 1
-                yield conversation
+                continue
+            seen.add(digest)
+            self._tally.conversations += 1
+            yield conversation, digest
 
     def _accepted(self, progress: ByteProgress, rejected: RejectedFile) -> Iterator[Conversation]:
         """Yield the records that are conversations; write the others to ``rejected``."""
@@ -182,7 +172,7 @@ class _Preparation:
                     self._reject(found, source, error, rejected)
                 else:
                     self._tally.accepted += 1
-                    self._content.accepted(conversation)
+                    self._content.accepted(conversation.id, len(conversation.turns))
                     yield conversation
 
     def _parse(self, found: Record | Fault, source: Source) -> Conversation:
@@ -226,7 +216,7 @@ class _Preparation:
         tally, model = self._tally, self._config.model_name_or_path
         return Manifest(
             fingerprint=fingerprint,
-            config=_options(self._config)
+            config=row_options(self._config)
             | {"model_name_or_path": Path(model).resolve().name if Path(model).is_dir() else model},
             sources=[
                 {

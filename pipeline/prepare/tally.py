@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.prepare.workers import EncodedBatch
+from pipeline.prepare.part_encoder import add_counts
+from pipeline.store.parts import PartInfo
 
 
 @dataclass(slots=True)
@@ -23,15 +24,12 @@ class Tally:
         default_factory=lambda: {name: np.zeros(1, np.int64) for name in ("input_ids", "labels")}
     )
 
-    def add(self, batch: EncodedBatch) -> None:
-        """Take in a batch's counts."""
-        self.reasons.update(batch.reasons)
-        self.unknown += batch.unknown
-        for name, counts in batch.lengths.items():
-            longer, shorter = sorted((self.lengths[name], counts), key=len, reverse=True)
-            longer = longer.astype(np.int64)
-            longer[: len(shorter)] += shorter
-            self.lengths[name] = longer
+    def add(self, part: PartInfo) -> None:
+        """Take in a part's counts."""
+        self.reasons.update(part.reasons)
+        self.unknown += part.unknown
+        for name, counts in part.lengths.items():
+            self.lengths[name] = add_counts(self.lengths[name], np.array(counts, np.int64))
 
     @property
     def pairs(self) -> int:

@@ -1,166 +1,163 @@
-"""Encodes batches of conversations, in order, in this process or in several.
+"""Encodes parts in this process, or in several on this machine.
 
-Workers get conversations and give Arrow record batches. Few batches are under way at a time, so
-memory stays flat whatever the input's size; the order of rows never depends on who was faster.
+Workers get conversations and write the part's files themselves. Few parts are under way at a
+time, so memory stays flat whatever the input's size.
 """
 
+import atexit
 import contextlib
-import hashlib
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import chain, islice
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from pipeline.conversation import Conversation, split_part_id
 from pipeline.errors import DuetError
-from pipeline.prepare.encoding import PairEncoder, Rows
-from pipeline.store.shards import row_schema
-from pipeline.tokenizer import TextTokenizer
-from pipeline.window import Ids
+from pipeline.prepare.collector import collect_rarely
+from pipeline.prepare.cutting import Part
+from pipeline.prepare.part_encoder import EncodingSettings, PartEncoder
+from pipeline.store.atomic import write_file
+from pipeline.store.parts import PartInfo, PartStore
 
-TRAIN, EVAL = "train", "eval"
-_CHARS_PER_BATCH = 1 << 20
+# Starting workers takes as long as encoding some parts.
+_PARTS_FOR_WORKERS = 3
 
-
-@dataclass(frozen=True, slots=True)
-class EncodingSettings:
-    """All that decides how conversations become rows."""
-
-    tokenizer: TextTokenizer
-    model_max_length: int
-    target_length: int
-    eval_fraction: float
+Result = Callable[[], PartInfo]
+"""Waits for a part that was handed over."""
 
 
-@dataclass(slots=True)
-class EncodedBatch:
-    """The rows of some conversations, by split, and what is counted of them."""
+class LocalEngine:
+    """Encodes parts on this machine.
 
-    rows: dict[str, pa.RecordBatch]
-    reasons: Counter[str]
-    unknown: int
-    """How many ids are ``<unk>``, of both columns."""
-    lengths: dict[str, npt.NDArray[np.int64]]
-    """For each column, how many rows have each length: entry n counts the rows of n ids."""
-
-
-def batches_of(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    """Group conversations, in order, into batches of about a million characters."""
-    batch: list[Conversation] = []
-    size = 0
-    for conversation in conversations:
-        batch.append(conversation)
-        size += sum(len(turn.text) for turn in conversation.turns)
-        if size >= _CHARS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def encode_batches(
-    batches: Iterable[list[Conversation]], settings: EncodingSettings, num_workers: int | None
-) -> Iterator[EncodedBatch]:
-    """Yield each batch encoded, in order, by ``num_workers`` processes.
-
-    None: all cores but the one that reads. A single worker is this process, and the tokenizer's
-    own threads take all cores: on two cores that was a tenth faster than two processes.
+    Args:
+        store: Where to.
+        num_workers: Processes; None: one for each core. A single one is this process, and so is
+            the one that encodes a few parts where there are no more.
     """
-    workers = num_workers or max(1, len(os.sched_getaffinity(0)) - 1)
-    batches = iter(batches)
-    first = list(islice(batches, 2))
-    if workers == 1 or len(first) < 2:
-        encoder = BatchEncoder(settings)
-        yield from map(encoder.encode, chain(first, batches))
-    else:
-        yield from _encode_in_processes(chain(first, batches), settings, workers)
 
+    def __init__(self, store: PartStore, num_workers: int | None) -> None:
+        """Start nothing yet."""
+        self._store, self._workers = store, num_workers or len(os.sched_getaffinity(0))
+        self._settings: EncodingSettings | None = None
+        self._encoder: PartEncoder | None = None
+        self._pool: ProcessPoolExecutor | None = None
+        self._waiting: list[_Handed] = []
 
-class BatchEncoder:
-    """Encodes batches in this process."""
+    @property
+    def slots(self) -> int:
+        """How many parts may be under way: all workers busy, and each with one to go on with."""
+        return 1 if self._workers == 1 else 2 * self._workers
 
-    def __init__(self, settings: EncodingSettings) -> None:
-        """Tokenize the constants."""
+    def start(self) -> None:
+        """Start the workers now, where there is surely work for them."""
+        if self._workers > 1 and self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._workers,
+                multiprocessing.get_context("spawn"),
+                _start_worker,
+                (self._settings_file, self._store),
+            )
+            with _hidden_main():
+                self._pool.submit(_nothing)
+
+    def use(self, settings: EncodingSettings) -> None:
+        """Say how parts are encoded; before the first of them is handed over."""
         self._settings = settings
-        self._encoder = PairEncoder(
-            settings.tokenizer, settings.model_max_length, settings.target_length
-        )
-        self._schema = row_schema(settings.tokenizer.vocab_size)
+        # What a process is started with goes through a pipe, and this one would wait for each
+        # worker to come up and empty it: the tokenizer, which is large, goes through a file.
+        write_file(self._settings_file, pickle.dumps(settings))
 
-    def encode(self, conversations: Sequence[Conversation]) -> EncodedBatch:
-        """Encode some conversations."""
-        reasons: Counter[str] = Counter()
-        parts = _split(conversations, self._settings.eval_fraction)
-        rows = {split: self._encoder.encode(part, reasons) for split, part in parts.items()}
-        unk = self._settings.tokenizer.unk_id
-        everything = [
-            ids for r in rows.values() for column in (r.input_ids, r.labels) for ids in column
-        ]
-        return EncodedBatch(
-            rows={split: self._record_batch(r) for split, r in rows.items()},
-            reasons=reasons,
-            unknown=sum(int(np.count_nonzero(ids == unk)) for ids in everything),
-            lengths={
-                name: np.bincount([len(ids) for r in rows.values() for ids in getattr(r, name)])
-                for name in ("input_ids", "labels")
-            },
-        )
+    def submit(self, part: Part, key: str) -> Result:
+        """Hand over a part."""
+        handed = _Handed(self, part, key)
+        if self._workers > 1:
+            self._waiting.append(handed)
+            if len(self._waiting) >= _PARTS_FOR_WORKERS:
+                self.start()
+            if self._pool is not None:
+                self._send(self._pool)
+        return handed.result
 
-    def _record_batch(self, rows: Rows) -> pa.RecordBatch:
-        columns = [
-            self._list_array(rows.input_ids),
-            self._list_array(rows.labels),
-            pa.array(rows.conversation_ids, pa.string()),
-            pa.array(rows.turns, pa.int32()),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+    def encode_here(self, part: Part, key: str) -> PartInfo:
+        """Encode a part in this process."""
+        if self._encoder is None:
+            assert self._settings is not None, "use() comes first"
+            self._encoder = PartEncoder(self._settings)
+        return self._encoder.encode(part.conversations, key, self._store)
 
-    def _list_array(self, column: list[Ids]) -> pa.Array:
-        offsets = np.zeros(len(column) + 1, np.int32)
-        np.cumsum([len(ids) for ids in column], out=offsets[1:])
-        values = np.concatenate(column) if column else np.empty(0, self._encoder.dtype)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    def close(self) -> None:
+        """Let the workers go, without waiting for what they have not begun."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def _settings_file(self) -> Path:
+        return self._store.temporary / "settings.pickle"
 
-def is_eval(conversation_id: str, fraction: float) -> bool:
-    """Tell whether a conversation belongs to the split eval: by a hash of its BASE alone."""
-    digest = hashlib.sha256(split_part_id(conversation_id)[0].encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    def _send(self, pool: ProcessPoolExecutor) -> None:
+        """Send what waits to the workers."""
+        for handed in self._waiting:
+            if not handed.is_done:
+                with _hidden_main(), _no_dead_worker():
+                    handed.future = pool.submit(_encode_in_worker, handed.part, handed.key)
+        self._waiting = []
 
 
-def _split(
-    conversations: Sequence[Conversation], fraction: float
-) -> dict[str, Sequence[Conversation]]:
-    if not fraction:
-        return {TRAIN: conversations}
-    evaluated = [is_eval(c.id, fraction) for c in conversations]
-    return {
-        TRAIN: [c for c, e in zip(conversations, evaluated, strict=True) if not e],
-        EVAL: [c for c, e in zip(conversations, evaluated, strict=True) if e],
-    }
+class _Handed:
+    """A part that was handed over: with a worker, or waiting for there to be work for one."""
+
+    def __init__(self, engine: LocalEngine, part: Part, key: str) -> None:
+        self.part, self.key, self.is_done = part, key, False
+        self.future: Future[PartInfo] | None = None
+        self._engine = engine
+
+    def result(self) -> PartInfo:
+        if self.future is not None:
+            with _no_dead_worker():
+                return self.future.result()
+        self.is_done = True
+        return self._engine.encode_here(self.part, self.key)
 
 
-_encoder: BatchEncoder | None = None  # one a worker process, made when it starts
+@contextlib.contextmanager
+def _no_dead_worker() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise DuetError(
+            "a tokenizing process died",
+            where="prepare",
+            got=error,
+            do="free some memory, or give --num-workers 1; finished parts are kept",
+        ) from error
 
 
-def _start_worker(settings: EncodingSettings) -> None:
-    global _encoder
+# One a worker process: where its settings will be, its store, and its encoder, made when the
+# first part comes.
+_settings_file: Path
+_store: PartStore
+_encoder: PartEncoder | None = None
+
+
+def _start_worker(settings_file: Path, store: PartStore) -> None:
+    global _settings_file, _store
+    _settings_file, _store = settings_file, store
     # A worker a core is enough; threads in each would fight for them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = BatchEncoder(settings)
+    collect_rarely()
+    # What a worker holds needs no taking apart: a tenth of a second in which the run would wait.
+    atexit.register(os._exit, 0)
+
+
+def _nothing() -> None:
+    """Make a pool start its processes."""
 
 
 def _end_with_parent() -> None:
@@ -171,35 +168,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_worker(conversations: list[Conversation]) -> EncodedBatch:
-    assert _encoder is not None
-    return _encoder.encode(conversations)
-
-
-def _encode_in_processes(
-    batches: Iterator[list[Conversation]], settings: EncodingSettings, workers: int
-) -> Iterator[EncodedBatch]:
-    pending: deque[Future[EncodedBatch]] = deque()
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (settings,)
-    )
-    try:
-        for batch in batches:
-            with _hidden_main():
-                pending.append(pool.submit(_encode_in_worker, batch))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise DuetError(
-            "a tokenizing process died",
-            where="prepare",
-            got=error,
-            do="free some memory, or give --num-workers 1",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _encode_in_worker(part: Part, key: str) -> PartInfo:
+    global _encoder
+    if _encoder is None:
+        _encoder = PartEncoder(pickle.loads(_settings_file.read_bytes()))
+    return _encoder.encode(part.conversations, key, _store)
 
 
 @contextlib.contextmanager

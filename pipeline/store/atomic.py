@@ -1,8 +1,10 @@
 """Writes that are whole or not there: temporary sibling, fsync, rename."""
 
 import contextlib
+import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,9 +34,10 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Rename a finished folder into place; one that stands there is replaced.
+    """Rename a finished folder into place; what stands there is replaced.
 
     Every file in it is synced first, so that a folder with a manifest is whole after a crash.
+    Others may publish the same folder at the same moment: one of them stays.
     """
     with output_errors(final):
         for path in sorted(temporary.rglob("*")):
@@ -44,14 +47,30 @@ def publish_folder(temporary: Path, final: Path) -> None:
             else:
                 sync_folder(path)
         sync_folder(temporary)
-        if final.exists():
-            old = final.with_name(f".{final.name}.{os.getpid()}.old")
-            final.rename(old)
-            temporary.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(final)
+        old = final.with_name(f".{final.name}.{os.getpid()}-{threading.get_ident()}.old")
+        while not _renamed(temporary, final):
+            with contextlib.suppress(FileNotFoundError):
+                final.rename(old)
+                _remove(old)
         sync_folder(final.parent)
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Rename a folder unless something stands in its way; tell whether it is done."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.conversation import Conversation
+from pipeline.conversation import Turn
 from pipeline.errors import InputError
 
 _LENGTH = 24
@@ -43,9 +43,13 @@ class ContentHash:
         """Start with no record."""
         self._hash = hashlib.sha256()
 
-    def accepted(self, conversation: Conversation) -> None:
-        """Take in a record that was kept."""
-        self._update("accepted", conversation.id, *(t for turn in conversation.turns for t in turn))
+    def accepted(self, record_id: str, num_turns: int) -> None:
+        """Take in a record that was kept; its turns come with its conversation."""
+        self._update("accepted", record_id, str(num_turns))
+
+    def conversation(self, digest: bytes) -> None:
+        """Take in the turns of a conversation, which are those of the records it was joined of."""
+        self._update("conversation", digest.hex())
 
     def rejected(self, reason: str, record: str) -> None:
         """Take in a record that was left out."""
@@ -56,10 +60,15 @@ class ContentHash:
         return self._hash.hexdigest()
 
     def _update(self, *texts: str) -> None:
-        self._hash.update(framed(texts))
+        self._hash.update(_framed(texts))
 
 
-def framed(texts: Iterable[str]) -> bytes:
+def turns_digest(turns: Sequence[Turn]) -> bytes:
+    """Return 16 bytes of the SHA-256 of roles and texts: what makes two conversations the same."""
+    framed = _framed([turn.role for turn in turns] + [turn.text for turn in turns])
+    return hashlib.sha256(framed).digest()[:16]
+
+
+def _framed(texts: Sequence[str]) -> bytes:
     """Return texts as bytes with their lengths before them: no two sequences look alike."""
-    parts = [text.encode("utf-8") for text in texts]
-    return repr([len(part) for part in parts]).encode("ascii") + b"".join(parts)
+    return f"{list(map(len, texts))}{''.join(texts)}".encode()

@@ -7,16 +7,15 @@ reads back silently shorter, so rows are checked against the manifest on opening
 import contextlib
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.errors import PreparedFolderError
 from pipeline.store.atomic import output_errors
 from pipeline.store.manifest import Manifest, Shard
-
-ROWS_PER_SHARD = 65_536
 
 
 def row_schema(vocab_size: int) -> pa.Schema:
@@ -27,76 +26,46 @@ def row_schema(vocab_size: int) -> pa.Schema:
     )
 
 
-class SplitWriter:
-    """Writes the shards of one split, in the order in which rows arrive."""
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """What is known of one Arrow file."""
 
-    def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
-        """Start a split in ``folder``; its first shard is opened even if no row comes."""
-        self._folder, self._split, self._schema = folder, split, schema
-        self._shards: list[Shard] = []
-        with output_errors(folder / split):
-            (folder / split).mkdir(parents=True)
-        self._open()
+    rows: int
+    bytes: int
+    sha256: str
 
-    def __enter__(self) -> Self:
-        """Return the writer; leaving the block lets go of its file, whatever happened."""
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the file. What was not closed by ``close`` is not complete."""
-        with contextlib.suppress(OSError, ValueError):
-            self._file.close()
+class ShardWriter:
+    """Writes one Arrow file, and hashes it on the way."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Open the file.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        self._path, self._rows = path, 0
+        with output_errors(path):
+            self._file = _HashingFile(path.open("wb"))
+            self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows; a full shard is closed and the next one opened."""
-        if not batch.num_rows:
-            return
-        if self._rows + batch.num_rows > ROWS_PER_SHARD and self._rows:
-            self._close()
-            self._open()
+        """Append rows."""
         with output_errors(self._path):
             self._stream.write_batch(batch)
         self._rows += batch.num_rows
 
-    def close(self) -> list[Shard]:
-        """Finish the split, with the state files that ``datasets`` reads; return its shards."""
-        self._close()
-        names = [{"filename": Path(shard.path).name} for shard in self._shards]
-        state: dict[str, Any] = {
-            "_data_files": names,
-            "_fingerprint": hashlib.sha256(repr(self._shards).encode()).hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": self._split,
-        }
-        with output_errors(self._folder / self._split):
-            _write_json(self._folder / self._split / "state.json", state)
-            # Without features, datasets takes them from the shards' own schema.
-            _write_json(self._folder / self._split / "dataset_info.json", {"splits": None})
-        return self._shards
-
-    def _open(self) -> None:
-        self._path = self._folder / self._split / f"shard-{len(self._shards):05d}.arrow"
-        self._rows = 0
-        with output_errors(self._path):
-            self._file = _HashingFile(self._path.open("wb"))
-            self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), self._schema)
-
-    def _close(self) -> None:
+    def close(self) -> ShardFile:
+        """Finish the file."""
         with output_errors(self._path):
             self._stream.close()
             self._file.close()
-        self._shards.append(
-            Shard(
-                path=self._path.relative_to(self._folder).as_posix(),
-                split=self._split,
-                rows=self._rows,
-                bytes=self._file.size,
-                sha256=self._file.hash.hexdigest(),
-            )
-        )
+        return ShardFile(self._rows, self._file.size, self._file.hash.hexdigest())
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.close()
 
 
 class _HashingFile:
@@ -120,6 +89,23 @@ class _HashingFile:
     def close(self) -> None:
         self._file.close()
         self.closed = True
+
+
+def write_split(folder: Path, split: str, shards: list[Shard]) -> None:
+    """Write the state files by which ``datasets`` knows a split and its shards."""
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": Path(shard.path).name} for shard in shards],
+        "_fingerprint": hashlib.sha256(repr(shards).encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    with output_errors(folder / split):
+        _write_json(folder / split / "state.json", state)
+        # Without features, datasets takes them from the shards' own schema.
+        _write_json(folder / split / "dataset_info.json", {"splits": None})
 
 
 def write_dataset_dict(folder: Path, splits: list[str]) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import BartConfig
 
 from pipeline.config import FitConfig
-from pipeline.store.manifest import Manifest, write_manifest
-from pipeline.store.shards import SplitWriter, row_schema, write_dataset_dict
+from pipeline.store.manifest import Manifest, Shard, write_manifest
+from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 from pipeline.tokenizer import TextTokenizer
 
 CODE = "def f(x):\n\tif x < 3:\n\t\treturn {x: `a`}\n    # ~ \\ ^  done\n"
@@ -65,6 +65,7 @@ def write_prepared(
     rows: Mapping[str, Sequence[Pair]],
     *,
     rows_per_batch: int = 7,
+    batches_per_shard: int = 1000,
     vocab_size: int | None = None,
 ) -> Path:
     """Write a prepared folder of these rows, as the first stage does."""
@@ -72,17 +73,13 @@ def write_prepared(
     schema = row_schema(vocab_size or tokenizer.vocab_size)
     shards = []
     for split, pairs in rows.items():
-        writer = SplitWriter(folder, split, schema)
-        for start in range(0, len(pairs), rows_per_batch):
-            part = pairs[start : start + rows_per_batch]
-            columns = [
-                pa.array([encoder for encoder, _ in part], schema.field("input_ids").type),
-                pa.array([decoder for _, decoder in part], schema.field("labels").type),
-                pa.array([f"c{start + i}" for i in range(len(part))], pa.string()),
-                pa.array([1] * len(part), pa.int32()),
-            ]
-            writer.write(pa.record_batch(columns, schema=schema))
-        shards += writer.close()
+        batches = _batches(pairs, rows_per_batch, schema)
+        written = [
+            _write_shard(folder, split, i, batches[start : start + batches_per_shard], schema)
+            for i, start in enumerate(range(0, max(1, len(batches)), batches_per_shard))
+        ]
+        write_split(folder, split, written)
+        shards += written
     write_dataset_dict(folder, list(rows))
     (folder / "rejected.jsonl").touch()
     tokenizer.save(folder / "tokenizer", model_max_length=MAX_LENGTH)
@@ -96,6 +93,31 @@ def write_prepared(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def _batches(pairs: Sequence[Pair], size: int, schema: pa.Schema) -> list[pa.RecordBatch]:
+    batches = []
+    for start in range(0, len(pairs), size):
+        part = pairs[start : start + size]
+        columns = [
+            pa.array([encoder for encoder, _ in part], schema.field("input_ids").type),
+            pa.array([decoder for _, decoder in part], schema.field("labels").type),
+            pa.array([f"c{start + i}" for i in range(len(part))], pa.string()),
+            pa.array([1] * len(part), pa.int32()),
+        ]
+        batches.append(pa.record_batch(columns, schema=schema))
+    return batches
+
+
+def _write_shard(
+    folder: Path, split: str, number: int, batches: Sequence[pa.RecordBatch], schema: pa.Schema
+) -> Shard:
+    (folder / split).mkdir(exist_ok=True)
+    path = f"{split}/shard-{number:05d}.arrow"
+    writer = ShardWriter(folder / path, schema)
+    for batch in batches:
+        writer.write(batch)
+    return Shard(path=path, split=split, **dataclasses.asdict(writer.close()))
 
 
 def tiny_bart(vocab_size: int) -> BartConfig:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.dataset import SupervisedDataset, _ListColumn
-from pipeline.store import shards
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import make_rows, write_prepared
 
@@ -22,11 +21,12 @@ def as_lists(dataset: SupervisedDataset) -> list[tuple[list[int], list[int]]]:
 
 
 def test_rows_are_those_written_over_several_batches_and_shards(
-    tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 10)
     rows = make_rows(tokenizer, 25, 3)
-    folder = write_prepared(tmp_path / "p", tokenizer, {"train": rows}, rows_per_batch=3)
+    folder = write_prepared(
+        tmp_path / "p", tokenizer, {"train": rows}, rows_per_batch=3, batches_per_shard=3
+    )
     assert len(list((folder / "train").glob("*.arrow"))) > 2
     dataset = SupervisedDataset(folder)
     assert as_lists(dataset) == rows

@@ -1,9 +1,9 @@
-"""Parts to conversations: the rule, case by case; repeats."""
+"""Parts to conversations: the rule, case by case."""
 
 import pytest
 
 from pipeline.conversation import Conversation, Role, Turn
-from pipeline.prepare.joining import RepeatFilter, join_parts
+from pipeline.prepare.joining import join_parts
 
 TURNS = [Turn(Role.HUMAN if i % 2 == 0 else Role.ASSISTANT, f"t{i}") for i in range(10)]
 
@@ -47,17 +47,3 @@ def test_the_records_themselves_are_not_changed() -> None:
     first = part("a_0", 0, 2)
     list(join_parts([first, part("a_2", 2, 4)]))
     assert first == part("a_0", 0, 2)
-
-
-def test_a_repeat_has_the_same_roles_and_texts_under_any_id() -> None:
-    repeats = RepeatFilter()
-    h, a = Role.HUMAN, Role.ASSISTANT
-    given = [
-        ("x", [Turn(h, "a"), Turn(a, "b")], False),
-        ("y", [Turn(h, "a"), Turn(a, "b")], True),
-        ("z", [Turn(a, "a"), Turn(h, "b")], False),
-        ("w", [Turn(h, "ab"), Turn(a, "")], False),
-        ("v", [Turn(h, "a")], False),
-    ]
-    for record_id, turns, expected in given:
-        assert repeats.is_repeat(Conversation(record_id, turns)) is expected, record_id

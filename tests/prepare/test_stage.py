@@ -20,8 +20,9 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import workers
+from pipeline.prepare import cutting, workers
 from pipeline.store.manifest import read_manifest
+from pipeline.store.parts import iterate_parts
 from pipeline.store.shards import open_split
 from tests.conftest import SAMPLE, record
 
@@ -85,6 +86,27 @@ def test_the_sample_gives_these_counts(
     reasons |= {"duplicate": duplicate} if duplicate else {}
     cuts = ("history_cut", "question_cut", "answer_cut", "header_cut")
     assert {k: v for k, v in found["reasons"].items() if k not in cuts} == reasons
+
+
+def test_a_repeat_has_the_same_roles_and_texts_under_any_id(
+    prepare: Callable[..., Path], write_json: WriteJson
+) -> None:
+    given = [
+        record("w", "q", "a"),
+        record("x", "a", "b"),
+        record("y", "a", "b"),  # the repeat
+        record("z", "a", "b", roles=("gpt", "human")),
+        record("v", "ab", ""),
+        record("u", "a"),
+        record("t", "a", "c"),
+    ]
+    folder = prepare(write_json("x.json", given))
+    found = counts(folder)
+    assert (found["records"], found["conversations"], found["pairs"]) == (7, 6, 3)
+    reasons = {"duplicate": 1, "empty_answer": 1, "answer_without_question": 1}
+    assert found["reasons"] == reasons
+    table = open_split(folder, read_manifest(folder), "train")
+    assert table["conversation_id"].to_pylist() == ["w", "x", "t"]
 
 
 def test_datasets_opens_it_memory_mapped_and_without_our_code(
@@ -215,16 +237,32 @@ def test_other_options_are_another_folder(
     assert prepare(SAMPLE) != prepare(SAMPLE, **options)
 
 
+def _cut_small(
+    monkeypatch: pytest.MonkeyPatch, least: int = 1_000, mean: int = 5_000, most: int = 20_000
+) -> None:
+    """Make several parts of the sample."""
+    for name, size in (("MIN_SIZE", least), ("MEAN_SIZE", mean), ("MAX_SIZE", most)):
+        monkeypatch.setattr(cutting, name, size)
+
+
 def test_one_worker_and_two_give_the_same_bytes(
     prepare: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workers, "_CHARS_PER_BATCH", 5_000)  # several batches of the sample
-    one = prepare(SAMPLE, num_workers=1, eval_fraction=0.2, output_dir=str(tmp_path / "one"))
-    two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
+    by_default = cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE
+    _cut_small(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "ProcessPoolExecutor", None)  # all in this process
+        one = prepare(SAMPLE, num_workers=1, eval_fraction=0.2, output_dir=str(tmp_path / "one"))
+    assert len(list(iterate_parts(tmp_path / "one" / ".parts"))) > 4
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.LocalEngine, "encode_here", None)  # none in this process
+        two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
     assert one.name == two.name
     assert shard_bytes(one) == shard_bytes(two)
-    monkeypatch.setattr(workers, "_CHARS_PER_BATCH", 1 << 30)
+    _cut_small(monkeypatch, *by_default)
     whole = prepare(SAMPLE, eval_fraction=0.2, output_dir=str(tmp_path / "whole"))
+    assert whole.name == one.name
+    assert len(list(iterate_parts(tmp_path / "whole" / ".parts"))) == 1
     for split in ("train", "eval"):
         tables = [open_split(f, read_manifest(f), split) for f in (one, whole)]
         assert tables[0].equals(tables[1])
@@ -323,6 +361,7 @@ def test_a_full_disk_publishes_nothing(
     with pytest.raises(OutputError, match="No space left on device"):
         prepare(SAMPLE)
     assert visible(tmp_path / "processed") == []
+    assert list(iterate_parts(tmp_path / "processed" / ".parts")) == []
 
 
 def test_what_a_killed_run_left_is_cleaned_up(prepare: Callable[..., Path], tmp_path: Path) -> None:
@@ -331,7 +370,7 @@ def test_what_a_killed_run_left_is_cleaned_up(prepare: Callable[..., Path], tmp_
     assert key["fingerprint"] == folder.name
     name = next((tmp_path / "processed" / ".index").iterdir()).stem
     shutil.rmtree(folder)
-    left = tmp_path / "processed" / f".tmp-{name}" / "train"
+    left = tmp_path / "processed" / f".tmp-{name}" / "prepared" / "train"
     left.mkdir(parents=True)
     (left / "shard-00000.arrow").write_bytes(b"half")
     assert prepare(SAMPLE) == folder
@@ -360,8 +399,9 @@ def test_a_script_without_a_main_guard_can_use_workers(tiny_t5: Path, tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(f"""
 import pipeline
-from pipeline.prepare import workers
-workers._CHARS_PER_BATCH = 5_000
+from pipeline.prepare import cutting, workers
+cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
+workers.LocalEngine.encode_here = None
 print("started")
 pipeline.prepare(pipeline.PrepareConfig(
     data_path={str(SAMPLE)!r}, model_name_or_path={str(tiny_t5)!r}, num_workers=2,
@@ -375,11 +415,14 @@ def test_workers_end_when_the_run_is_killed(tiny_t5: Path, tmp_path: Path) -> No
     code = f"""
 import multiprocessing, os, signal
 import pipeline
-from pipeline.prepare import workers
-workers._CHARS_PER_BATCH = 5_000
+from pipeline.prepare import cutting, workers
+cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
 add = workers.ProcessPoolExecutor.submit
-def submit_and_die(pool, *args):
-    add(pool, *args).result()
+def submit_and_die(pool, function, *args):
+    future = add(pool, function, *args)
+    if function is not workers._encode_in_worker:
+        return future
+    future.result()
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 workers.ProcessPoolExecutor.submit = submit_and_die

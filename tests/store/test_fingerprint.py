@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import InputError
-from pipeline.store.fingerprint import ContentHash, framed, key_of, sha256_of_file
+from pipeline.store.fingerprint import (
+    ContentHash,
+    _framed,
+    key_of,
+    sha256_of_file,
+    turns_digest,
+)
 
 ONE = Conversation("a", [Turn(Role.HUMAN, "x"), Turn(Role.ASSISTANT, "y")])
 
@@ -17,7 +23,8 @@ def digest(*items: Conversation | tuple[str, str]) -> str:
     content = ContentHash()
     for item in items:
         if isinstance(item, Conversation):
-            content.accepted(item)
+            content.accepted(item.id, len(item.turns))
+            content.conversation(turns_digest(item.turns))
         else:
             content.rejected(*item)
     return content.hexdigest()
@@ -43,10 +50,48 @@ def test_whatever_is_content_changes_it() -> None:
     assert digest(ONE) == digest(Conversation("a", list(ONE.turns)))
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
+def test_records_cut_elsewhere_change_it_though_they_join_to_the_same() -> None:
+    turns = [*ONE.turns, *ONE.turns]
+    digests = set()
+    for sizes in ((4,), (1, 3), (2, 2), (3, 1), (2, 3)):  # the last two overlap by a turn
+        content = ContentHash()
+        for i, size in enumerate(sizes):
+            content.accepted(f"a_{i}", size)
+        content.conversation(turns_digest(turns))
+        digests.add(content.hexdigest())
+    assert len(digests) == 5
+
+
+def test_turns_are_the_same_with_the_same_roles_and_texts() -> None:
+    h, a = Role.HUMAN, Role.ASSISTANT
+    different = [
+        [Turn(h, "a"), Turn(a, "b")],
+        [Turn(a, "a"), Turn(h, "b")],
+        [Turn(h, "ab"), Turn(a, "")],
+        [Turn(h, ""), Turn(a, "ab")],
+        [Turn(h, "a")],
+        [Turn(h, "a"), Turn(a, "b"), Turn(h, "")],
+        [],
+    ]
+    assert len({turns_digest(turns) for turns in different}) == len(different)
+    assert turns_digest(different[0]) == turns_digest([Turn(h, "a"), Turn(a, "b")])
+    assert len(turns_digest([])) == 16
+
+
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4)
+
+
+@given(TEXTS)
 def test_no_two_sequences_of_texts_look_alike(texts: list[str]) -> None:
     joined = ["".join(texts)]
-    assert (framed(texts) == framed(joined)) is (texts == joined)
+    assert (_framed(texts) == _framed(joined)) is (texts == joined)
+    one, other = ([Turn(Role.HUMAN, text) for text in given] for given in (texts, joined))
+    assert (turns_digest(one) == turns_digest(other)) is (texts == joined)
+
+
+@given(TEXTS, TEXTS)
+def test_no_two_lists_of_texts_look_alike(texts: list[str], others: list[str]) -> None:
+    assert (_framed(texts) == _framed(others)) is (texts == others)
 
 
 def test_a_key_does_not_depend_on_the_order_of_names() -> None:

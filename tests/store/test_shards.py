@@ -1,4 +1,4 @@
-"""Shards: written in order, closed when full, read memory-mapped, checked against their rows."""
+"""Shards: written in order, read memory-mapped, checked against their rows."""
 
 import hashlib
 from pathlib import Path
@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import OutputError, PreparedFolderError
-from pipeline.store import shards
 from pipeline.store.manifest import Manifest, Shard
-from pipeline.store.shards import SplitWriter, open_split, row_schema
+from pipeline.store.parts import PartStore
+from pipeline.store.prepared import PreparedWriter
+from pipeline.store.shards import ShardWriter, open_split, row_schema
 
 SCHEMA = row_schema(32_109)
 
@@ -30,15 +31,26 @@ def test_ids_are_as_narrow_as_the_vocabulary_allows(vocab_size: int, dtype: str)
     assert str(row_schema(vocab_size).field("labels").type.value_type) == dtype
 
 
-def test_rows_come_back_in_order_from_several_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 5)
-    with SplitWriter(tmp_path, "train", SCHEMA) as writer:
-        for start in (0, 3, 6):
-            writer.write(batch(start, 3))
-        writer.write(batch(9, 0))
-        found = writer.close()
+def write_parts(
+    folder: Path, splits: list[str], *parts: dict[str, list[pa.RecordBatch]]
+) -> list[Shard]:
+    """Put a prepared folder together from parts, each with the batches of each split."""
+    store = PartStore(folder / "kept", folder / "temporary")
+    prepared = PreparedWriter(folder, splits, SCHEMA)
+    for i, part in enumerate(parts):
+        with store.new(f"{i:024d}", SCHEMA) as writer:
+            for split, batches in part.items():
+                for rows in batches:
+                    writer.write(split, rows)
+            info = writer.publish({}, 0, {})
+        store.pin(info)
+        prepared.add(store, info)
+    return prepared.close()
+
+
+def test_rows_come_back_in_order_from_several_shards(tmp_path: Path) -> None:
+    parts = [[batch(0, 2), batch(2, 1)], [batch(3, 3)], [batch(6, 3), batch(9, 0)]]
+    found = write_parts(tmp_path, ["train"], *({"train": batches} for batches in parts))
     assert [shard.rows for shard in found] == [3, 3, 3]
     for shard in found:
         data = (tmp_path / shard.path).read_bytes()
@@ -51,18 +63,14 @@ def test_rows_come_back_in_order_from_several_shards(
 
 
 def test_an_empty_split_has_an_empty_shard(tmp_path: Path) -> None:
-    with SplitWriter(tmp_path, "eval", SCHEMA) as writer:
-        found = writer.close()
-    assert [shard.rows for shard in found] == [0]
+    found = write_parts(tmp_path, ["train", "eval"], {"train": [batch(0, 2)]})
+    assert [(shard.split, shard.rows) for shard in found] == [("train", 2), ("eval", 0)]
     assert open_split(tmp_path, manifest(found), "eval").num_rows == 0
 
 
 def test_a_shard_cut_at_a_batch_is_noticed(tmp_path: Path) -> None:
     """Such a stream reads back shorter, without an error of its own."""
-    with SplitWriter(tmp_path, "train", SCHEMA) as writer:
-        writer.write(batch(0, 3))
-        writer.write(batch(3, 3))
-        found = writer.close()
+    found = write_parts(tmp_path, ["train"], {"train": [batch(0, 3), batch(3, 3)]})
     path = tmp_path / "train" / "shard-00000.arrow"
     data = path.read_bytes()
     cut = data.index(b"\xff\xff\xff\xff", len(data) // 2)  # where the second batch begins
@@ -80,4 +88,6 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        SplitWriter(tmp_path, "train", SCHEMA)
+        PreparedWriter(tmp_path, ["train"], SCHEMA)
+    with pytest.raises(OutputError, match="cannot write"):
+        ShardWriter(tmp_path / "train" / "shard-00000.arrow", SCHEMA)

@@ -1,0 +1,165 @@
+"""What preparations keep on disk: ``duet cache ls`` shows it, ``duet cache prune`` trims it.
+
+A prepared folder is whole without its parts, so parts can always go; what goes with them is time,
+when nearly the same data are prepared again.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.config import CacheConfig
+from pipeline.errors import InputError, PreparedFolderError
+from pipeline.store.atomic import output_errors
+from pipeline.store.manifest import FILENAME, read_manifest
+from pipeline.store.parts import FILENAME as PART_FILENAME
+from pipeline.store.parts import iterate_parts
+
+_DAY = 86_400
+
+
+def cache(config: CacheConfig) -> Iterator[str]:
+    """List or prune what is kept below ``config.output_dir``; yield the lines to print.
+
+    Raises:
+        InputError: There is no such folder.
+        OutputError: Something cannot be deleted.
+    """
+    folder = Path(config.output_dir)
+    if not folder.is_dir():
+        raise InputError(
+            "no such folder",
+            where=folder,
+            got="a file" if folder.exists() else "nothing there",
+            do="give the --output-dir of duet prepare",
+        )
+    yield from _list(folder) if config.action == "ls" else _prune(folder, config)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptPart:
+    path: Path
+    size: int
+    is_linked: bool
+    """Whether a prepared folder holds its files too: then deleting it frees nothing."""
+    last_used: float
+
+    @classmethod
+    def of(cls, path: Path) -> "_KeptPart":
+        stats = {file.name: file.stat() for file in path.iterdir()}
+        shards = [stat for name, stat in stats.items() if name.endswith(".arrow")]
+        return cls(
+            path,
+            sum(stat.st_size for stat in stats.values()),
+            bool(shards) and all(stat.st_nlink > 1 for stat in shards),
+            stats[PART_FILENAME].st_mtime,
+        )
+
+
+def _list(folder: Path) -> Iterator[str]:
+    yield f"{'prepared folder':<26}{'rows':>12}{'size':>12}  made from"
+    for path in sorted(path.parent for path in folder.glob(f"[!.]*/{FILENAME}")):
+        try:
+            manifest = read_manifest(path)
+        except PreparedFolderError as error:
+            yield f"{path.name:<26}{'-':>12}{'-':>12}  {error.what}: {error.got}"
+            continue
+        rows = sum(shard.rows for shard in manifest.shards)
+        names = ", ".join(source["name"] for source in manifest.sources[:3])
+        more = len(manifest.sources) - 3
+        names += f" and {more} more" if more > 0 else ""
+        yield f"{path.name:<26}{rows:>12,}{_size(_bytes_below(path)):>12}  {names}"
+    parts = _parts(folder)
+    spare = [part for part in parts if not part.is_linked]
+    yield _total("parts kept", [part.size for part in parts])
+    remark = "delete them with: duet cache prune"
+    yield _total("  in no prepared folder", [p.size for p in spare], remark if spare else "")
+    left = [_bytes_below(path) for path in _leftovers(folder)]
+    yield _total("left by killed runs", left, remark if left else "")
+
+
+def _prune(folder: Path, config: CacheConfig) -> Iterator[str]:
+    limit = time.time() - config.older_than * _DAY
+    chosen = [
+        part
+        for part in _parts(folder)
+        if part.last_used <= limit and (config.all_parts or not part.is_linked)
+    ]
+    for part in chosen:
+        _delete(part.path, config.dry_run)
+    yield _total("parts", [part.size for part in chosen], _verb(config.dry_run))
+    sizes = []
+    for path in _leftovers(folder):
+        size = _bytes_below(path)
+        if _delete_leftover(folder, path, config.dry_run):
+            sizes.append(size)
+    yield _total("left by killed runs", sizes, _verb(config.dry_run))
+    _forget_missing(folder, config.dry_run)
+
+
+def _verb(dry_run: bool) -> str:
+    return "would be deleted" if dry_run else "deleted"
+
+
+def _parts(folder: Path) -> list[_KeptPart]:
+    found = []
+    for path in iterate_parts(folder / ".parts"):
+        with contextlib.suppress(FileNotFoundError):  # pruned by another
+            found.append(_KeptPart.of(path))
+    return found
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Return the temporary folders of runs, of which some may be running."""
+    return sorted([*folder.glob(".tmp-*"), *folder.rglob(".*.old")])
+
+
+def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:
+    """Delete a temporary folder unless its run is still there; tell whether it goes."""
+    if not path.name.startswith(".tmp-"):
+        _delete(path, dry_run)
+        return True
+    lock = FileLock(folder / ".locks" / f"{path.name.removeprefix('.tmp-')}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            _delete(path, dry_run)
+    except Timeout:
+        return False
+    return True
+
+
+def _forget_missing(folder: Path, dry_run: bool) -> None:
+    """Delete the index entries of prepared folders that are not there any more."""
+    for path in folder.glob(".index/*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            name = str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+            if not dry_run and not (folder / name).exists():
+                path.unlink()
+
+
+def _delete(path: Path, dry_run: bool) -> None:
+    if not dry_run:
+        with output_errors(path), contextlib.suppress(FileNotFoundError):  # another was faster
+            shutil.rmtree(path)
+
+
+def _bytes_below(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _total(name: str, sizes: list[int], remark: str = "") -> str:
+    return f"{name:<26}{len(sizes):>12,}{_size(sum(sizes)):>12}  {remark}".rstrip()

@@ -1,0 +1,75 @@
+"""Conversations to parts: the pieces in which they are encoded, kept and found again.
+
+Parts are cut by content: whether one ends behind a conversation depends on that conversation's
+hash alone, so new records in the middle of a file change the part that they are in, and the parts
+behind it come out as before.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pipeline.conversation import Conversation, Role, Turn
+from pipeline.store.fingerprint import key_of
+
+# In characters; a turn counts for some more, since it may be a row. A cut is looked for behind
+# MIN; MEAN is what parts are long on average.
+MIN_SIZE, MEAN_SIZE, MAX_SIZE = 1 << 20, 1 << 22, 1 << 23
+_TURN_SIZE = 64
+
+_ROLES = tuple(Role)
+_CODES = {role: code for code, role in enumerate(_ROLES)}
+
+
+@dataclass(slots=True)
+class Part:
+    """Conversations in order, with the digest of each one's turns."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process boundary in a form that takes a third of the time."""
+        packed = [
+            (c.id, bytes([_CODES[turn.role] for turn in c.turns]), [turn.text for turn in c.turns])
+            for c in self.conversations
+        ]
+        return (_unpacked, (packed, self.digests, self.size))
+
+    def key(self, *settings: object) -> str:
+        """Return the name of the rows that these conversations have under some settings."""
+        ids = [conversation.id for conversation in self.conversations]
+        return key_of(ids, [digest.hex() for digest in self.digests], *settings)
+
+
+def cut_parts(conversations: Iterable[tuple[Conversation, bytes]]) -> Iterator[Part]:
+    """Yield parts of about four million characters; a longer conversation is one of its own."""
+    part = Part()
+    for conversation, digest in conversations:
+        size = sum(len(turn.text) + _TURN_SIZE for turn in conversation.turns)
+        if part.size and part.size + size > MAX_SIZE:
+            yield part
+            part = Part()
+        part.conversations.append(conversation)
+        part.digests.append(digest)
+        part.size += size
+        if part.size >= MIN_SIZE and _ends_part(digest, size):
+            yield part
+            part = Part()
+    if part.conversations:
+        yield part
+
+
+def _ends_part(digest: bytes, size: int) -> bool:
+    # Longer conversations end a part more often, so that its length does not depend on theirs.
+    return int.from_bytes(digest[:8], "big") * (MEAN_SIZE - MIN_SIZE) < size << 64
+
+
+def _unpacked(packed: list[tuple[str, bytes, list[str]]], digests: list[bytes], size: int) -> Part:
+    conversations = [
+        Conversation(
+            name, [Turn(_ROLES[code], text) for code, text in zip(codes, texts, strict=True)]
+        )
+        for name, codes, texts in packed
+    ]
+    return Part(conversations, digests, size)

@@ -1,0 +1,119 @@
+"""Parts to a prepared folder's shards, in order: found if they were made before, else made now."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Self
+
+from pipeline.config import PrepareConfig
+from pipeline.prepare.cutting import Part
+from pipeline.prepare.options import part_options
+from pipeline.prepare.part_encoder import EncodingSettings
+from pipeline.prepare.workers import LocalEngine
+from pipeline.progress import note
+from pipeline.store.fingerprint import key_of
+from pipeline.store.parts import PART_SCHEMA, PartInfo, PartStore
+from pipeline.store.prepared import PreparedWriter
+from pipeline.tokenizer import TextTokenizer
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A part under way, and how to wait for it."""
+
+    part: Part | None
+    """Let go once the part is sure to be there: what is under way is what takes memory."""
+    key: str
+    result: Callable[[], PartInfo | None] = lambda: None
+    """Returns None where the part that was found turned out to be gone or damaged."""
+
+
+class PartMaker:
+    """Finds or makes parts.
+
+    Args:
+        config: The settings.
+        store: Where parts are kept.
+    """
+
+    def __init__(self, config: PrepareConfig, store: PartStore) -> None:
+        """Start nothing yet."""
+        self._config, self._store = config, store
+        self._engine = LocalEngine(store, config.num_workers)
+        self._checkers = ThreadPoolExecutor(2)
+        self._settings_key = ""
+
+    def __enter__(self) -> Self:
+        """Return the maker; leaving the block ends its workers."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers."""
+        self._checkers.shutdown(wait=True, cancel_futures=True)
+        self._engine.close()
+
+    def start(self) -> None:
+        """Start the workers now: they come up while the tokenizer is loaded."""
+        self._engine.start()
+
+    def use(self, tokenizer: TextTokenizer) -> None:
+        """Say which tokenizer parts are made with; before ``make``."""
+        config = self._config
+        self._engine.use(
+            EncodingSettings(
+                tokenizer, config.model_max_length, config.target_length, config.eval_fraction
+            )
+        )
+        # The libraries that write the bytes belong to the key: a part is what would be made now.
+        libraries = [version(name) for name in ("pyarrow", "tokenizers")]
+        self._settings_key = key_of(
+            part_options(config), tokenizer.fingerprint, PART_SCHEMA, libraries
+        )
+
+    def make(self, parts: Iterable[Part], prepared: PreparedWriter) -> Iterator[PartInfo]:
+        """Add the rows of parts to a prepared folder, in order; yield each part's counts.
+
+        Parts are read on while others are under way, but only so many: memory stays flat.
+        """
+        pending: deque[_Pending] = deque()
+        for part in parts:
+            key = part.key(self._settings_key)
+            while any(p.key == key for p in pending):  # the same part twice is made once
+                yield self._finish(pending.popleft(), prepared)
+            pending.append(self._start(part, key))
+            while sum(p.part is not None for p in pending) > self._engine.slots:
+                yield self._finish(pending.popleft(), prepared)
+        while pending:
+            yield self._finish(pending.popleft(), prepared)
+
+    def _start(self, part: Part, key: str) -> _Pending:
+        pending = _Pending(part, key)
+        found = self._store.find(pending.key)
+        if found is None:
+            pending.result = self._engine.submit(part, pending.key)
+        else:
+            pending.result = self._checkers.submit(self._check, pending, found).result
+        return pending
+
+    def _check(self, pending: _Pending, found: PartInfo) -> PartInfo | None:
+        """Hold on to a part that was found, if it is whole: it may be pruned at any time."""
+        try:
+            self._store.pin(found)
+        except FileNotFoundError:
+            return None
+        if self._store.is_whole(found):
+            pending.part = None
+            return found
+        self._store.unpin(found)
+        note(f"a part was damaged and is made again: {self._store.path(found.key)}")
+        return None
+
+    def _finish(self, pending: _Pending, prepared: PreparedWriter) -> PartInfo:
+        info = pending.result()
+        if info is None:
+            assert pending.part is not None, "only a part that is pinned is let go"
+            info = self._engine.encode_here(pending.part, pending.key)
+        prepared.add(self._store, info)
+        return info

@@ -1,0 +1,26 @@
+"""Which settings decide the rows: what a fingerprint is made of, beside the records."""
+
+from typing import Any
+
+from pipeline.config import PrepareOptions
+
+
+def row_options(config: PrepareOptions) -> dict[str, Any]:
+    """Return what decides the rows, as the fingerprint and the manifest have it."""
+    return {
+        "model_max_length": config.model_max_length,
+        "max_target_length": config.target_length,
+        "eval_fraction": config.eval_fraction,
+        "join_parts": config.join_parts,
+        "dedup": config.dedup,
+        "role": config.extra_roles(),
+    }
+
+
+def part_options(config: PrepareOptions) -> dict[str, Any]:
+    """Return what decides the rows of conversations that are read, joined and chosen already."""
+    return {
+        "model_max_length": config.model_max_length,
+        "max_target_length": config.target_length,
+        "eval_fraction": config.eval_fraction,
+    }

@@ -1,0 +1,49 @@
+"""Puts a prepared folder together from parts: shards in order, and what ``datasets`` reads."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.store.atomic import output_errors
+from pipeline.store.manifest import Shard
+from pipeline.store.parts import PartInfo, PartStore, link
+from pipeline.store.shards import ShardFile, ShardWriter, write_dataset_dict, write_split
+
+
+class PreparedWriter:
+    """Collects the shards of a prepared folder.
+
+    Args:
+        folder: Where it is put together.
+        splits: Its splits, in order.
+        schema: Of its rows.
+    """
+
+    def __init__(self, folder: Path, splits: list[str], schema: pa.Schema) -> None:
+        """Make a folder for each split."""
+        self._folder, self._schema = folder, schema
+        self._shards: dict[str, list[Shard]] = {split: [] for split in splits}
+        for split in splits:
+            with output_errors(folder / split):
+                (folder / split).mkdir(parents=True)
+
+    def add(self, store: PartStore, part: PartInfo) -> None:
+        """Append the rows of a pinned part, by a link to its files."""
+        for split, file in part.shards.items():
+            link(store.pinned(part.key, split), self._append(split, file))
+
+    def close(self) -> list[Shard]:
+        """Write what ``datasets`` reads; return all shards, split by split."""
+        for split, shards in self._shards.items():
+            if not shards:  # datasets opens no split without a file
+                path = self._folder / split / "shard-00000.arrow"
+                self._append(split, ShardWriter(path, self._schema).close())
+            write_split(self._folder, split, shards)
+        write_dataset_dict(self._folder, list(self._shards))
+        return [shard for shards in self._shards.values() for shard in shards]
+
+    def _append(self, split: str, file: ShardFile) -> Path:
+        path = f"{split}/shard-{len(self._shards[split]):05d}.arrow"
+        shard = Shard(path=path, split=split, rows=file.rows, bytes=file.bytes, sha256=file.sha256)
+        self._shards[split].append(shard)
+        return self._folder / path
