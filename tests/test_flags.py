@@ -88,7 +88,7 @@ def test_an_unknown_flag_names_the_nearest(given: str, nearest: str) -> None:
 
 @pytest.mark.parametrize("rest", [[], ["True"], ["--seed", "1"]])
 def test_an_unknown_switch_names_a_switch(rest: list[str]) -> None:
-    with pytest.raises(UsageError, match="the nearest one is --auto-batch-size$"):
+    with pytest.raises(UsageError, match=r"the nearest one is --auto-batch-size$"):
         modernise(["--auto_find_batch_size", *rest], FitConfig, accept_without_meaning=True)
 
 

@@ -22,6 +22,7 @@ from pipeline.fit.checkpoint import (
     write_checkpoint,
 )
 from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.dry_run import print_dry_run
 from pipeline.fit.evaluate import Evaluator
 from pipeline.fit.feeding import Feeder, cutter_for
 from pipeline.fit.loop import TrainingLoop, TrainingStep, diverged
@@ -45,7 +46,8 @@ def fit(config: FitConfig) -> Path:
         config: The settings.
 
     Returns:
-        ``config.output_dir``: the trained folder, complete.
+        ``config.output_dir``: the trained folder, complete. With ``dry_run`` a table is printed
+        instead, and nothing written.
 
     Raises:
         ConfigError: A setting contradicts the data or the machine.
@@ -54,6 +56,9 @@ def fit(config: FitConfig) -> Path:
         CheckpointError: The output folder holds a run with other settings, or a damaged one.
         OutputError: A result cannot be written.
     """
+    if config.dry_run:
+        print_dry_run(config)
+        return Path(config.output_dir)
     data = open_data(config)
     with join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
