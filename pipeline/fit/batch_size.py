@@ -14,7 +14,7 @@ from pipeline.fit.collate import Batch
 from pipeline.fit.loss import summed_token_loss
 from pipeline.fit.micro_batches import Shape
 
-_SPARE = 0.05
+SPARE = 0.05
 """Share of the device's memory that is left alone: not every free piece can be used."""
 
 
@@ -43,28 +43,22 @@ def largest_that_fits(fits: Callable[[int], bool], *, first: int, limit: int) ->
 
 
 def find_batch_size(
-    model: torch.nn.Module, accelerator: Any, *, longest: Shape, limit: int, reserved: int
+    fits: Callable[[Shape], bool], accelerator: Any, *, longest: Shape, limit: int
 ) -> int:
     """Return how many of the longest rows fit on the device, on every process's.
 
-    The gradients are gone afterwards; the random number generators were used.
-
     Args:
-        model: As accelerate prepared it.
-        accelerator: accelerate's Accelerator; its device is a GPU.
+        fits: Tells whether this process can train on a batch of a shape; without the others.
+        accelerator: accelerate's Accelerator.
         longest: The lengths of the longest rows; of its rows, what to try first.
         limit: The most rows of interest.
-        reserved: Bytes to keep free, for the optimizer.
 
     Raises:
         ConfigError: Not even one fits.
     """
-    reserved += round(_SPARE * torch.cuda.get_device_properties(accelerator.device).total_memory)
-
-    def fits(rows: int) -> bool:
-        return trains(model, accelerator, longest._replace(rows=rows), reserved)
-
-    found = largest_that_fits(fits, first=longest.rows, limit=limit)
+    found = largest_that_fits(
+        lambda rows: fits(longest._replace(rows=rows)), first=longest.rows, limit=limit
+    )
     each = accelerator.gather(torch.tensor([found], device=accelerator.device))
     found = int(each.min())
     if not found:
@@ -78,15 +72,22 @@ def find_batch_size(
     return found
 
 
-def trains(model: torch.nn.Module, accelerator: Any, shape: Shape, reserved: int) -> bool:
+def trains(model: torch.nn.Module, accelerator: Any, shape: Shape, optimizer: int) -> bool:
     """Tell whether a batch of this shape can be trained on; no process waits for another.
 
-    Twice, because from the second time on there are gradients beside the activations.
+    Twice, because from the second time on there are gradients beside the activations; they are
+    gone afterwards. The random number generators are used.
+
+    Args:
+        model: As accelerate prepared it.
+        accelerator: accelerate's Accelerator.
+        shape: Of the batch.
+        optimizer: Bytes that the optimizer will keep.
     """
     device = accelerator.device
     model.train()
     try:
-        kept = torch.empty(reserved, dtype=torch.uint8, device=device)
+        kept = torch.empty(optimizer + _spare(device), dtype=torch.uint8, device=device)
         for _ in range(2):
             with accelerator.no_sync(model):
                 accelerator.backward(summed_token_loss(model, _made_up(shape, device)))
@@ -98,6 +99,12 @@ def trains(model: torch.nn.Module, accelerator: Any, shape: Shape, reserved: int
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return True
+
+
+def _spare(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return round(SPARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _made_up(shape: Shape, device: torch.device) -> Batch:

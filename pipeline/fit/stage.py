@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DuetError, ModelError
-from pipeline.fit.batch_size import find_batch_size
+from pipeline.fit.batch_size import find_batch_size, trains
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import (
     Checkpoint,
@@ -155,12 +155,12 @@ class Run:
         if accelerator.device.type != "cuda":
             setup.say("--auto-batch-size means nothing on this device; ignored")
             return given
+        state = optimizer_bytes(self._model, setup.config)
         found = find_batch_size(
-            self._wrapped,
+            lambda shape: trains(self._wrapped, accelerator, shape, state),
             accelerator,
             longest=self._cutter(setup.data.train, given).fullest,
             limit=math.ceil(plan.rows_per_step / accelerator.num_processes),
-            reserved=optimizer_bytes(self._model, setup.config),
         )
         setup.say(f"--auto-batch-size: {found} rows of full length at once")
         return found
