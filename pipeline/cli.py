@@ -34,7 +34,9 @@ def _prepare(config: PrepareConfig) -> None:
 def _fit(config: FitConfig) -> None:
     from pipeline.fit.stage import fit
 
-    _print_once(fit(config))
+    output = fit(config)
+    if not config.dry_run:
+        _print_once(output)
 
 
 def _train(config: TrainConfig) -> None:

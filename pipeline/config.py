@@ -131,11 +131,20 @@ class FitOptions:
 
     num_train_epochs: float = option(3.0, help="Passes over the rows; may be a fraction.")
     max_steps: int = option(-1, help="Optimizer steps; overrides --num-train-epochs. -1: off.")
-    per_device_train_batch_size: int = option(8, help="Rows per process and micro-batch.")
-    per_device_eval_batch_size: int = option(8, help="Rows per process when evaluating.")
+    per_device_train_batch_size: int = option(
+        8, help="Rows of full length per process and micro-batch; shorter ones may be more."
+    )
+    per_device_eval_batch_size: int = option(8, help="The same when evaluating.")
     gradient_accumulation_steps: int = option(1, help="Micro-batches per optimizer step.")
     train_batch_size: int | None = option(
         None, help="Rows per optimizer step, set directly; accumulation follows from it."
+    )
+    auto_batch_size: bool = option(
+        False,
+        help="On a GPU, cut steps into micro-batches as large as fit; the rows of a step stay.",
+    )
+    group_by_length: bool = option(
+        True, help="Put rows of like length into the same step: less padding, another order."
     )
     learning_rate: float = option(5e-5, help="Peak learning rate.")
     lr_scheduler_type: Scheduler = option("linear", help="Shape of the learning rate's course.")
@@ -260,6 +269,9 @@ class FitConfig(FitOptions):
     data_path: str = option(help="The prepared folder: what duet prepare printed.")
     model_name_or_path: str = option(help="The model to start from: a folder or a hub name.")
     output_dir: str = option(help="Checkpoints and the trained model go here.")
+    dry_run: bool = option(
+        False, help="Print steps, padding, memory and time of the run, and write nothing."
+    )
     model_max_length: int | None = option(
         None, help="Checked against the prepared folder's; the rows are cut there already."
     )

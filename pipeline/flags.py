@@ -17,6 +17,7 @@ from pipeline.config import flag
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
+_WORDS = _TRUE + _FALSE
 
 ALIASES = {"--evaluation-strategy": "--eval-strategy"}
 """Older names of flags that are still written."""
@@ -142,7 +143,9 @@ def modernise(
                 rest.pop(0)
             notes.append(f"{name} means nothing here ({WITHOUT_MEANING[name]}); ignored")
         else:
-            nearest = max(flags, key=lambda known: _likeness(name, known))
+            valued = bool(rest) and not rest[0].startswith("--") and rest[0].lower() not in _WORDS
+            likely = [known for known, switch in flags.items() if not (valued and switch)]
+            nearest = max(likely, key=lambda known: _likeness(name, known))
             raise UsageError(f"unknown flag {name}; the nearest one is {nearest}")
     return Arguments(result, notes)
 
@@ -157,7 +160,7 @@ def _likeness(name: str, known: str) -> float:
 def _switch(name: str, rest: list[str], *, given: bool) -> str:
     """Return the switch that a value behind it means, and take the value away."""
     word = rest[0].lower() if rest else ""
-    if word not in _TRUE + _FALSE:
+    if word not in _WORDS:
         if given or not (word == "" or word.startswith("-")):
             raise UsageError(f"{name} takes True or False, or nothing, not {rest[0]}")
         return name

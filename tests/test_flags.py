@@ -83,7 +83,13 @@ def test_a_flag_without_a_meaning_is_accepted_with_one_line() -> None:
 )
 def test_an_unknown_flag_names_the_nearest(given: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"the nearest one is {nearest}$"):
-        modernise([given, "1"], TrainConfig, accept_without_meaning=True)
+        modernise([given, "8"], TrainConfig, accept_without_meaning=True)
+
+
+@pytest.mark.parametrize("rest", [[], ["True"], ["--seed", "1"]])
+def test_an_unknown_switch_names_a_switch(rest: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"the nearest one is --auto-batch-size$"):
+        modernise(["--auto_find_batch_size", *rest], FitConfig, accept_without_meaning=True)
 
 
 PATHS: dict[str, Any] = {"data_path": "d", "model_name_or_path": "m"}

@@ -4,13 +4,19 @@
 
     dataset.py     manifest, shards -> memory-mapped rows
     plan.py        settings, rows -> what happens at which step
-    batching.py    (rows, seed, epoch) -> the rows of each step, cut into micro-batches
     collate.py     rows -> a padded batch of tensors
+    flops.py       config -> the operations that a row of given lengths takes
+    grouping.py    rows -> the same rows, those of like length next to each other
+    batching.py    (lengths, seed, epoch) -> the rows of each step
+    micro_batches.py   rows of a step -> micro-batches, dealt to processes
+    feeding.py     rows of each step -> padded batches, made ahead on a GPU
     vocabulary.py  a model's files -> the ids of its own tokens
     embedding.py   rows of the embedding for new tokens
     model.py       name or folder -> the model, ready to train
     loss.py        logits, labels -> summed token loss
     optim.py       settings -> optimizer and schedule
+    memory.py      settings, model -> the bytes that training takes
+    batch_size.py  --auto-batch-size: how many rows fit
     evaluate.py    split eval -> eval_loss, eval_bits_per_byte
     state.py       what a run has done so far; trainer_state.json
     rng.py         the state of the random number generators
@@ -18,6 +24,9 @@
     checkpoint.py  write, find, resume checkpoints
     report.py      what a run says: terminal, log, trackers
     loop.py        the optimizer steps
+    padding.py     what steps cost as they are cut
+    peak.py        the matrix products that a device does at best
+    dry_run.py     --dry-run: a run's steps, padding, memory and time as a table
     setup.py       settings -> data, processes, plan, output folder
     stage.py       all of it
 """

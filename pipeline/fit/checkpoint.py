@@ -32,6 +32,7 @@ MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 _SETTINGS = (
     "seed",
+    "group_by_length",
     "learning_rate",
     "lr_scheduler_type",
     "weight_decay",

@@ -2,9 +2,11 @@
 
     manifest.json, train/shard-*.arrow  ->  {"input_ids": int64[S], "labels": int64[T]}
 
-Ids lie on disk as uint16 or int32 and are widened a row at a time; nothing else is read or kept.
+Ids lie on disk as uint16 or int32 and are widened a row at a time, one by one or straight into a
+padded batch; nothing else is read or kept.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.errors import ConfigError, PreparedFolderError
-from pipeline.fit.batching import IntArray
+from pipeline.fit.collate import IGNORED, Batch
+from pipeline.fit.grouping import IntArray
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
 
@@ -70,11 +73,31 @@ class SupervisedDataset(Dataset[Row]):
             for name, column in self._columns.items()
         }
 
+    def batch(self, rows: IntArray, pad_id: int, *, multiple: int = 1) -> Batch:
+        """Return some rows as one padded batch: what the collator makes of them, without lists.
+
+        Args:
+            rows: Indices of B rows, none negative.
+            pad_id: The id that ``input_ids`` are padded with.
+            multiple: S and T are rounded up to multiples of it.
+
+        Returns:
+            int64 tensors: ``input_ids`` [B, S], ``attention_mask`` [B, S], ``labels`` [B, T].
+        """
+        sources, targets = (self._columns[name] for name in COLUMNS)
+        ids, mask = sources.padded(rows, pad_id, multiple)
+        labels, _ = targets.padded(rows, IGNORED, multiple)
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels),
+        }
+
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary as a path: the worker maps the files itself."""
         return (_reopened, (self.path, self.split, self.num_rows))
 
-    @property
+    @functools.cached_property
     def lengths(self) -> tuple[IntArray, IntArray]:
         """The tokens of each row's encoder and decoder side: two int64[rows]."""
         encoder, decoder = (column.lengths()[: self._length] for column in self._columns.values())
@@ -134,6 +157,17 @@ class _ListColumn:
         offsets, at = self._offsets[chunk], row - self._starts[chunk]
         values: npt.NDArray[np.integer[npt.NBitBase]] = self._values[chunk]
         return values[offsets[at] : offsets[at + 1]]
+
+    def padded(self, rows: IntArray, fill: int, multiple: int) -> tuple[IntArray, IntArray]:
+        """Return rows side by side, filled up on the right, and where they are not: 1."""
+        values = [self[int(row)] for row in rows]
+        longest = -(-max(map(len, values)) // multiple) * multiple
+        ids = np.full((len(rows), longest), fill, np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
+        for i, row in enumerate(values):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return ids, mask
 
     def range(self) -> tuple[int, int]:
         parts = [values for values in self._values if len(values)]

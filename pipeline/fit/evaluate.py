@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.fit.batching import cut_by_length
-from pipeline.fit.collate import Batch, DataCollatorForSupervisedDataset
+from pipeline.fit.collate import Batch
 from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.feeding import to_device
 from pipeline.fit.loss import summed_token_loss
+from pipeline.fit.micro_batches import Cutter
 from pipeline.tokenizer import TextTokenizer
 
 
@@ -24,25 +25,25 @@ class Evaluator:
     def __init__(
         self,
         dataset: SupervisedDataset,
-        collate: DataCollatorForSupervisedDataset,
+        cutter: Cutter,
+        pad_id: int,
         tokenizer: TextTokenizer,
         accelerator: Any,
-        max_rows: int,
     ) -> None:
         """Plan the batches and count tokens and bytes, once per run.
 
         Args:
             dataset: The split.
-            collate: Makes batches of its rows.
+            cutter: Cuts its rows into batches; not for so many processes, so that the result
+                depends on them in no way.
+            pad_id: The id that encoder rows are padded with.
             tokenizer: The prepared folder's, to decode the targets.
             accelerator: accelerate's Accelerator.
-            max_rows: Most rows of a batch.
         """
-        self._dataset, self._collate, self._accelerator = dataset, collate, accelerator
-        encoder, decoder = dataset.lengths
-        rows = np.arange(len(dataset), dtype=np.int64)
-        self._batches = cut_by_length(rows, encoder, decoder, math.ceil(len(rows) / max_rows))
-        self._tokens = int(decoder.sum())
+        self._dataset, self._accelerator = dataset, accelerator
+        self._pad_id, self._multiple = pad_id, cutter.multiple
+        self._batches = cutter.cut(np.arange(len(dataset), dtype=np.int64))
+        self._tokens = int(dataset.lengths[1].sum())
         self._bytes = count_target_bytes(dataset, tokenizer)
 
     def run(self, model: torch.nn.Module) -> dict[str, float]:
@@ -75,8 +76,8 @@ class Evaluator:
         return float(summed.cpu().double().sum())
 
     def _batch(self, at: int) -> Batch:
-        batch = self._collate([self._dataset[int(row)] for row in self._batches[at]])
-        return {name: tensor.to(self._accelerator.device) for name, tensor in batch.items()}
+        batch = self._dataset.batch(self._batches[at], self._pad_id, multiple=self._multiple)
+        return to_device(batch, self._accelerator.device)
 
 
 def count_target_bytes(dataset: SupervisedDataset, tokenizer: TextTokenizer) -> int:

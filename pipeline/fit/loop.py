@@ -16,9 +16,8 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError
-from pipeline.fit.batching import IntArray, StepPlan, micro_batches
-from pipeline.fit.collate import IGNORED, Batch, DataCollatorForSupervisedDataset
-from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.batching import StepPlan
+from pipeline.fit.feeding import Feeder, StepFeed, to_device
 from pipeline.fit.loss import summed_token_loss
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.report import Reporter
@@ -50,7 +49,7 @@ def diverged(step: int, got: object) -> ModelError:
 
 
 class TrainingStep:
-    """Takes one optimizer step on given rows."""
+    """Takes one optimizer step on given batches."""
 
     def __init__(
         self,
@@ -59,23 +58,19 @@ class TrainingStep:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
-        dataset: SupervisedDataset,
-        collate: DataCollatorForSupervisedDataset,
     ) -> None:
         """Take everything as it is: ``model`` is prepared by accelerate already."""
         self._config, self._accelerator, self._model = config, accelerator, model
         self._optimizer, self._schedule = optimizer, schedule
-        self._dataset, self._collate = dataset, collate
-        self.encoder_lengths, self.decoder_lengths = dataset.lengths
 
-    def __call__(self, rows: IntArray, step: int) -> StepResult:
-        """Train on the rows of a step.
+    def __call__(self, feed: StepFeed, step: int) -> StepResult:
+        """Train on the batches of a step.
 
         Raises:
             ModelError: Loss or gradient is no finite number; the weights are as before the step.
         """
-        tokens = int(self.decoder_lengths[rows].sum())
-        loss = self._backward(rows, tokens)
+        tokens = feed.target_tokens
+        loss = self._backward(feed, tokens)
         grad_norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise diverged(step, f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}")
@@ -90,41 +85,20 @@ class TrainingStep:
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate)
 
-    def _backward(self, rows: IntArray, tokens: int) -> float:
+    def _backward(self, feed: StepFeed, tokens: int) -> float:
         """Leave the gradient of the step's mean token loss; return the sum over all processes."""
         accelerator, model = self._accelerator, self._model
         # DistributedDataParallel takes the mean over processes, and accelerate divides by an
         # accumulation that its launcher may have set: both are undone.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / max(tokens, 1)
-        dealt = micro_batches(
-            rows,
-            self.encoder_lengths,
-            self.decoder_lengths,
-            max_rows=self._config.per_device_train_batch_size,
-            processes=accelerator.num_processes,
-        )
         total = torch.zeros((), device=accelerator.device)
-        for i, parts in enumerate(dealt):
-            last = i == len(dealt) - 1
+        for i, batch in enumerate(feed.batches):
+            last = i == len(feed.batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                batch = self._batch(parts[accelerator.process_index], spare=rows[:1])
-                loss = summed_token_loss(model, batch)
+                loss = summed_token_loss(model, to_device(batch, accelerator.device))
                 accelerator.backward(loss * scale)
             total += loss.detach()
         return float(accelerator.reduce(total, reduction="sum"))
-
-    def _batch(self, rows: IntArray, spare: IntArray) -> Batch:
-        """Return the batch of some rows; where there are none, one that adds nothing.
-
-        A process whose share is empty must take part in the passes all the same: the others wait
-        for its gradients.
-        """
-        chosen = rows if len(rows) else spare
-        batch = self._collate([self._dataset[int(row)] for row in chosen])
-        if not len(rows):
-            batch["labels"] = torch.full_like(batch["labels"], IGNORED)
-        device = self._accelerator.device
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
     def _clip(self) -> float:
         """Clip the gradient; return its total norm before."""
@@ -141,6 +115,7 @@ class TrainingLoop:
         plan: RunPlan,
         steps: StepPlan,
         state: RunState,
+        feeder: Feeder,
         take_step: TrainingStep,
         evaluate: Callable[[], dict[str, float]],
         save: Callable[[], None],
@@ -152,33 +127,36 @@ class TrainingLoop:
             plan: When what is due.
             steps: The rows of each step.
             state: Where the run stands.
-            take_step: Trains on some rows.
+            feeder: Makes batches of them.
+            take_step: Trains on the batches of a step.
             evaluate: Returns the values of an evaluation.
             save: Writes a checkpoint of ``state``.
             reporter: Shows what happens.
         """
         self._plan, self._steps, self._state = plan, steps, state
-        self._take_step, self._evaluate, self._save = take_step, evaluate, save
+        self._feeder, self._take_step = feeder, take_step
+        self._evaluate, self._save = evaluate, save
         self._reporter = reporter
 
     def run(self) -> None:
         """Take the steps that are left."""
         plan, state = self._plan, self._state
         start, before = time.perf_counter(), state.seconds
-        for step in range(state.step + 1, plan.total_steps + 1):
-            rows = self._steps.rows_of(step - 1)
-            result = self._take_step(rows, step)
-            self._count(rows, result)
-            self._reporter.step_done(
-                step, result.loss / max(result.tokens, 1), result.learning_rate
-            )
-            if plan.due(plan.logging, step):
-                self._log(result)
-            if plan.due(plan.evaluation, step):
-                self._enter(self._evaluate())
-            state.seconds = before + time.perf_counter() - start
-            if plan.due(plan.saving, step):
-                self._save()
+        rows = map(self._steps.rows_of, range(state.step, plan.total_steps))
+        with self._feeder.ahead(rows) as feeds:
+            for step, feed in enumerate(feeds, state.step + 1):
+                result = self._take_step(feed, step)
+                self._count(feed, result)
+                self._reporter.step_done(
+                    step, result.loss / max(result.tokens, 1), result.learning_rate
+                )
+                if plan.due(plan.logging, step):
+                    self._log(result)
+                if plan.due(plan.evaluation, step):
+                    self._enter(self._evaluate())
+                state.seconds = before + time.perf_counter() - start
+                if plan.due(plan.saving, step):
+                    self._save()
         state.seconds = before + time.perf_counter() - start
 
     def finish(self) -> None:
@@ -194,11 +172,11 @@ class TrainingLoop:
             }
         )
 
-    def _count(self, rows: IntArray, result: StepResult) -> None:
-        state, lengths = self._state, self._take_step.encoder_lengths
+    def _count(self, feed: StepFeed, result: StepResult) -> None:
+        state = self._state
         state.step += 1
-        state.rows_seen += len(rows)
-        state.tokens_seen += int(lengths[rows].sum()) + result.tokens
+        state.rows_seen += len(feed.rows)
+        state.tokens_seen += feed.encoder_tokens + result.tokens
         for sums in (state.window, state.whole):
             sums.add(result.loss, result.tokens)
 

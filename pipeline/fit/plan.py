@@ -93,7 +93,7 @@ def _rows_per_step(options: FitOptions, processes: int) -> tuple[int, str]:
     plural = "es" if processes != 1 else ""
     if options.train_batch_size is not None:
         rows = options.train_batch_size
-        return rows, f"from --train-batch-size, at most {device} at once per device"
+        return rows, f"from --train-batch-size, at most {device} of full length at once per device"
     rows = device * processes * steps
     return rows, f"= {device} per device x {processes} process{plural} x {steps}"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DuetError, ModelError
+from pipeline.fit.batch_size import find_batch_size, trains
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import (
     Checkpoint,
@@ -19,9 +21,13 @@ from pipeline.fit.checkpoint import (
     find_checkpoint,
     write_checkpoint,
 )
-from pipeline.fit.collate import DataCollatorForSupervisedDataset
+from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.dry_run import print_dry_run
 from pipeline.fit.evaluate import Evaluator
+from pipeline.fit.feeding import Feeder, cutter_for
 from pipeline.fit.loop import TrainingLoop, TrainingStep, diverged
+from pipeline.fit.memory import optimizer_bytes
+from pipeline.fit.micro_batches import Cutter
 from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule
 from pipeline.fit.report import Reporter
@@ -40,7 +46,8 @@ def fit(config: FitConfig) -> Path:
         config: The settings.
 
     Returns:
-        ``config.output_dir``: the trained folder, complete.
+        ``config.output_dir``: the trained folder, complete. With ``dry_run`` a table is printed
+        instead, and nothing written.
 
     Raises:
         ConfigError: A setting contradicts the data or the machine.
@@ -49,6 +56,9 @@ def fit(config: FitConfig) -> Path:
         CheckpointError: The output folder holds a run with other settings, or a damaged one.
         OutputError: A result cannot be written.
     """
+    if config.dry_run:
+        print_dry_run(config)
+        return Path(config.output_dir)
     data = open_data(config)
     with join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
@@ -103,8 +113,8 @@ class Run:
             self._wrapped.compile(dynamic=True)  # in place: the weights keep their names
         self._optimizer = make_optimizer(self._model, config)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
-        self._collate = DataCollatorForSupervisedDataset(self._model.config)
         self._evaluator: Evaluator | None = None
+        self._max_rows = self._find_max_rows()
         self._restore(checkpoint)
 
     def run(self) -> None:
@@ -136,6 +146,25 @@ class Run:
         except ModelError as error:
             raise damaged(checkpoint.folder, error) from error
 
+    def _find_max_rows(self) -> int:
+        """Return how many rows of full length a micro-batch may have."""
+        setup, given = self._setup, self._setup.config.per_device_train_batch_size
+        accelerator, plan = setup.accelerator, setup.plan
+        if not setup.config.auto_batch_size:
+            return given
+        if accelerator.device.type != "cuda":
+            setup.say("--auto-batch-size means nothing on this device; ignored")
+            return given
+        state = optimizer_bytes(self._model, setup.config)
+        found = find_batch_size(
+            lambda shape: trains(self._wrapped, accelerator, shape, state),
+            accelerator,
+            longest=self._cutter(setup.data.train, given).fullest,
+            limit=math.ceil(plan.rows_per_step / accelerator.num_processes),
+        )
+        setup.say(f"--auto-batch-size: {found} rows of full length at once")
+        return found
+
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put optimizer, schedule and generators where the checkpoint has them, or seed them."""
         from accelerate.utils import set_seed
@@ -162,20 +191,26 @@ class Run:
     def _loop(self, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan
         steps = StepPlan(
-            num_rows=len(setup.data.train), rows_per_step=plan.rows_per_step, seed=setup.config.seed
+            *setup.data.train.lengths,
+            rows_per_step=plan.rows_per_step,
+            seed=setup.config.seed,
+            group_by_length=setup.config.group_by_length,
+        )
+        feeder = Feeder(
+            setup.data.train,
+            self._cutter(setup.data.train, self._max_rows),
+            self._model.config.pad_token_id,
+            setup.accelerator,
         )
         take_step = TrainingStep(
-            setup.config,
-            setup.accelerator,
-            self._wrapped,
-            self._optimizer,
-            self._schedule,
-            setup.data.train,
-            self._collate,
+            setup.config, setup.accelerator, self._wrapped, self._optimizer, self._schedule
         )
         return TrainingLoop(
-            plan, steps, self._state, take_step, self._evaluate, self._save, reporter
+            plan, steps, self._state, feeder, take_step, self._evaluate, self._save, reporter
         )
+
+    def _cutter(self, dataset: SupervisedDataset, max_rows: int) -> Cutter:
+        return cutter_for(dataset, self._model.config, max_rows, self._setup.accelerator.device)
 
     def _evaluate(self) -> dict[str, float]:
         setup = self._setup
@@ -183,10 +218,10 @@ class Run:
             assert setup.data.eval is not None, "the plan has evaluations only with a split"
             self._evaluator = Evaluator(
                 setup.data.eval,
-                self._collate,
+                self._cutter(setup.data.eval, setup.config.per_device_eval_batch_size),
+                self._model.config.pad_token_id,
                 setup.data.tokenizer,
                 setup.accelerator,
-                setup.config.per_device_eval_batch_size,
             )
         return self._evaluator.run(self._wrapped)
 

@@ -31,18 +31,20 @@ def summary(manifest: Manifest, folder: Path) -> str:
 def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     counts, tokens = manifest.counts, manifest.tokens
     for name in ("records", "rejected", "conversations", "pairs"):
-        yield _row(name, counts[name])
+        yield table_row(name, counts[name])
     for split in manifest.splits():
-        yield _row(f"  in {split}", manifest.rows(split))
+        yield table_row(f"  in {split}", manifest.rows(split))
     for reason, count in sorted(counts["reasons"].items()):
-        yield _row(f"  {reason}", count, _MEANINGS.get(reason, ""))
+        yield table_row(f"  {reason}", count, _MEANINGS.get(reason, ""))
     for column, side in (("input_ids", "encoder"), ("labels", "decoder")):
         spread = ", ".join(f"{name} {value:,}" for name, value in tokens["lengths"][column].items())
-        yield _row(f"{side} tokens", tokens[column], f"a row: {spread}")
+        yield table_row(f"{side} tokens", tokens[column], f"a row: {spread}")
     total = tokens["input_ids"] + tokens["labels"]
-    yield _row("unknown tokens", tokens["unknown"], f"{tokens['unknown'] / max(total, 1):.4%}")
+    yield table_row("unknown tokens", tokens["unknown"], f"{tokens['unknown'] / max(total, 1):.4%}")
     yield f"{'prepared folder':<28}{folder}"
 
 
-def _row(name: str, count: int, remark: str = "") -> str:
-    return f"{name:<28}{count:>13,}  {remark}".rstrip()
+def table_row(name: str, value: int | str, remark: str = "") -> str:
+    """Return a line of a table of facts; a number gets its commas."""
+    shown = value if isinstance(value, str) else f"{value:,}"
+    return f"{name:<28}{shown:>13}  {remark}".rstrip()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from pipeline.fit.collate import DataCollatorForSupervisedDataset
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.evaluate import Evaluator, count_target_bytes
+from pipeline.fit.feeding import cutter_for
 from pipeline.fit.model import quiet_transformers
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import CODE, write_prepared
@@ -26,13 +26,10 @@ def model(tiny: Path) -> Any:
 def evaluator(
     model: Any, prepared: Path, tokenizer: TextTokenizer, accelerator: Any = None, max_rows: int = 2
 ) -> Evaluator:
-    return Evaluator(
-        SupervisedDataset(prepared, "eval"),
-        DataCollatorForSupervisedDataset(model.config),
-        tokenizer,
-        accelerator or OneOfMany(),
-        max_rows,
-    )
+    dataset = SupervisedDataset(prepared, "eval")
+    accelerator = accelerator or OneOfMany()
+    cutter = cutter_for(dataset, model.config, max_rows, accelerator.device)
+    return Evaluator(dataset, cutter, model.config.pad_token_id, tokenizer, accelerator)
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 8])

@@ -128,6 +128,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"max_steps": 7}, "steps in all"),
     ({"num_data": 12}, "rows to train on"),
     ({"seed": 1}, "--seed"),
+    ({"group_by_length": False}, "--group-by-length"),
     ({"learning_rate": 2e-2}, "--learning-rate"),
     ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type"),
     ({"warmup_steps": 3}, "warmup steps"),

@@ -1,7 +1,7 @@
 """An optimizer step is the same however its rows are cut, and what plain transformers gives."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.collate import DataCollatorForSupervisedDataset
 from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.feeding import Feeder, cutter_for
 from pipeline.fit.loop import StepResult, TrainingStep
 from pipeline.fit.loss import shift_right, summed_token_loss
 from pipeline.fit.model import checkpoint_activations, quiet_transformers
@@ -71,18 +72,21 @@ def take_step(
 ) -> tuple[StepResult, Gradients]:
     config = changed(config, max_grad_norm=0.0, **changes)
     model = load(Path(config.model_name_or_path)).train()
-    optimizer = KeepGradients(model.parameters(), lr=0.5)
-    step = TrainingStep(
-        config,
-        accelerator or OneOfMany(),
-        model,
-        optimizer,
-        torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5),
-        SupervisedDataset(config.data_path),
-        DataCollatorForSupervisedDataset(model.config),
-    )
-    result = step(rows, 1)
+    result = step_of(config, model, accelerator or OneOfMany())(rows)
     return result, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], StepResult]:
+    """Return what takes the first step on given rows, and keeps the gradients."""
+    dataset = SupervisedDataset(config.data_path)
+    cutter = cutter_for(
+        dataset, model.config, config.per_device_train_batch_size, accelerator.device
+    )
+    feeder = Feeder(dataset, cutter, model.config.pad_token_id, accelerator)
+    optimizer = KeepGradients(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
+    step = TrainingStep(config, accelerator, model, optimizer, schedule)
+    return lambda rows: step(feeder.feed(rows), 1)
 
 
 def by_hand(model_folder: Path, prepared: Path, rows: Any) -> tuple[float, int, Gradients]:
@@ -177,18 +181,8 @@ def test_clipping_scales_the_gradient_and_reports_its_norm_before(
 ) -> None:
     whole, gradients = take_step(still_config)
     model = load(Path(still_config.model_name_or_path)).train()
-    optimizer = KeepGradients(model.parameters(), lr=0.5)
-    limit = whole.grad_norm / 4
-    step = TrainingStep(
-        changed(still_config, max_grad_norm=limit),
-        OneOfMany(),
-        model,
-        optimizer,
-        torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5),
-        SupervisedDataset(still_config.data_path),
-        DataCollatorForSupervisedDataset(model.config),
-    )
-    result = step(ROWS, 1)
+    config = changed(still_config, max_grad_norm=whole.grad_norm / 4)
+    result = step_of(config, model, OneOfMany())(ROWS)
     assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name] / 4, rtol=1e-4, atol=1e-7)

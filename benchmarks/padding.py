@@ -1,0 +1,97 @@
+"""How much of its operations `fit` spends on padding, on the rows of a prepared folder.
+
+    python benchmarks/padding.py PREPARED [--per-device-train-batch-size 8]
+
+Padded operations over those without padding, by the sizes of a Flan-T5-base, whose shape a T5 of
+another size shares. No model, no device: what counts are the lengths. Beside `fit` stand the
+orders that stock trainers have, in batches of the same number of rows.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.fit.batching import StepPlan, epoch_order
+from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
+from pipeline.fit.grouping import IntArray
+from pipeline.fit.micro_batches import Cutter
+from pipeline.fit.padding import cost_of_steps
+
+FLOPS = ModelFlops.of(FLAN_T5_BASE)
+ROWS_PER_STEP = (8, 16, 64, 128, 512)
+PROCESSES = (1, 2, 4, 8)
+MILLION = 1_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("prepared", type=Path)
+    parser.add_argument("--per-device-train-batch-size", type=int, default=8, dest="batch")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--rows", type=int, default=32_768, help="rows whose steps are cut")
+    args = parser.parse_args()
+    encoder, decoder = SupervisedDataset(args.prepared).lengths
+    print(f"{len(encoder):,} rows, batches of {args.batch}, padded / useful operations")
+    for name, order in stock_orders(encoder, args.batch, args.seed).items():
+        print(f"{name:<34}{ratio(encoder, decoder, order, args.batch):>6.3f}")
+    cutter = Cutter(encoder, decoder, flops=FLOPS, max_rows=args.batch)
+    columns = "".join(f"{f'{n} process' + 'es' * (n > 1):>28}" for n in PROCESSES)
+    print(f"{'rows per step':<16}{columns}\n{'':<16}", end="")
+    print("".join(f"{'padded  slowest  rounds':>28}" for _ in PROCESSES))
+    for group in (True, False):
+        print(f"--{'' if group else 'no-'}group-by-length")
+        for rows_per_step in ROWS_PER_STEP:
+            plan = StepPlan(
+                encoder,
+                decoder,
+                rows_per_step=rows_per_step,
+                seed=args.seed,
+                group_by_length=group,
+            )
+            cells = "".join(cell(plan, cutter, n, args.rows) for n in PROCESSES)
+            print(f"{rows_per_step:>13,}   {cells}", flush=True)
+    print_speed(encoder, decoder)
+
+
+def stock_orders(encoder: IntArray, batch: int, seed: int) -> dict[str, IntArray]:
+    """Return the orders of stock trainers: as they are shuffled, and sorted in 50 batches."""
+    order = np.random.default_rng(seed).permutation(len(encoder))
+    window = np.arange(len(order)) // (50 * batch)
+    grouped = order[np.lexsort((encoder[order], window))]
+    return {"stock, random": order, "stock, group_by_length": grouped}
+
+
+def ratio(encoder: IntArray, decoder: IntArray, order: IntArray, batch: int) -> float:
+    """Return padded over useful operations of consecutive batches of an order."""
+    parts = [order[start : start + batch] for start in range(0, len(order), batch)]
+    padded = sum(len(part) * FLOPS(encoder[part].max(), decoder[part].max()) for part in parts)
+    return float(padded / FLOPS(encoder, decoder).sum())
+
+
+def cell(plan: StepPlan, cutter: Cutter, processes: int, rows: int) -> str:
+    """Return padding, the slowest process over the mean, and micro-batches of each process."""
+    if processes > plan.rows_per_step:
+        return f"{'-':>28}"
+    count = max(min(plan.steps_per_epoch, rows // plan.rows_per_step), 1)
+    steps = np.linspace(0, plan.steps_per_epoch - 1, count).astype(int).tolist()
+    costs = cost_of_steps(map(plan.rows_of, steps), cutter, processes)
+    slowest = costs.slowest * processes / costs.padded
+    return f"{costs.padding:>12.3f}{slowest:>9.3f}{costs.rounds / costs.steps:>7.2f}"
+
+
+def print_speed(encoder: IntArray, decoder: IntArray) -> None:
+    """Print the time that the order of a million rows of these lengths takes."""
+    some = np.random.default_rng(0).integers(0, len(encoder), MILLION)
+    start = time.perf_counter()
+    epoch_order(encoder[some], decoder[some], rows_per_step=8, seed=0, epoch=0)
+    print(f"order of a million rows: {time.perf_counter() - start:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Settings and a model -> the bytes that training it takes on a device.
+
+What the model, its gradient and its optimizer take is counted. What the forward pass keeps for
+the backward pass is an estimate: the values that a layer of transformers' T5 was seen to keep, with
+attention whose kernel keeps no scores, as on a GPU.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.config import FitOptions
+from pipeline.fit.flops import ModelFlops, Side
+from pipeline.fit.micro_batches import Shape
+
+_FLOAT32 = 4
+_KEPT_UNDER_BF16 = 2.6
+"""Bytes of a kept value: most are bfloat16 then, the sums between the layers are not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    """The weights; under bf16 also their copies for the matrix products."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the largest micro-batch keeps for the backward pass."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def training_memory(model: Any, options: FitOptions, shape: Shape) -> Memory:
+    """Return what training takes if its largest micro-batch is of this shape.
+
+    Args:
+        model: A transformers model; it may be on the device ``meta``, without weights.
+        options: Optimizer, precision and checkpointing.
+        shape: Of the largest micro-batch.
+
+    Raises:
+        ModelError: The model's config does not name its sizes.
+    """
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return Memory(
+        parameters=weights * 3 // 2 if options.bf16 else weights,
+        gradients=weights,
+        optimizer=optimizer_bytes(model, options),
+        activations=activation_bytes(ModelFlops.of(model.config), options, shape),
+    )
+
+
+def optimizer_bytes(model: torch.nn.Module, options: FitOptions) -> int:
+    """Return what the optimizer keeps: two values a weight; Adafactor, one a row and a column."""
+    if options.optim != "adafactor":
+        return 2 * sum(parameter.nbytes for parameter in model.parameters())
+    return sum(
+        parameter.element_size() * sum(parameter.shape)
+        if parameter.dim() == 2
+        else parameter.nbytes
+        for parameter in model.parameters()
+    )
+
+
+def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> int:
+    """Return about what the forward pass over a micro-batch keeps for the backward pass.
+
+    Args:
+        sizes: The model's.
+        options: Precision and checkpointing.
+        shape: Of the micro-batch.
+    """
+    encoder, decoder = sizes.encoder, sizes.decoder
+    s, t = shape.rows * shape.encoder, shape.rows * shape.decoder  # padded tokens
+    in_encoder = s * _values_a_token(encoder)
+    in_decoder = t * (_values_a_token(decoder) + 3 * decoder.width + 2 * decoder.attention)
+    in_decoder += s * 2 * decoder.attention  # cross-attention's keys and values
+    if options.gradient_checkpointing:
+        # Each layer's input, and all of one layer at a time.
+        layers = encoder.layers * s * encoder.width + decoder.layers * t * decoder.width
+        layers += max(in_encoder, in_decoder)
+    else:
+        layers = encoder.layers * in_encoder + decoder.layers * in_decoder
+    # T5's position bias with its gradient, the mask of each row added; logits, their logarithms.
+    bias = 2 * max(encoder.heads * s * shape.encoder, decoder.heads * t * shape.decoder)
+    logits = 2 * t * sizes.output // decoder.width
+    return round((layers + bias) * (_KEPT_UNDER_BF16 if options.bf16 else _FLOAT32)) + (
+        logits * _FLOAT32
+    )
+
+
+def _values_a_token(side: Side) -> int:
+    """Return the values that self-attention and feed-forward of a layer keep of a token.
+
+    Six of the hidden state's width around two norms, the projections of attention, and nine of
+    the feed-forward's width: its gate is worked out in many small steps.
+    """
+    return 6 * side.width + 4 * side.attention + 3 * side.feed_forward // side.width
