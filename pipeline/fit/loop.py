@@ -18,8 +18,11 @@ from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.batching import IntArray, StepPlan, micro_batches
 from pipeline.fit.collate import IGNORED, Batch, DataCollatorForSupervisedDataset
+from pipeline.fit.compiling import pad_to_bucket
 from pipeline.fit.dataset import SupervisedDataset
-from pipeline.fit.loss import summed_token_loss
+from pipeline.fit.flops import ModelFlops
+from pipeline.fit.loss import target_positions
+from pipeline.fit.metrics import Meter
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.report import Reporter
 from pipeline.fit.state import RunState, Sums
@@ -37,6 +40,10 @@ class StepResult:
     """Total norm of the gradient before clipping."""
     learning_rate: float
     """The rate that the step used."""
+    useful_flops: float
+    """Operations of the forward pass over the rows, on all processes, padding not counted."""
+    padded_flops: float
+    """The same of the micro-batches that they were cut into."""
 
 
 def diverged(step: int, got: object) -> ModelError:
@@ -61,12 +68,15 @@ class TrainingStep:
         schedule: torch.optim.lr_scheduler.LRScheduler,
         dataset: SupervisedDataset,
         collate: DataCollatorForSupervisedDataset,
+        flops: ModelFlops,
     ) -> None:
-        """Take everything as it is: ``model`` is prepared by accelerate already."""
+        """Take everything as it is: ``model``, with its loss, is prepared by accelerate already."""
         self._config, self._accelerator, self._model = config, accelerator, model
         self._optimizer, self._schedule = optimizer, schedule
-        self._dataset, self._collate = dataset, collate
+        self._dataset, self._collate, self._flops = dataset, collate, flops
         self.encoder_lengths, self.decoder_lengths = dataset.lengths
+        self.waited = 0.0
+        """Seconds that the device waited for batches, in all."""
 
     def __call__(self, rows: IntArray, step: int) -> StepResult:
         """Train on the rows of a step.
@@ -75,7 +85,8 @@ class TrainingStep:
             ModelError: Loss or gradient is no finite number; the weights are as before the step.
         """
         tokens = int(self.decoder_lengths[rows].sum())
-        loss = self._backward(rows, tokens)
+        dealt = self.micro_batches(rows)
+        loss = self._backward(rows, dealt, tokens)
         grad_norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise diverged(step, f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}")
@@ -88,30 +99,51 @@ class TrainingStep:
             raise diverged(step, error) from error
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate)
+        return StepResult(
+            loss=loss,
+            tokens=tokens,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            useful_flops=float(
+                self._flops(self.encoder_lengths[rows], self.decoder_lengths[rows]).sum()
+            ),
+            padded_flops=sum(self._cost(part) for parts in dealt for part in parts if len(part)),
+        )
 
-    def _backward(self, rows: IntArray, tokens: int) -> float:
+    def micro_batches(self, rows: IntArray) -> list[list[IntArray]]:
+        """Return what the rows of a step are cut into, ``[round][process]``."""
+        return micro_batches(
+            rows,
+            self.encoder_lengths,
+            self.decoder_lengths,
+            max_rows=self._config.per_device_train_batch_size,
+            processes=self._accelerator.num_processes,
+        )
+
+    def _cost(self, rows: IntArray) -> float:
+        longest = self.encoder_lengths[rows].max(), self.decoder_lengths[rows].max()
+        return len(rows) * float(self._flops(*longest))
+
+    def _backward(self, rows: IntArray, dealt: list[list[IntArray]], tokens: int) -> float:
         """Leave the gradient of the step's mean token loss; return the sum over all processes."""
         accelerator, model = self._accelerator, self._model
         # DistributedDataParallel takes the mean over processes, and accelerate divides by an
         # accumulation that its launcher may have set: both are undone.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / max(tokens, 1)
-        dealt = micro_batches(
-            rows,
-            self.encoder_lengths,
-            self.decoder_lengths,
-            max_rows=self._config.per_device_train_batch_size,
-            processes=accelerator.num_processes,
-        )
         total = torch.zeros((), device=accelerator.device)
         for i, parts in enumerate(dealt):
             last = i == len(dealt) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                batch = self._batch(parts[accelerator.process_index], spare=rows[:1])
-                loss = summed_token_loss(model, batch)
+                loss = model(**self._timed_batch(parts[accelerator.process_index], rows[:1]))
                 accelerator.backward(loss * scale)
             total += loss.detach()
         return float(accelerator.reduce(total, reduction="sum"))
+
+    def _timed_batch(self, rows: IntArray, spare: IntArray) -> Batch:
+        start = time.perf_counter()
+        batch = self._batch(rows, spare)
+        self.waited += time.perf_counter() - start
+        return batch
 
     def _batch(self, rows: IntArray, spare: IntArray) -> Batch:
         """Return the batch of some rows; where there are none, one that adds nothing.
@@ -123,6 +155,9 @@ class TrainingStep:
         batch = self._collate([self._dataset[int(row)] for row in chosen])
         if not len(rows):
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+        if self._config.torch_compile:
+            batch = pad_to_bucket(batch, self._collate.tokenizer.pad_token_id or 0)
+        batch["targets"] = target_positions(batch["labels"])
         device = self._accelerator.device
         return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
@@ -144,6 +179,7 @@ class TrainingLoop:
         take_step: TrainingStep,
         evaluate: Callable[[], dict[str, float]],
         save: Callable[[], None],
+        meter: Meter,
         reporter: Reporter,
     ) -> None:
         """``state`` is kept up to date in place.
@@ -155,16 +191,18 @@ class TrainingLoop:
             take_step: Trains on some rows.
             evaluate: Returns the values of an evaluation.
             save: Writes a checkpoint of ``state``.
+            meter: Measures the steps.
             reporter: Shows what happens.
         """
         self._plan, self._steps, self._state = plan, steps, state
         self._take_step, self._evaluate, self._save = take_step, evaluate, save
-        self._reporter = reporter
+        self._meter, self._reporter = meter, reporter
 
     def run(self) -> None:
         """Take the steps that are left."""
         plan, state = self._plan, self._state
         start, before = time.perf_counter(), state.seconds
+        self._meter.resume()
         for step in range(state.step + 1, plan.total_steps + 1):
             rows = self._steps.rows_of(step - 1)
             result = self._take_step(rows, step)
@@ -179,6 +217,7 @@ class TrainingLoop:
             state.seconds = before + time.perf_counter() - start
             if plan.due(plan.saving, step):
                 self._save()
+            self._meter.resume()
         state.seconds = before + time.perf_counter() - start
 
     def finish(self) -> None:
@@ -201,15 +240,22 @@ class TrainingLoop:
         state.tokens_seen += int(lengths[rows].sum()) + result.tokens
         for sums in (state.window, state.whole):
             sums.add(result.loss, result.tokens)
+        self._meter.step(
+            target_tokens=result.tokens,
+            useful_flops=result.useful_flops,
+            padded_flops=result.padded_flops,
+            waited=self._take_step.waited,
+        )
 
     def _log(self, result: StepResult) -> None:
-        """Enter the loss of the steps since the last entry, weighted by target tokens."""
+        """Enter what is known of the steps since the last entry; ``loss`` by target tokens."""
         self._enter(
             {
                 "loss": self._state.window.mean(),
                 "grad_norm": result.grad_norm,
                 "learning_rate": result.learning_rate,
             }
+            | self._meter.read(self._state.step)
         )
         self._state.window = Sums()
 

@@ -20,10 +20,15 @@ from pipeline.fit.checkpoint import (
     write_checkpoint,
 )
 from pipeline.fit.collate import DataCollatorForSupervisedDataset
+from pipeline.fit.compiling import compile_layers
 from pipeline.fit.evaluate import Evaluator
+from pipeline.fit.flops import ModelFlops
 from pipeline.fit.loop import TrainingLoop, TrainingStep, diverged
+from pipeline.fit.loss import SummedTokenLoss
+from pipeline.fit.metrics import Meter
 from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule
+from pipeline.fit.probe import MOST_STEPS, Shape, biggest, pays_off, try_out
 from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.setup import Setup, join_processes, open_data, set_up, start_trackers
@@ -98,9 +103,9 @@ class Run:
         self._facts = run_facts(setup)
         setup.say(f"rows per step {plan.rows_per_step} {plan.rows_source}")
         self._model = self._load_model(checkpoint)
-        self._wrapped = accelerator.prepare_model(self._model)
+        self._wrapped = accelerator.prepare_model(SummedTokenLoss(self._model))
         if config.torch_compile:
-            self._wrapped.compile(dynamic=True)  # in place: the weights keep their names
+            compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, config)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
         self._collate = DataCollatorForSupervisedDataset(self._model.config)
@@ -112,8 +117,10 @@ class Run:
         setup, state = self._setup, self._state
         start_trackers(setup)
         with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
-            loop = self._loop(reporter)
             self._wrapped.train()
+            steps, take_step = self._steps(), self._training_step()
+            self._probe(steps, take_step)
+            loop = self._loop(steps, take_step, reporter)
             loop.run()
             self._check_weights()
             loop.finish()
@@ -159,12 +166,17 @@ class Run:
         except Exception as error:  # states of a wrong shape fail wherever they are first used
             raise damaged(checkpoint.folder, error) from error
 
-    def _loop(self, reporter: Reporter) -> TrainingLoop:
-        setup, plan = self._setup, self._setup.plan
-        steps = StepPlan(
-            num_rows=len(setup.data.train), rows_per_step=plan.rows_per_step, seed=setup.config.seed
+    def _steps(self) -> StepPlan:
+        setup = self._setup
+        return StepPlan(
+            num_rows=len(setup.data.train),
+            rows_per_step=setup.plan.rows_per_step,
+            seed=setup.config.seed,
         )
-        take_step = TrainingStep(
+
+    def _training_step(self) -> TrainingStep:
+        setup = self._setup
+        return TrainingStep(
             setup.config,
             setup.accelerator,
             self._wrapped,
@@ -172,9 +184,42 @@ class Run:
             self._schedule,
             setup.data.train,
             self._collate,
+            ModelFlops.of(self._model.config),
+        )
+
+    def _probe(self, steps: StepPlan, take_step: TrainingStep) -> None:
+        """Run the biggest micro-batches of the run before its first step, where that pays off.
+
+        Raises:
+            ConfigError: One does not fit.
+        """
+        setup, state = self._setup, self._state
+        if not pays_off(setup.accelerator.device):
+            return
+        left = range(state.step, min(setup.plan.total_steps, state.step + MOST_STEPS))
+        cut = (take_step.micro_batches(steps.rows_of(step)) for step in left)
+        shapes = biggest(
+            (rows for dealt in cut for parts in dealt for rows in parts),
+            *setup.data.train.lengths,
+            self._model.config,
+        )
+        token_id = setup.data.tokenizer.eos_id
+        failed = try_out(self._wrapped, self._optimizer, setup.accelerator, shapes, token_id)
+        if failed is not None:
+            raise _out_of_memory(setup, failed)
+        setup.say(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+
+    def _loop(self, steps: StepPlan, take_step: TrainingStep, reporter: Reporter) -> TrainingLoop:
+        setup, plan = self._setup, self._setup.plan
+        meter = Meter(
+            device=setup.accelerator.device,
+            dtype=torch.bfloat16 if setup.config.bf16 else torch.float32,
+            processes=setup.accelerator.num_processes,
+            total_steps=plan.total_steps,
+            first_step=self._state.step,
         )
         return TrainingLoop(
-            plan, steps, self._state, take_step, self._evaluate, self._save, reporter
+            plan, steps, self._state, take_step, self._evaluate, self._save, meter, reporter
         )
 
     def _evaluate(self) -> dict[str, float]:
@@ -253,11 +298,13 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _out_of_memory(setup: Setup) -> ConfigError:
+def _out_of_memory(setup: Setup, shape: Shape | None = None) -> ConfigError:
+    """Return the error for a run that does not fit; ``shape``: the micro-batch that showed it."""
+    rows = setup.config.per_device_train_batch_size
     return ConfigError(
         "the device is out of memory",
         where="--per-device-train-batch-size",
-        got=setup.config.per_device_train_batch_size,
+        got=rows if shape is None else f"{rows}, which makes micro-batches of {shape}",
         do=f"give a smaller one, with --train-batch-size {setup.plan.rows_per_step} to keep the "
         "rows of a step, or --gradient-checkpointing True",
     )

@@ -1,0 +1,141 @@
+"""A model's config -> the floating-point operations that a row of given lengths takes.
+
+A row of S encoder and T decoder tokens takes ``flops(S, T)`` in the forward pass; a micro-batch
+of n rows takes n times that of its longest lengths. So padding has a price in one unit:
+
+    useful = sum of flops(S_i, T_i)        padded = sum of n * flops(max S, max T)
+
+A multiplication with its addition counts as two. The matrix products are counted: projections,
+feed-forward, attention (its whole square, as kernels that take T5's position bias compute it) and
+the output over the vocabulary. Norms, softmax and look-ups are not.
+
+>>> flops = ModelFlops.of(FLAN_T5_BASE)
+>>> f"{flops(2048, 512):.3e}"
+'7.355e+11'
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ModelError
+
+TRAINING = 3
+"""Forward and backward pass together, in forward passes."""
+
+FLAN_T5_BASE = SimpleNamespace(
+    d_model=768,
+    d_kv=64,
+    d_ff=2048,
+    num_heads=12,
+    num_layers=12,
+    num_decoder_layers=12,
+    vocab_size=32128,
+    feed_forward_proj="gated-gelu",
+)
+"""What its config says of its sizes, for figures that need no model at hand."""
+
+Lengths = TypeVar("Lengths", int, npt.NDArray[np.int64])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """The sizes of an encoder or a decoder."""
+
+    layers: int
+    width: int
+    """Of the hidden states."""
+    heads: int
+    attention: int
+    """The width of all heads together."""
+    feed_forward: int
+    """Elements of the feed-forward's matrices."""
+
+    @property
+    def projection(self) -> int:
+        """The elements of one of attention's matrices."""
+        return self.width * self.attention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFlops:
+    """Counts the operations of an encoder-decoder."""
+
+    encoder: Side
+    decoder: Side
+    output: int
+    """Elements of the output matrix."""
+
+    @classmethod
+    def of(cls, config: Any) -> "ModelFlops":
+        """Return the counter for a transformers config.
+
+        Raises:
+            ModelError: The config does not name its sizes.
+        """
+        encoder, decoder = (_side(config, side) for side in ("encoder", "decoder"))
+        return cls(encoder=encoder, decoder=decoder, output=decoder.width * config.vocab_size)
+
+    def __call__(self, encoder_length: Lengths, decoder_length: Lengths) -> Any:
+        """Return the operations of a row's forward pass: a float, or float64 like the lengths.
+
+        Args:
+            encoder_length: Tokens on the encoder's side, S; a number or an array of them.
+            decoder_length: Tokens on the decoder's side, T.
+        """
+        s, t = np.float64(1) * encoder_length, np.float64(1) * decoder_length
+        encoder, decoder = self.encoder, self.decoder
+        in_encoder = (4 * encoder.projection + encoder.feed_forward) * s
+        in_encoder = in_encoder + 2 * encoder.attention * s * s
+        # Of the decoder's eight projections, cross-attention has two over the encoder's tokens.
+        in_decoder = (6 * decoder.projection + decoder.feed_forward) * t
+        in_decoder = in_decoder + 2 * encoder.width * decoder.attention * s
+        in_decoder = in_decoder + 2 * decoder.attention * (t + s) * t
+        layers = encoder.layers * in_encoder + decoder.layers * in_decoder
+        return 2 * (layers + self.output * t)
+
+
+def flops_of(config: Any, encoder_length: Lengths, decoder_length: Lengths) -> Any:
+    """Return the operations of a row's forward pass; a training step takes ``TRAINING`` times it.
+
+    Raises:
+        ModelError: The config does not name its sizes.
+    """
+    return ModelFlops.of(config)(encoder_length, decoder_length)
+
+
+def _side(config: Any, side: str) -> Side:
+    """Read one side's sizes, by the names that T5, BART and nested configs give them."""
+    own = getattr(config, side, None) or config
+    first = "num_decoder_layers" if side == "decoder" else "num_layers"
+    layers = _size(
+        own, first, f"{side}_layers", f"num_{side}_layers", "num_layers", "num_hidden_layers"
+    )
+    width = _size(own, "d_model", "hidden_size")
+    heads = _size(own, "num_heads", f"{side}_attention_heads", "num_attention_heads")
+    head = getattr(own, "d_kv", None) or getattr(own, "head_dim", None) or width // heads
+    inner = _size(own, "d_ff", f"{side}_ffn_dim", "intermediate_size")
+    gated = "gated" in getattr(own, "feed_forward_proj", "") or hasattr(own, "hidden_activation")
+    return Side(
+        layers=layers,
+        width=width,
+        heads=heads,
+        attention=heads * head,
+        feed_forward=(3 if gated else 2) * width * inner,
+    )
+
+
+def _size(config: Any, *names: str) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    raise ModelError(
+        "the model's config does not name its sizes",
+        where="config.json",
+        got=f"none of {', '.join(names)}",
+        do="use a T5, or a model whose config has one of these",
+    )
