@@ -48,14 +48,13 @@ def test_both_ways_of_computing_it_agree(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(steps, fused)
     weights = torch.randn_like(fused)
     wanted = torch.autograd.grad((fused * weights).sum(), leaves)
-    for one, other in zip(
-        torch.autograd.grad((steps * weights).sum(), leaves), wanted, strict=True
-    ):
+    found = torch.autograd.grad((steps * weights).sum(), leaves)
+    for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_are_dropped_after_the_softmax() -> None:
-    query, key, value, bias = random_heads(1, queries=200, keys=300)
+    query, key, _, bias = random_heads(1, queries=200, keys=300)
     torch.manual_seed(0)
     dropped = in_steps(query, key, torch.eye(300).expand(2, 3, 300, 300), bias, 0.25)
     weights = F.softmax(query @ key.transpose(2, 3) + bias, dim=-1)
@@ -114,9 +113,8 @@ def test_a_bias_has_the_type_of_what_it_is_added_to(model: Any) -> None:
     hidden = torch.zeros(1, 4, 32)
     assert attention.bias_of(layer, hidden, hidden, None).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        bias = attention.bias_of(
-            layer, hidden, hidden, torch.tensor([[[[True, True, False, True]]]])
-        )
+        mask = torch.tensor([[[[True, True, False, True]]]])
+        bias = attention.bias_of(layer, hidden, hidden, mask)
     assert bias.dtype == torch.bfloat16
     assert bias.is_contiguous()
     assert bool((bias[..., 2] == torch.finfo(torch.bfloat16).min).all())

@@ -1,5 +1,6 @@
 """What a run says of its speed adds up, and reading it changes nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,10 +96,11 @@ def test_the_peak_is_measured_once_and_leaves_the_generators_alone() -> None:
 
 
 def test_memory_is_that_of_the_process() -> None:
-    before = peak_memory(CPU)
-    kept = torch.ones(before // 4 + (64 << 20) // 4)
-    assert peak_memory(CPU) >= before + (32 << 20)
-    assert kept.nbytes > before
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("the system does not tell another way")
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    assert peak_memory(CPU) == pytest.approx(int(peak.split()[1]) * 1024, rel=0.02)
 
 
 def test_the_log_has_them_and_padding_is_that_of_the_plan(
