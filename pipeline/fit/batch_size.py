@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.fit.collate import Batch
-from pipeline.fit.loss import summed_token_loss
 from pipeline.fit.micro_batches import Shape
+from pipeline.fit.probe import full_batch
 
 SPARE = 0.05
 """Share of the device's memory that is left alone: not every free piece can be used."""
@@ -79,7 +78,7 @@ def trains(model: torch.nn.Module, accelerator: Any, shape: Shape, optimizer: in
     gone afterwards. The random number generators are used.
 
     Args:
-        model: As accelerate prepared it.
+        model: A ``SummedTokenLoss``, as accelerate prepared it.
         accelerator: accelerate's Accelerator.
         shape: Of the batch.
         optimizer: Bytes that the optimizer will keep.
@@ -90,7 +89,7 @@ def trains(model: torch.nn.Module, accelerator: Any, shape: Shape, optimizer: in
         kept = torch.empty(optimizer + _spare(device), dtype=torch.uint8, device=device)
         for _ in range(2):
             with accelerator.no_sync(model):
-                accelerator.backward(summed_token_loss(model, _made_up(shape, device)))
+                accelerator.backward(model(**full_batch(shape, 1, device)))
         del kept
     except torch.cuda.OutOfMemoryError:
         return False
@@ -105,9 +104,3 @@ def _spare(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return round(SPARE * torch.cuda.get_device_properties(device).total_memory)
-
-
-def _made_up(shape: Shape, device: torch.device) -> Batch:
-    sources = torch.ones(shape.rows, shape.encoder, dtype=torch.int64, device=device)
-    targets = torch.ones(shape.rows, shape.decoder, dtype=torch.int64, device=device)
-    return {"input_ids": sources, "attention_mask": torch.ones_like(sources), "labels": targets}

@@ -17,9 +17,9 @@ from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import cutter_for
 from pipeline.fit.flops import TRAINING
 from pipeline.fit.memory import Memory, training_memory
+from pipeline.fit.metrics import matmul_peak
 from pipeline.fit.model import load_model
 from pipeline.fit.padding import StepCosts, cost_of_steps
-from pipeline.fit.peak import matmul_peak
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.fit.setup import open_data
 from pipeline.store.summary import table_row

@@ -14,7 +14,6 @@ import torch
 from pipeline.fit.collate import Batch
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import to_device
-from pipeline.fit.loss import summed_token_loss
 from pipeline.fit.micro_batches import Cutter
 from pipeline.tokenizer import TextTokenizer
 
@@ -47,7 +46,11 @@ class Evaluator:
         self._bytes = count_target_bytes(dataset, tokenizer)
 
     def run(self, model: torch.nn.Module) -> dict[str, float]:
-        """Return ``eval_loss``, ``eval_bits_per_byte`` and ``eval_runtime`` (seconds)."""
+        """Return ``eval_loss``, ``eval_bits_per_byte`` and ``eval_runtime`` (seconds).
+
+        Args:
+            model: A ``SummedTokenLoss``, wrapped or not.
+        """
         start = time.perf_counter()
         total = self._summed_loss(model)
         return {
@@ -68,7 +71,7 @@ class Evaluator:
         for turn in range(rounds):
             at = turn * accelerator.num_processes + accelerator.process_index
             # A process without a batch runs one all the same: a sharded model needs them all.
-            loss = summed_token_loss(model, self._batch(at % len(losses)))
+            loss = model(**self._batch(at % len(losses)))
             if at < len(losses):
                 losses[at] = loss
         model.train(was_training)

@@ -19,6 +19,7 @@ from pipeline.fit.collate import IGNORED, Batch
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.grouping import IntArray
+from pipeline.fit.loss import target_positions
 from pipeline.fit.micro_batches import Cutter
 
 STEPS_AHEAD = 2
@@ -113,9 +114,11 @@ class Feeder:
         if len(rows):
             batch = self._dataset.batch(rows, self._pad_id, multiple=self.cutter.multiple)
         else:
-            batch = self._dataset.batch(spare, self._pad_id)
-            batch = {name: tensor[:, :1] for name, tensor in batch.items()}
+            batch = self._dataset.batch(spare, self._pad_id, multiple=self.cutter.multiple)
+            batch = {name: tensor[:, : self.cutter.multiple] for name, tensor in batch.items()}
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+        # Here, where nobody waits for it: on the device, the processor would have to.
+        batch["targets"] = target_positions(batch["labels"])
         if self._device.type == "cuda":
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
@@ -127,7 +130,11 @@ class Feeder:
 
 
 def cutter_for(
-    dataset: SupervisedDataset, config: Any, max_rows: int, device: torch.device
+    dataset: SupervisedDataset,
+    config: Any,
+    max_rows: int,
+    device: torch.device,
+    multiple: int | None = None,
 ) -> Cutter:
     """Return what cuts a data set's rows into micro-batches for a model on a device.
 
@@ -136,6 +143,7 @@ def cutter_for(
         config: The model's, in transformers' form.
         max_rows: How many of the longest rows fit on the device.
         device: On a GPU, lengths are padded to what its matrix units like.
+        multiple: Pad them to a multiple of this, whatever the device.
 
     Raises:
         ModelError: The config does not name the model's sizes.
@@ -144,7 +152,7 @@ def cutter_for(
         *dataset.lengths,
         flops=ModelFlops.of(config),
         max_rows=max_rows,
-        multiple=GPU_MULTIPLE if device.type != "cpu" else 1,
+        multiple=multiple or (GPU_MULTIPLE if device.type != "cpu" else 1),
     )
 
 

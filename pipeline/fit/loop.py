@@ -18,7 +18,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.feeding import Feeder, StepFeed, to_device
-from pipeline.fit.loss import summed_token_loss
+from pipeline.fit.metrics import Meter
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.report import Reporter
 from pipeline.fit.state import RunState, Sums
@@ -59,7 +59,7 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Take everything as it is: ``model`` is prepared by accelerate already."""
+        """Take everything as it is: ``model``, with its loss, is prepared by accelerate already."""
         self._config, self._accelerator, self._model = config, accelerator, model
         self._optimizer, self._schedule = optimizer, schedule
 
@@ -95,7 +95,7 @@ class TrainingStep:
         for i, batch in enumerate(feed.batches):
             last = i == len(feed.batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss = summed_token_loss(model, to_device(batch, accelerator.device))
+                loss = model(**to_device(batch, accelerator.device))
                 accelerator.backward(loss * scale)
             total += loss.detach()
         return float(accelerator.reduce(total, reduction="sum"))
@@ -119,6 +119,7 @@ class TrainingLoop:
         take_step: TrainingStep,
         evaluate: Callable[[], dict[str, float]],
         save: Callable[[], None],
+        meter: Meter,
         reporter: Reporter,
     ) -> None:
         """``state`` is kept up to date in place.
@@ -131,18 +132,20 @@ class TrainingLoop:
             take_step: Trains on the batches of a step.
             evaluate: Returns the values of an evaluation.
             save: Writes a checkpoint of ``state``.
+            meter: Measures the steps.
             reporter: Shows what happens.
         """
         self._plan, self._steps, self._state = plan, steps, state
         self._feeder, self._take_step = feeder, take_step
         self._evaluate, self._save = evaluate, save
-        self._reporter = reporter
+        self._meter, self._reporter = meter, reporter
 
     def run(self) -> None:
         """Take the steps that are left."""
         plan, state = self._plan, self._state
         start, before = time.perf_counter(), state.seconds
         rows = map(self._steps.rows_of, range(state.step, plan.total_steps))
+        self._meter.resume()
         with self._feeder.ahead(rows) as feeds:
             for step, feed in enumerate(feeds, state.step + 1):
                 result = self._take_step(feed, step)
@@ -157,6 +160,7 @@ class TrainingLoop:
                 state.seconds = before + time.perf_counter() - start
                 if plan.due(plan.saving, step):
                     self._save()
+                self._meter.resume()
         state.seconds = before + time.perf_counter() - start
 
     def finish(self) -> None:
@@ -179,15 +183,22 @@ class TrainingLoop:
         state.tokens_seen += feed.encoder_tokens + result.tokens
         for sums in (state.window, state.whole):
             sums.add(result.loss, result.tokens)
+        self._meter.step(
+            target_tokens=result.tokens,
+            useful_flops=feed.useful_flops,
+            padded_flops=feed.padded_flops,
+            waited=self._feeder.waited,
+        )
 
     def _log(self, result: StepResult) -> None:
-        """Enter the loss of the steps since the last entry, weighted by target tokens."""
+        """Enter what is known of the steps since the last entry; ``loss`` by target tokens."""
         self._enter(
             {
                 "loss": self._state.window.mean(),
                 "grad_norm": result.grad_norm,
                 "learning_rate": result.learning_rate,
             }
+            | self._meter.read(self._state.step)
         )
         self._state.window = Sums()
 

@@ -38,6 +38,11 @@ class Shape(NamedTuple):
     decoder: int
     """The same of the decoder's side."""
 
+    def __str__(self) -> str:
+        """Return it in words."""
+        tokens = f"{self.encoder:,} + {self.decoder:,} tokens"
+        return f"{self.rows} row{'s' if self.rows != 1 else ''} of {tokens}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:

@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.config import FitConfig
 from pipeline.errors import DuetError, ModelError
+from pipeline.fit.attention import share_bias
 from pipeline.fit.embedding import (
     carry_over_rows,
     grow_embedding,
@@ -22,6 +23,7 @@ from pipeline.fit.embedding import (
     num_rows,
     rows_for,
 )
+from pipeline.fit.layers import fuse_layers
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.hub import find_model_file
 from pipeline.lossless import NEW_PIECES, is_lossless
@@ -272,7 +274,7 @@ def _is_lossless(tokenizer: TextTokenizer) -> bool:
 
 
 def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -> Any:
-    """Check what training relies on, complete the generation config, set checkpointing."""
+    """Check what training relies on, complete the generation config, make it fast."""
     if num_rows(model) < tokenizer.vocab_size:
         raise ModelError(
             "the model has too few embedding rows",
@@ -298,6 +300,8 @@ def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -
         generation.eos_token_id = tokenizer.eos_id
     if config.gradient_checkpointing:
         checkpoint_activations(model)
+    share_bias(model)
+    fuse_layers(model)
     return model
 
 

@@ -3,21 +3,27 @@
 Everything goes to stderr, from the main process alone.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from pipeline.progress import Bar
 
-_WORDS = {
-    "loss": "loss",
-    "grad_norm": "grad norm",
-    "learning_rate": "rate",
-    "eval_loss": "eval loss",
-    "eval_bits_per_byte": "bits per byte",
-    "train_loss": "mean loss",
-    "train_runtime": "seconds",
+_WORDS: dict[str, Callable[[float], str]] = {
+    "loss": "loss {:.4g}".format,
+    "grad_norm": "grad norm {:.4g}".format,
+    "learning_rate": "rate {:.4g}".format,
+    "eval_loss": "eval loss {:.4g}".format,
+    "eval_bits_per_byte": "bits per byte {:.4g}".format,
+    "train_loss": "mean loss {:.4g}".format,
+    "train_runtime": "seconds {:.4g}".format,
+    "target_tokens_per_second": "{:,.0f} target tokens/s".format,
+    "mfu": lambda share: f"{percent(share)} of peak",
+    "padding_share": lambda share: f"padding {percent(share)}",
+    "data_wait_share": lambda share: f"data wait {percent(share)}",
+    "peak_memory_gib": "{:.1f} GiB".format,
+    "seconds_left": lambda seconds: f"{duration(seconds)} left",
 }
+"""What an entry's values are shown as, in this order."""
 
 
 class Reporter:
@@ -25,8 +31,7 @@ class Reporter:
 
     def __init__(self, accelerator: Any, total_steps: int, first_step: int) -> None:
         """``first_step``: steps that were done before this sitting."""
-        self._accelerator, self._total, self._first = accelerator, total_steps, first_step
-        self._began = time.monotonic()
+        self._accelerator, self._total = accelerator, total_steps
         self._bar = Bar(
             "training",
             total_steps,
@@ -56,11 +61,30 @@ class Reporter:
 
     def _line(self, values: Mapping[str, float]) -> str:
         step = int(values["step"])
-        shown = [f"{word} {values[name]:.4g}" for name, word in _WORDS.items() if name in values]
-        if "loss" in values and self._first < step < self._total:
-            rate = (time.monotonic() - self._began) / (step - self._first)
-            shown.append(f"{(self._total - step) * rate:.0f} s left")
+        shown = [words(values[name]) for name, words in _WORDS.items() if name in values]
         return f"step {step}/{self._total}: " + ", ".join(shown)
+
+
+def percent(share: float) -> str:
+    """Return a share in hundredths.
+
+    >>> percent(0.0417)
+    '4.2 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in units that a person thinks in.
+
+    >>> duration(42.3), duration(754), duration(100_000)
+    ('42 s', '12 min 34 s', '27 h 46 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _tracked(values: Mapping[str, float]) -> dict[str, float]:

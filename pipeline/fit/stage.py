@@ -21,15 +21,19 @@ from pipeline.fit.checkpoint import (
     find_checkpoint,
     write_checkpoint,
 )
+from pipeline.fit.compiling import BUCKET, compile_layers
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.dry_run import print_dry_run
 from pipeline.fit.evaluate import Evaluator
 from pipeline.fit.feeding import Feeder, cutter_for
 from pipeline.fit.loop import TrainingLoop, TrainingStep, diverged
+from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.memory import optimizer_bytes
-from pipeline.fit.micro_batches import Cutter
+from pipeline.fit.metrics import Meter
+from pipeline.fit.micro_batches import Cutter, Shape
 from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule
+from pipeline.fit.probe import MOST_ROWS, biggest, pays_off, try_out
 from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.setup import Setup, join_processes, open_data, set_up, start_trackers
@@ -108,9 +112,9 @@ class Run:
         self._facts = run_facts(setup)
         setup.say(f"rows per step {plan.rows_per_step} {plan.rows_source}")
         self._model = self._load_model(checkpoint)
-        self._wrapped = accelerator.prepare_model(self._model)
+        self._wrapped = accelerator.prepare_model(SummedTokenLoss(self._model))
         if config.torch_compile:
-            self._wrapped.compile(dynamic=True)  # in place: the weights keep their names
+            compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, config)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
         self._evaluator: Evaluator | None = None
@@ -122,8 +126,10 @@ class Run:
         setup, state = self._setup, self._state
         start_trackers(setup)
         with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
-            loop = self._loop(reporter)
             self._wrapped.train()
+            steps, feeder = self._steps(), self._feeder()
+            self._probe(steps, feeder.cutter)
+            loop = self._loop(steps, feeder, reporter)
             loop.run()
             self._check_weights()
             loop.finish()
@@ -188,29 +194,76 @@ class Run:
         except Exception as error:  # states of a wrong shape fail wherever they are first used
             raise damaged(checkpoint.folder, error) from error
 
-    def _loop(self, reporter: Reporter) -> TrainingLoop:
-        setup, plan = self._setup, self._setup.plan
-        steps = StepPlan(
+    def _steps(self) -> StepPlan:
+        setup = self._setup
+        return StepPlan(
             *setup.data.train.lengths,
-            rows_per_step=plan.rows_per_step,
+            rows_per_step=setup.plan.rows_per_step,
             seed=setup.config.seed,
             group_by_length=setup.config.group_by_length,
         )
-        feeder = Feeder(
+
+    def _feeder(self) -> Feeder:
+        setup = self._setup
+        return Feeder(
             setup.data.train,
             self._cutter(setup.data.train, self._max_rows),
             self._model.config.pad_token_id,
             setup.accelerator,
         )
+
+    def _probe(self, steps: StepPlan, cutter: Cutter) -> None:
+        """Run the biggest micro-batches of the run before its first step, where that pays off.
+
+        Raises:
+            ConfigError: One does not fit.
+        """
+        setup, plan, first = self._setup, self._setup.plan, self._state.step
+        if not pays_off(setup.accelerator.device):
+            return
+        left = range(first, min(plan.total_steps, first + MOST_ROWS // plan.rows_per_step + 1))
+        processes = setup.accelerator.num_processes
+        cut = (cutter.deal(steps.rows_of(step), processes) for step in left)
+        parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
+        shapes = biggest(map(cutter.shape, parts), cutter.flops)
+        token_id = setup.data.tokenizer.eos_id
+        failed = try_out(self._wrapped, self._optimizer, setup.accelerator, shapes, token_id)
+        if failed is not None:
+            raise _out_of_memory(setup, failed)
+        setup.say(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+
+    def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:
+        setup, plan = self._setup, self._setup.plan
         take_step = TrainingStep(
             setup.config, setup.accelerator, self._wrapped, self._optimizer, self._schedule
         )
+        meter = Meter(
+            device=setup.accelerator.device,
+            dtype=torch.bfloat16 if setup.config.bf16 else torch.float32,
+            processes=setup.accelerator.num_processes,
+            total_steps=plan.total_steps,
+            first_step=self._state.step,
+        )
         return TrainingLoop(
-            plan, steps, self._state, feeder, take_step, self._evaluate, self._save, reporter
+            plan,
+            steps,
+            self._state,
+            feeder,
+            take_step,
+            self._evaluate,
+            self._save,
+            meter,
+            reporter,
         )
 
     def _cutter(self, dataset: SupervisedDataset, max_rows: int) -> Cutter:
-        return cutter_for(dataset, self._model.config, max_rows, self._setup.accelerator.device)
+        return cutter_for(
+            dataset,
+            self._model.config,
+            max_rows,
+            self._setup.accelerator.device,
+            multiple=BUCKET if self._setup.config.torch_compile else None,
+        )
 
     def _evaluate(self) -> dict[str, float]:
         setup = self._setup
@@ -288,11 +341,13 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _out_of_memory(setup: Setup) -> ConfigError:
+def _out_of_memory(setup: Setup, shape: Shape | None = None) -> ConfigError:
+    """Return the error for a run that does not fit; ``shape``: the micro-batch that showed it."""
+    rows = setup.config.per_device_train_batch_size
     return ConfigError(
         "the device is out of memory",
         where="--per-device-train-batch-size",
-        got=setup.config.per_device_train_batch_size,
+        got=rows if shape is None else f"{rows}, which makes micro-batches of {shape}",
         do=f"give a smaller one, with --train-batch-size {setup.plan.rows_per_step} to keep the "
         "rows of a step, or --gradient-checkpointing True",
     )

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BartConfig
 
 from pipeline.config import FitConfig
+from pipeline.fit.collate import IGNORED, Batch
+from pipeline.fit.metrics import METRICS
 from pipeline.store.manifest import Manifest, Shard, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 from pipeline.tokenizer import TextTokenizer
@@ -28,6 +31,8 @@ TEXTS = [
     CODE,
 ]
 MAX_LENGTH = 64
+NOT_A_LEAF = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+"""torch's compiler asks what it warns of."""
 
 Pair = tuple[list[int], list[int]]
 
@@ -142,9 +147,11 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
-    """Return a run's log without the times in it."""
+    """Return a run's log without the times and the memory in it."""
+    measured = {*METRICS, "train_runtime", "eval_runtime"}
+    measured |= {"train_samples_per_second", "train_steps_per_second"}
     return [
-        {name: value for name, value in entry.items() if not name.endswith(("runtime", "second"))}
+        {name: value for name, value in entry.items() if name not in measured}
         for entry in state_of(folder)["log_history"]
     ]
 
@@ -157,3 +164,13 @@ def assert_same_weights(one: Path, other: Path) -> None:
     first, second = weights_of(one), weights_of(other)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def pad_to_multiple(batch: Batch, pad_id: int, multiple: int) -> Batch:
+    """Return the batch with both lengths rounded up; what is added is masked and has no loss."""
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
+    pad = torch.nn.functional.pad
+    return {
+        name: pad(tensor, (0, -tensor.shape[1] % multiple), value=fill[name])
+        for name, tensor in batch.items()
+    }

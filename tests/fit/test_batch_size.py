@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit import batch_size
 from pipeline.fit.batch_size import find_batch_size, largest_that_fits, trains
+from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.micro_batches import Shape
 from pipeline.fit.stage import fit
 from tests.fit.helpers import changed, log_of
@@ -46,15 +46,15 @@ class Gathering(OneOfMany):
 def small_device(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Stand for a device that holds batches of 99 tokens; return the shapes that it was given."""
     given: list[tuple[int, ...]] = []
-    real = batch_size.summed_token_loss
+    real = SummedTokenLoss.forward
 
-    def summed_token_loss(model: Any, batch: Any) -> torch.Tensor:
+    def forward(model: SummedTokenLoss, **batch: torch.Tensor) -> torch.Tensor:
         given.append(tuple(batch["input_ids"].shape))
         if batch["input_ids"].numel() > 99:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return real(model, batch)
+        return real(model, **batch)
 
-    monkeypatch.setattr(batch_size, "summed_token_loss", summed_token_loss)
+    monkeypatch.setattr(SummedTokenLoss, "forward", forward)
     return given
 
 
@@ -68,7 +68,7 @@ def find(model: Any, less: int, longest: Shape) -> int:
 def test_the_size_is_that_of_the_process_with_least_room(
     still: Path, small_device: list[tuple[int, ...]]
 ) -> None:
-    model = load(still)
+    model = SummedTokenLoss(load(still))
     assert find(model, 1, Shape(2, 10, 4)) == 9 - 1
     assert small_device[:5] == [(2, 10), (2, 10), (4, 10), (4, 10), (8, 10)]  # each twice
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -78,12 +78,12 @@ def test_a_row_that_does_not_fit_is_one_line(
     still: Path, small_device: list[tuple[int, ...]]
 ) -> None:
     with pytest.raises(ConfigError, match="single row") as caught:
-        find(load(still), 0, Shape(2, 100, 4))
+        find(SummedTokenLoss(load(still)), 0, Shape(2, 100, 4))
     assert caught.value.got == "100 encoder and 4 decoder tokens"
 
 
 def test_room_is_kept_for_the_optimizer(still: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(still)
+    model = SummedTokenLoss(load(still))
 
     def empty(size: int, **kwargs: Any) -> None:
         assert kwargs["dtype"] == torch.uint8

@@ -4,28 +4,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from pipeline.cli import run
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit import dry_run, peak
+from pipeline.fit import dry_run
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.flops import ModelFlops
-from pipeline.fit.peak import matmul_peak
 from pipeline.fit.plan import plan_run
 from pipeline.fit.stage import fit
 from tests.fit.helpers import changed
 from tests.fit.test_step import load
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peak, "_SIZES", {"cpu": 64})
-    monkeypatch.setattr(peak, "_SECONDS", 0.01)
 
 
 def table(config: FitConfig) -> dict[str, str]:
@@ -156,9 +147,3 @@ def test_time_is_that_of_the_slowest_process_at_a_share_of_the_peak(
     assert table(config)["time"] == "8 s if 40% of that peak is reached"
     recomputed = table(changed(config, gradient_checkpointing=True))
     assert recomputed["time"] == "10 s if 40% of that peak is reached"
-
-
-def test_the_peak_is_a_rate_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(np.arange(0, 100, 0.25).tolist())
-    monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
-    assert matmul_peak(torch.device("cpu"), torch.float32) == 2 * 64**3 / 0.25

@@ -11,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.evaluate import Evaluator, count_target_bytes
 from pipeline.fit.feeding import cutter_for
+from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.model import quiet_transformers
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import CODE, write_prepared
@@ -46,21 +47,23 @@ def test_both_numbers_by_hand(
             tokens += len(row["labels"])
             text += tokenizer.decode(row["labels"].tolist())
     model.train()
-    values = evaluator(model, prepared, tokenizer, max_rows=max_rows).run(model)
+    with_loss = SummedTokenLoss(model)
+    values = evaluator(model, prepared, tokenizer, max_rows=max_rows).run(with_loss)
     assert values["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
     bits = total / math.log(2) / len(text.encode("utf-8"))
     assert values["eval_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
     assert values["eval_runtime"] > 0
-    assert model.training  # as it was before
+    assert with_loss.training  # as it was before
 
 
 def test_the_same_on_any_number_of_processes(
     model: Any, prepared: Path, tokenizer: TextTokenizer
 ) -> None:
-    whole = evaluator(model, prepared, tokenizer)._summed_loss(model)
+    with_loss = SummedTokenLoss(model)
+    whole = evaluator(model, prepared, tokenizer)._summed_loss(with_loss)
     for processes in (2, 3, 4):
         shares = [
-            evaluator(model, prepared, tokenizer, OneOfMany(i, processes))._summed_loss(model)
+            evaluator(model, prepared, tokenizer, OneOfMany(i, processes))._summed_loss(with_loss)
             for i in range(processes)
         ]
         assert sum(shares) == pytest.approx(whole, rel=1e-12)

@@ -39,7 +39,8 @@ def rows_in(batches: list[dict[str, torch.Tensor]]) -> list[tuple[list[int], lis
     """Return the rows of some batches without padding, those without labels left out."""
     rows = []
     for batch in batches:
-        for ids, mask, labels in zip(*batch.values(), strict=True):
+        sides = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
+        for ids, mask, labels in zip(*sides, strict=True):
             if (labels != IGNORED).any():
                 rows.append((ids[mask == 1].tolist(), labels[labels != IGNORED].tolist()))
     return rows
@@ -83,6 +84,7 @@ def test_an_empty_place_is_one_token_without_a_label(prepared: Path) -> None:
     (batch,) = feeder(prepared, OneOfMany(0, 2)).feed(np.array([4])).batches
     (other,) = feeder(prepared, OneOfMany(1, 2)).feed(np.array([4])).batches
     spare = min(batch, other, key=lambda batch: batch["labels"].numel())
+    assert spare.pop("targets").tolist() == []
     assert {tensor.shape for tensor in spare.values()} == {(1, 1)}
     assert spare["labels"].tolist() == [[IGNORED]]
     assert spare["attention_mask"].tolist() == [[1]]

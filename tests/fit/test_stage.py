@@ -21,6 +21,8 @@ from pipeline.errors import ConfigError, ModelError, OutputError, PreparedFolder
 from pipeline.fit import setup
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.embedding import is_tied
+from pipeline.fit.loss import SummedTokenLoss
+from pipeline.fit.metrics import METRICS
 from pipeline.fit.model import architecture, load_model, quiet_transformers
 from pipeline.fit.setup import check_joined
 from pipeline.fit.stage import fit
@@ -89,7 +91,8 @@ def test_the_state_is_the_trainers(config: FitConfig) -> None:
         for entry in state.log_history
     ]
     assert kinds == ["loss"] * 4 + ["eval_loss"] + ["loss"] * 2 + ["eval_loss", "train_runtime"]
-    assert set(state.log_history[0]) == {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    values = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    assert set(state.log_history[0]) == values | set(METRICS)
     assert set(state.log_history[4]) == {
         "eval_loss",
         "eval_bits_per_byte",
@@ -346,8 +349,13 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
     def spoil(self: Any, rows: Any, step: int) -> Any:
         with torch.no_grad():
-            self._model.lm_head.weight[3, 3] = math.nan
-        return loop.StepResult(loss=1.0, tokens=1, grad_norm=1.0, learning_rate=1.0)
+            self._model.model.lm_head.weight[3, 3] = math.nan
+        return loop.StepResult(
+            loss=1.0,
+            tokens=1,
+            grad_norm=1.0,
+            learning_rate=1.0,
+        )
 
     monkeypatch.setattr(loop.TrainingStep, "__call__", spoil)
     for strategy in ("no", "steps"):
@@ -416,12 +424,10 @@ def test_settings_that_are_no_json_do_not_fail(config: FitConfig, prepared: Path
 
 
 def test_out_of_memory_says_what_to_do(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline.fit.loop as loop
-
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "summed_token_loss", fail)
+    monkeypatch.setattr(SummedTokenLoss, "forward", fail)
     with pytest.raises(ConfigError, match="out of memory") as caught:
         fit(config)
     assert "--train-batch-size 4" in caught.value.do

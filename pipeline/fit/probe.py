@@ -1,0 +1,101 @@
+"""The biggest micro-batches of a run are run before its first step.
+
+A run that does not fit then ends in its first minute, and not on the third day, when the longest
+rows come together. Nothing of it is left: no gradient, no number drawn, no weight moved.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.fit.collate import Batch
+from pipeline.fit.micro_batches import Shape
+from pipeline.fit.rng import restore_rng_state, rng_state
+
+MOST_ROWS = 50_000
+"""Rows of a run that are searched for the biggest micro-batch: some seconds."""
+
+SMALLEST = Shape(1, 1, 1)
+
+
+def pays_off(device: torch.device) -> bool:
+    """Tell whether to try: on a CPU a run that does not fit is no error that could be told.
+
+    There the machine swaps, or ends the process; and the trial costs as much as some steps.
+    """
+    return device.type != "cpu"
+
+
+def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[Shape]:
+    """Return the shapes that take most memory: by operations, encoder and decoder tokens.
+
+    Which of them it is depends on the model. Where one micro-batch is the biggest in every way,
+    it is the only one.
+
+    Args:
+        shapes: Of all micro-batches.
+        flops: The operations of a row of given lengths: see ``flops.ModelFlops``.
+    """
+
+    def sizes(shape: Shape) -> tuple[float, int, int]:
+        """Return the operations and the tokens of both sides."""
+        rows, encoder, decoder = shape
+        return rows * float(flops(encoder, decoder)), rows * encoder, rows * decoder
+
+    known = set(shapes)
+    # Of two that are equal in one way, the one with more operations.
+    found = [max(known, key=lambda shape: (sizes(shape)[i], sizes(shape)[0])) for i in range(3)]
+    return list(dict.fromkeys(found))
+
+
+def try_out(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Any,
+    shapes: Sequence[Shape],
+    token_id: int,
+) -> Shape | None:
+    """Run micro-batches forward and backward, as the run will.
+
+    Args:
+        model: A ``SummedTokenLoss``, wrapped or not, in training mode.
+        optimizer: What it keeps for each weight is taken into account, if it is not there yet.
+        accelerator: accelerate's Accelerator.
+        shapes: What to try.
+        token_id: Any id of the vocabulary.
+
+    Returns:
+        The first shape that there was no memory for; None where all fit.
+    """
+    generators, spare = rng_state(), _unmade_state(optimizer)
+    try:
+        # The smallest makes the gradients, which are there as from a step's second micro-batch.
+        for shape in (SMALLEST, *shapes):
+            with accelerator.no_sync(model):
+                accelerator.backward(model(**full_batch(shape, token_id, accelerator.device)))
+    except torch.cuda.OutOfMemoryError:
+        return shape
+    finally:
+        del spare
+        optimizer.zero_grad(set_to_none=True)
+        restore_rng_state(generators)
+    return None
+
+
+def full_batch(shape: Shape, token_id: int, device: torch.device) -> Batch:
+    """Return a batch without padding, so that each position has a part in the loss."""
+    sides = {"input_ids": shape.encoder, "attention_mask": shape.encoder, "labels": shape.decoder}
+    values = {"input_ids": token_id, "attention_mask": 1, "labels": token_id}
+    return {
+        name: torch.full((shape.rows, length), values[name], device=device)
+        for name, length in sides.items()
+    }
+
+
+def _unmade_state(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Take the memory that the optimizer's first step will: AdamW keeps two values a weight."""
+    if optimizer.state or not isinstance(optimizer, torch.optim.AdamW):
+        return []
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return [torch.empty_like(weight) for weight in weights for _ in range(2)]

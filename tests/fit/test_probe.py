@@ -1,0 +1,121 @@
+"""The biggest micro-batch is tried first, and nothing of it is left."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
+from pipeline.fit import stage
+from pipeline.fit.flops import ModelFlops
+from pipeline.fit.loss import SummedTokenLoss
+from pipeline.fit.micro_batches import Shape
+from pipeline.fit.model import load_model
+from pipeline.fit.probe import SMALLEST, biggest, pays_off, try_out
+from pipeline.fit.rng import rng_state
+from pipeline.fit.stage import fit
+from pipeline.tokenizer import TextTokenizer
+from tests.fit.helpers import assert_same_weights, changed, log_of
+from tests.fit.test_step import OneOfMany
+
+SIZES = SimpleNamespace(
+    d_model=8, d_kv=4, d_ff=16, num_heads=2, num_layers=1, num_decoder_layers=1, vocab_size=100
+)
+
+
+def test_the_biggest_are_those_in_some_way() -> None:
+    flops = ModelFlops.of(SIZES)
+    sizes = [(1, 90, 5), (1, 10, 40), (2, 20, 40), (1, 50, 38), (1, 20, 10)]
+    assert biggest([Shape(*size) for size in sizes], flops) == [
+        Shape(2, 20, 40),
+        Shape(1, 90, 5),
+    ]
+    assert biggest([Shape(3, 90, 40), Shape(1, 90, 40)], flops) == [Shape(3, 90, 40)]
+
+
+@pytest.fixture
+def model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
+    return SummedTokenLoss(load_model(config, tokenizer)).train()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_nothing_is_left(model: Any, kind: Any) -> None:
+    seen = []
+    model.model.encoder.register_forward_hook(
+        lambda module, args, kwargs, made: seen.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    optimizer, generators = kind(model.parameters(), lr=1.0), rng_state()
+    assert try_out(model, optimizer, OneOfMany(), [Shape(3, 7, 5), Shape(1, 9, 2)], 1) is None
+    assert seen == [SMALLEST[:2], (3, 7), (1, 9)]
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not optimizer.state
+    after = rng_state()
+    assert torch.equal(after["cpu"], generators["cpu"])
+    assert after["python"] == generators["python"]
+
+
+def test_gradients_and_the_optimizers_values_are_there_while_it_runs(model: Any) -> None:
+    """What a run keeps beside a micro-batch: four values for each weight, from the second on."""
+    weights = sum(weight.numel() for weight in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
+    made = []
+    whole = torch.empty_like
+
+    def note(like: torch.Tensor) -> torch.Tensor:
+        made.append(like.numel())
+        return whole(like)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty_like", note)
+        missing = []
+        model.register_forward_pre_hook(
+            lambda *_: missing.append(sum(p.grad is None for p in model.parameters()))
+        )
+        try_out(model, optimizer, OneOfMany(), [Shape(2, 4, 4)], 1)
+    assert sum(made) >= 2 * weights
+    assert missing[0] > 0
+    assert missing[1] == 0
+
+
+def test_a_run_is_the_same_with_it(
+    config: FitConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert not pays_off(torch.device("cpu"))
+    assert pays_off(torch.device("cuda"))
+    plain = fit(config)
+    assert "biggest micro-batch" not in capsys.readouterr().err
+    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    tried = fit(changed(config, output_dir=str(tmp_path / "tried")))
+    assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
+    assert log_of(tried) == log_of(plain)
+    assert_same_weights(tried, plain)
+
+
+def test_a_run_that_does_not_fit_ends_before_its_first_step(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = SummedTokenLoss.forward
+
+    def fail(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(input_ids) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return whole(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(SummedTokenLoss, "forward", fail)
+    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    with pytest.raises(ConfigError, match="out of memory") as caught:
+        fit(config)
+    assert caught.value.where == "--per-device-train-batch-size"
+    assert caught.value.got.startswith("4, which makes micro-batches of 4 rows of ")
+    assert "--train-batch-size 4" in caught.value.do
+    assert "step 1" not in capsys.readouterr().err
+    fit(changed(config, per_device_train_batch_size=2, train_batch_size=4))
