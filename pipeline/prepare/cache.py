@@ -89,7 +89,8 @@ class PreparedCache:
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
             (path / "prepared").mkdir(parents=True)
-            (path / "parts").mkdir()
+            # A worker may outlive a killed run by a moment, and begin a part there again.
+            (path / "parts").mkdir(exist_ok=True)
         try:
             yield path
         finally:

@@ -233,9 +233,9 @@ def test_runs_killed_at_many_random_moments_leave_nothing_wrong(
             longest=draw.choice([0.3, 0.6, 1.2]) * seconds,
             draw=draw,
         )
-        for i in range(60)
+        for i in range(25)
     )
-    assert kills > 60
+    assert kills > 25
 
 
 @pytest.mark.slow
@@ -254,9 +254,9 @@ def test_runs_with_workers_killed_at_random_moments_leave_nothing_wrong(
             # A worker outlives its parent by a moment, and may end a part that is made again.
             changes_parts=True,
         )
-        for i in range(15)
+        for i in range(8)
     )
-    assert kills > 15
+    assert kills > 8
 
 
 STOPS = f"""
@@ -341,7 +341,7 @@ def test_a_run_killed_at_any_call_leaves_nothing_wrong(
         assert contents(pipeline.prepare(config)) == undisturbed
         assert before.items() <= parts_of(tmp_path / str(after)).items()
         shutil.rmtree(tmp_path / str(after))
-        after += 1
+        after += 3 if what == "fsync" else 1
     assert after > 10
 
 
@@ -641,3 +641,30 @@ def test_several_runs_of_several_inputs_at_once_share_their_parts(
             for out, _, _ in results[2 * i : 2 * i + 2]:
                 assert contents(Path(out.strip())) == expected
         shutil.rmtree(tmp_path / "processed")
+
+
+def test_a_worker_that_outlives_its_run_by_a_moment_does_no_harm(
+    source: Path,
+    tiny_t5: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It begins another part just as the next run clears its folder away."""
+    from pipeline.prepare import cache
+
+    rmtree = cache.shutil.rmtree
+    begun: list[Path] = []
+
+    def clear_and_begin(path: Path, **options: Any) -> None:
+        rmtree(path, **options)
+        if path.name.startswith(".tmp-") and not begun:
+            begun.append(path / "parts" / "part-aa-1" / "train.arrow")
+            begun[0].parent.mkdir(parents=True)
+            begun[0].write_bytes(b"half")
+
+    monkeypatch.setattr(cache.shutil, "rmtree", clear_and_begin)
+    folder = pipeline.prepare(config_of(source, tiny_t5, tmp_path / "processed"))
+    assert begun
+    assert contents(folder) == undisturbed
+    assert leftovers(tmp_path / "processed") == []
