@@ -68,7 +68,14 @@ class PrepareOptions:
     num_workers: int | None = option(
         None, help="Processes that tokenize. Default: one for each core."
     )
-    engine: Literal["local"] = option("local", help="Where the work runs.")
+    engine: Literal["local", "ray"] = option(
+        "local", help="Where the tokenizing runs: on this machine, or on a Ray cluster."
+    )
+    ray_address: str | None = option(
+        None,
+        help="HOST:PORT of the Ray cluster, or auto. Default: the one that runs on this machine, "
+        "else one is started, with --num-workers CPUs.",
+    )
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""
@@ -101,6 +108,18 @@ class PrepareOptions:
             "num_workers",
             self.num_workers,
             "give 1 or more, or leave it out for all cores",
+        )
+        _require(
+            self.ray_address is None or self.engine == "ray",
+            "ray_address",
+            f"{self.ray_address} with --engine {self.engine}",
+            "give --engine ray too, or leave the address out",
+        )
+        _require(
+            "://" not in (self.ray_address or ""),
+            "ray_address",
+            self.ray_address,
+            "run duet on a node of the cluster, and give HOST:PORT of its head, or auto",
         )
         self.extra_roles()
 

@@ -8,7 +8,8 @@ rejections.py    those reasons -> rejected.jsonl
 joining.py       parts         -> whole conversations
 cutting.py       conversations -> parts, the pieces that are encoded and kept
 making.py        parts         -> a prepared folder's shards, found or made, in order
-workers.py       hands parts to processes
+engine.py        which engine makes parts: workers.py on this machine, ray_engine.py on Ray
+                 (ray_driver.py speaks with it, through ray_session.py; it runs ray_task.py)
 part_encoder.py  a part        -> its files and counts
 pairs.py         conversation  -> the answers that become targets
 encoding.py      pairs         -> rows of ids, cut to the window

@@ -8,15 +8,18 @@ from importlib.metadata import version
 from typing import Self
 
 from pipeline.config import PrepareConfig
-from pipeline.prepare.cutting import Part
+from pipeline.prepare.cutting import MEAN_SIZE, Part
+from pipeline.prepare.engine import make_engine
 from pipeline.prepare.options import part_options
 from pipeline.prepare.part_encoder import EncodingSettings
-from pipeline.prepare.workers import LocalEngine
 from pipeline.progress import note
 from pipeline.store.fingerprint import key_of
 from pipeline.store.parts import PART_SCHEMA, PartInfo, PartStore
 from pipeline.store.prepared import PreparedWriter
 from pipeline.tokenizer import TextTokenizer
+
+# In characters: what is read and not yet written, however many workers there are.
+_MAX_UNDER_WAY = 128 * MEAN_SIZE
 
 
 @dataclass(slots=True)
@@ -41,7 +44,7 @@ class PartMaker:
     def __init__(self, config: PrepareConfig, store: PartStore) -> None:
         """Start nothing yet."""
         self._config, self._store = config, store
-        self._engine = LocalEngine(store, config.num_workers)
+        self._engine = make_engine(config, store)
         self._checkers = ThreadPoolExecutor(2)
         self._settings_key = ""
 
@@ -83,10 +86,14 @@ class PartMaker:
             while any(p.key == key for p in pending):  # the same part twice is made once
                 yield self._finish(pending.popleft(), prepared)
             pending.append(self._start(part, key))
-            while sum(p.part is not None for p in pending) > self._engine.slots:
+            while self._is_full(pending):
                 yield self._finish(pending.popleft(), prepared)
         while pending:
             yield self._finish(pending.popleft(), prepared)
+
+    def _is_full(self, pending: deque[_Pending]) -> bool:
+        held = [p.part.size for p in pending if p.part is not None]
+        return len(held) > self._engine.slots or (len(held) > 1 and sum(held) > _MAX_UNDER_WAY)
 
     def _start(self, part: Part, key: str) -> _Pending:
         pending = _Pending(part, key)

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,15 +21,13 @@ from typing import Any
 from pipeline.errors import DuetError
 from pipeline.prepare.collector import collect_rarely
 from pipeline.prepare.cutting import Part
+from pipeline.prepare.engine import Result
 from pipeline.prepare.part_encoder import EncodingSettings, PartEncoder
 from pipeline.store.atomic import write_file
 from pipeline.store.parts import PartInfo, PartStore
 
 # Starting workers takes as long as encoding some parts.
 _PARTS_FOR_WORKERS = 3
-
-Result = Callable[[], PartInfo]
-"""Waits for a part that was handed over."""
 
 
 class LocalEngine:
@@ -63,7 +61,7 @@ class LocalEngine:
                 _start_worker,
                 (self._settings_file, self._store),
             )
-            with _hidden_main():
+            with hidden_main():
                 self._pool.submit(_nothing)
 
     def use(self, settings: EncodingSettings) -> None:
@@ -104,7 +102,7 @@ class LocalEngine:
         """Send what waits to the workers."""
         for handed in self._waiting:
             if not handed.is_done:
-                with _hidden_main(), _no_dead_worker():
+                with hidden_main(), _no_dead_worker():
                     handed.future = pool.submit(_encode_in_worker, handed.part, handed.key)
         self._waiting = []
 
@@ -176,7 +174,7 @@ def _encode_in_worker(part: Part, key: str) -> PartInfo:
 
 
 @contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
+def hidden_main() -> Iterator[None]:
     """Keep starting workers from importing the caller's main script, which they do not need.
 
     Without this, ``prepare`` called from a script without an ``if __name__`` guard would run that

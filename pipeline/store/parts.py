@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -116,8 +116,47 @@ class PartStore:
 
     def new(self, key: str, schema: pa.Schema) -> "PartWriter":
         """Start to write a part."""
-        temporary = self.temporary / f"part-{key}-{os.getpid()}-{threading.get_ident()}"
-        return PartWriter(self, key, temporary, schema)
+        return PartWriter(self, key, self._sibling(key), schema)
+
+    def contents(self, info: PartInfo) -> dict[str, bytes]:
+        """Return the bytes of a part's shards by split: all that another store needs of it."""
+        return {split: self._kept(info.key, split).read_bytes() for split in info.shards}
+
+    def receive(self, info: PartInfo, contents: Mapping[str, bytes]) -> None:
+        """Keep a part that was made in another store, whose ``contents`` these are.
+
+        Raises:
+            OutputError: It cannot be written; nothing of it is visible then.
+        """
+        temporary = self._sibling(info.key)
+        try:
+            _make_empty(temporary)
+            for split, content in contents.items():
+                with output_errors(temporary):
+                    (temporary / f"{split}.arrow").write_bytes(content)
+            self.publish(info, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def publish(self, info: PartInfo, temporary: Path) -> None:
+        """Write ``part.json`` beside a part's shards, pin them, and move all of it into place.
+
+        Once it is in place, another run may replace it, or prune it: this run has it pinned.
+        """
+        # Not asdict(), which copies each number of the histograms.
+        fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+        fields["shards"] = {split: dataclasses.asdict(s) for split, s in info.shards.items()}
+        write_file(temporary / FILENAME, json.dumps(fields))
+        self.unpin(info)
+        for split in info.shards:
+            self.pin_file(temporary / f"{split}.arrow", info.key, split)
+        final = self.path(info.key)
+        with output_errors(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+        publish_folder(temporary, final)
+
+    def _sibling(self, key: str) -> Path:
+        return self.temporary / f"part-{key}-{os.getpid()}-{threading.get_ident()}"
 
 
 class PartWriter:
@@ -131,9 +170,7 @@ class PartWriter:
 
     def __enter__(self) -> Self:
         """Make the temporary folder."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        with output_errors(self._temporary):
-            self._temporary.mkdir(parents=True)
+        _make_empty(self._temporary)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,10 +189,7 @@ class PartWriter:
     def publish(
         self, reasons: dict[str, int], unknown: int, lengths: dict[str, list[int]]
     ) -> PartInfo:
-        """Finish the files, pin them, and move the part into place, over one that is there.
-
-        Once it is in place, another run may replace it, or prune it: this run has it pinned.
-        """
+        """Finish the files and move the part into place, over one that is there."""
         info = PartInfo(
             key=self._key,
             shards={split: writer.close() for split, writer in self._writers.items()},
@@ -163,18 +197,14 @@ class PartWriter:
             unknown=unknown,
             lengths=lengths,
         )
-        # Not asdict(), which copies each number of the histograms.
-        fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
-        fields["shards"] = {split: dataclasses.asdict(s) for split, s in info.shards.items()}
-        write_file(self._temporary / FILENAME, json.dumps(fields))
-        self._store.unpin(info)
-        for split in info.shards:
-            self._store.pin_file(self._temporary / f"{split}.arrow", self._key, split)
-        final = self._store.path(self._key)
-        with output_errors(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-        publish_folder(self._temporary, final)
+        self._store.publish(info, self._temporary)
         return info
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with output_errors(folder):
+        folder.mkdir(parents=True)
 
 
 def link(source: Path, target: Path) -> None:
