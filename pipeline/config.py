@@ -133,7 +133,7 @@ class PrepareOptions:
         roles = {}
         for text in self.role:
             name, _, role = text.rpartition("=")
-            if not name or role.lower() not in ROLE_NAMES:
+            if not name or not text.isprintable() or role.lower() not in ROLE_NAMES:
                 raise ConfigError(
                     "not a role",
                     where="--role",

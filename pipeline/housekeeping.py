@@ -6,6 +6,7 @@ when nearly the same data are prepared again.
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -110,14 +111,15 @@ def _verb(dry_run: bool) -> str:
 def _parts(folder: Path) -> list[_KeptPart]:
     found = []
     for path in iterate_parts(folder / ".parts"):
-        with contextlib.suppress(FileNotFoundError):  # pruned by another
+        with contextlib.suppress(FileNotFoundError, KeyError):  # pruned by another
             found.append(_KeptPart.of(path))
     return found
 
 
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
-    return sorted([*folder.glob(".tmp-*"), *folder.rglob(".*.old")])
+    replaced = [*folder.glob(".*.old"), *folder.glob(".parts/??/.*.old")]
+    return sorted([*folder.glob(".tmp-*-*"), *replaced])
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:
@@ -125,7 +127,8 @@ def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:
     if not path.name.startswith(".tmp-"):
         _delete(path, dry_run)
         return True
-    lock = FileLock(folder / ".locks" / f"{path.name.removeprefix('.tmp-')}.lock")
+    key = path.name.removeprefix(".tmp-").rpartition("-")[0]
+    lock = FileLock(folder / ".locks" / f"{key}.lock")
     try:
         with lock.acquire(timeout=0):
             _delete(path, dry_run)
@@ -150,7 +153,12 @@ def _delete(path: Path, dry_run: bool) -> None:
 
 
 def _bytes_below(path: Path) -> int:
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+    total = 0
+    for folder, _, names in os.walk(path):  # which passes over what others delete meanwhile
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(folder) / name).lstat().st_size
+    return total
 
 
 def _size(size: float) -> str:

@@ -37,7 +37,8 @@ Escape = Callable[..., str]
 
 # The only characters that NFKC turns into "#": no line without one, or "#", can become a tag.
 _OTHER_HASHES = re.compile("[\uff03\ufe5f]")
-_PLAIN = "".join(map(chr, range(0x20, 0x7F)))
+# Where these stay as they are, so does every plain line.
+_PLAIN = ("".join(map(chr, range(0x20, 0x7F))), "  a  b  ", "###  a")
 _NOT_PLAIN = re.compile(r"[^\n\t\x20-\x7e]")
 
 
@@ -57,7 +58,7 @@ class Escaper:
         """Normalise the tags once, as the lines will be."""
         self._normalize = normalize
         self._tags = tuple(normalize(tag) for tag in TAGS.values())
-        self._leaves_plain = normalize(_PLAIN) == _PLAIN
+        self._leaves_plain = all(normalize(text) == text for text in _PLAIN)
 
     def __call__(self, text: str, starts_line: bool = False) -> str:
         """Return ``text`` escaped; ``starts_line``: its first line begins a line of its own."""

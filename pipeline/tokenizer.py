@@ -105,7 +105,7 @@ class TextTokenizer:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of everything that decides the ids."""
-        text = self.backend.to_str() + json.dumps([self.prefix_ids, self.eos_id])
+        text = self.backend.to_str() + json.dumps([self.prefix_ids, self.eos_id, self.unk_id])
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -45,8 +45,8 @@ def cache(output: Path, *args: str) -> int:
 def test_ls_shows_folders_parts_and_leftovers(
     output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (output / ".tmp-killed").mkdir()
-    (output / ".tmp-killed" / "x").write_bytes(b"12345")
+    (output / ".tmp-killed-1").mkdir()
+    (output / ".tmp-killed-1" / "x").write_bytes(b"12345")
     broken = folders(output)[1]
     (broken / "rejected.jsonl").unlink()
     assert cache(output, "ls") == 0
@@ -89,11 +89,11 @@ def test_prune_goes_by_the_last_use(output: Path) -> None:
 
 def test_prune_spares_a_run_that_is_going_on(output: Path) -> None:
     for name in ("going-on", "killed"):
-        (output / f".tmp-{name}").mkdir()
+        (output / f".tmp-{name}-1").mkdir()
     with FileLock(output / ".locks" / "going-on.lock"):
         assert cache(output, "prune") == 0
-    assert (output / ".tmp-going-on").exists()
-    assert not (output / ".tmp-killed").exists()
+    assert (output / ".tmp-going-on-1").exists()
+    assert not (output / ".tmp-killed-1").exists()
 
 
 def test_a_folder_that_is_not_there_is_one_line(

@@ -8,6 +8,7 @@ named after their file, so where there was one, the files' names belong to the k
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,15 +86,20 @@ class PreparedCache:
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
         """Make a sibling to work in; it is gone afterwards, and so are those of killed runs."""
-        path = self.folder / f".tmp-{self.key}"
-        shutil.rmtree(path, ignore_errors=True)
+        self._remove_temporaries()
+        # Its own, since a worker may outlive a killed run by a moment and write there once more.
+        path = self.folder / f".tmp-{self.key}-{os.getpid()}"
         with output_errors(path):
             (path / "prepared").mkdir(parents=True)
-            # A worker may outlive a killed run by a moment, and begin a part there again.
-            (path / "parts").mkdir(exist_ok=True)
+            (path / "parts").mkdir()
         try:
             yield path
         finally:
+            self._remove_temporaries()
+
+    def _remove_temporaries(self) -> None:
+        """Remove this input's temporary folders: whoever holds its lock is the only run."""
+        for path in self.folder.glob(f".tmp-{self.key}-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _entry(self, key: str) -> Path:

@@ -20,6 +20,9 @@ from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, 
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids, TurnIds, cut_header, cut_source, make_window
 
+_Row = tuple[list[Ids], list[Ids], str, int]
+"""The ids of a source and a target, in pieces; the conversation; the answer's turn."""
+
 _IDS_PER_BATCH = 1 << 23  # a conversation of a million turns has rows of gigabytes
 
 
@@ -58,10 +61,11 @@ class PairEncoder:
         for source, alone in zip(sources, self._answers_alone(sources, lines), strict=True):
             end = at + len(source.lines)
             turns = TurnIds(lines.ids, lines.starts[at : end + 1].tolist())
-            self._add_pairs(source, turns, alone, rows, reasons)
-            if rows.size >= _IDS_PER_BATCH:
-                yield rows.batch(self.schema)
-                rows = _Rows()
+            for row in self._pairs(source, turns, alone, reasons):
+                rows.add(*row)
+                if rows.size >= _IDS_PER_BATCH:
+                    yield rows.batch(self.schema)
+                    rows = _Rows()
             at = end
         if rows.turns:
             yield rows.batch(self.schema)
@@ -98,14 +102,10 @@ class PairEncoder:
         for answers in alone:
             yield {a: next(ids) for a in answers}
 
-    def _add_pairs(
-        self,
-        source: "_Source",
-        turns: TurnIds,
-        alone: dict[int, Ids],
-        rows: "_Rows",
-        reasons: Counter[str],
-    ) -> None:
+    def _pairs(
+        self, source: "_Source", turns: TurnIds, alone: dict[int, Ids], reasons: Counter[str]
+    ) -> Iterator[_Row]:
+        """Yield the pairs of one conversation."""
         window = self._window
         header, header_is_cut = cut_header(turns.of(0), window)
         start, end = [window.prefix, header], np.concatenate([window.prompt, window.eos])
@@ -118,11 +118,11 @@ class PairEncoder:
             tag_length = self._tag_lengths[source.conversation.turns[at - 1].role]
             history, cut = cut_source(header, turns, 1, line, tag_length, window)
             labels, answer_is_cut = self._cut_answer(answer)
-            rows.add([*start, *history, end], labels, source.conversation.id, at)
             if cut:
                 reasons[cut] += 1
             reasons["header_cut"] += header_is_cut
             reasons["answer_cut"] += answer_is_cut
+            yield [*start, *history, end], labels, source.conversation.id, at
 
     def _answer(self, source: "_Source", turns: TurnIds, at: int) -> Ids:
         """Return an answer's ids: those of its line without the tag and the newline."""

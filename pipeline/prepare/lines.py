@@ -13,7 +13,7 @@ nothing of gives no dummy when it is alone in its line.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -27,6 +27,9 @@ from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 
 _MAX_WORDS = 300_000  # about 45 MB; then all are forgotten, so that memory stays flat
+
+_CHARACTERS_AT_ONCE = 1 << 23
+_MOST_LEARNED = 100_000
 
 # The numbers of what has no word behind it, and what is added to them for the dummy.
 _SPACE, _NEWLINE, _TAB, _WITH_DUMMY = 0, 1, 2, 2
@@ -59,7 +62,7 @@ class LineTokenizer:
         if self._words is None or not texts:
             ids = self._whole([text + "\n" for text in texts])
             return _joined(ids, self._dtype)
-        lines = self._words.encode(texts)
+        lines = _concatenated([self._words.encode(some) for some in _groups(texts)])
         irregular = np.flatnonzero(~lines.is_regular)
         if not len(irregular):
             return lines
@@ -72,6 +75,29 @@ class LineTokenizer:
 
     def _whole(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array(ids, self._dtype) for ids in self._tokenizer.encode_batch(texts)]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the texts in groups of not too many characters: a part may be one conversation."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        if size and size + len(text) > _CHARACTERS_AT_ONCE:
+            yield texts[start:i]
+            start, size = i, 0
+        size += len(text)
+    yield texts[start:]
+
+
+def _concatenated(groups: list[Lines]) -> Lines:
+    if len(groups) == 1:
+        return groups[0]
+    before = np.cumsum([0, *(group.starts[-1] for group in groups)])
+    starts = [group.starts[:-1] + at for group, at in zip(groups, before[:-1], strict=True)]
+    return Lines(
+        np.concatenate([group.ids for group in groups]),
+        np.concatenate([*starts, before[-1:]]),
+        np.concatenate([group.is_regular for group in groups]),
+    )
 
 
 def _joined(ids: list[Ids], dtype: npt.DTypeLike) -> Lines:
@@ -174,8 +200,11 @@ class _WordTable:
             self._forget()
             numbers = self._find(distinct)
             new = np.flatnonzero(numbers < 0)
-        if len(new):
-            numbers[new] = self._learn([distinct[i] for i in new], _Bytes.of(words.dictionary, new))
+        for at in range(0, len(new), _MOST_LEARNED):  # a table of words takes memory meanwhile
+            some = new[at : at + _MOST_LEARNED]
+            numbers[some] = self._learn(
+                [distinct[i] for i in some], _Bytes.of(words.dictionary, some)
+            )
         indices: npt.NDArray[np.int32] = words.indices.to_numpy()
         return numbers[indices]
 

@@ -18,6 +18,7 @@ from pipeline.store.parts import PART_SCHEMA, PartInfo, PartStore
 from pipeline.store.prepared import PreparedWriter
 from pipeline.tokenizer import TextTokenizer
 
+_MOST_PENDING = 256
 # In characters: what is read and not yet written, however many workers there are.
 _MAX_UNDER_WAY = 128 * MEAN_SIZE
 
@@ -92,6 +93,8 @@ class PartMaker:
             yield self._finish(pending.popleft(), prepared)
 
     def _is_full(self, pending: deque[_Pending]) -> bool:
+        if len(pending) > _MOST_PENDING:
+            return True
         held = [p.part.size for p in pending if p.part is not None]
         return len(held) > self._engine.slots or (len(held) > 1 and sum(held) > _MAX_UNDER_WAY)
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from pipeline.errors import ConfigError, DuetError
+from pipeline.prepare.workers import usable_cores
 
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -72,7 +73,7 @@ class RaySession:
             self.ray.init(address, **quiet)
             return
         try:
-            self.ray.init(num_cpus=num_cpus or len(os.sched_getaffinity(0)), **quiet)
+            self.ray.init(num_cpus=num_cpus or usable_cores(), **quiet)
         except ValueError:  # a cluster runs on this machine, and it has the CPUs that it has
             self.ray.init(**quiet)
 

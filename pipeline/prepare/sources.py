@@ -25,6 +25,11 @@ class Source:
     path: Path
     name: str
 
+    def state(self) -> tuple[int, int, int]:
+        """Return what changes when the file does: size, time of change, inode."""
+        stat = self.path.stat()
+        return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
     @functools.cached_property
     def stem(self) -> str:
         """The name without format and compression suffixes: ``chats`` of chats.json.gz."""
@@ -81,6 +86,13 @@ def _expand(given: str) -> list[Path]:
             )
         return files
     if path.exists():
+        if not path.is_file():
+            raise InputError(
+                "not a regular file",
+                where=given,
+                got="a pipe or a device",
+                do="write it to disk first: files are read more than once",
+            )
         return [path]
     if not glob.has_magic(given):
         raise InputError("no such path", where=given, got="nothing there", do="check --data-path")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import PrepareConfig
 from pipeline.conversation import Conversation
@@ -54,6 +55,7 @@ def prepare(config: PrepareConfig) -> Path:
         OutputError: The result cannot be written. Nothing is published then.
     """
     sources = find_sources(config.data_path)
+    states = _states(sources)
     hashes = [sha256_of_file(source.path) for source in sources]
     model = source_files(config.model_name_or_path, config.cache_dir)
     tokenizer_key = [(path.name, sha256_of_file(path)) for path in model]
@@ -62,11 +64,23 @@ def prepare(config: PrepareConfig) -> Path:
     folder = cache.find()
     if folder is None:
         with cache.lock(key):
-            folder = cache.find() or _Preparation(config, sources, hashes, cache).run()
+            folder = cache.find() or _Preparation(config, sources, states, hashes, cache).run()
     else:
         note("prepared before, from the same content with the same options")
     print(summary(read_manifest(folder), folder), file=sys.stderr)
     return folder
+
+
+def _states(sources: list[Source]) -> list[Any]:
+    try:
+        return [source.state() for source in sources]
+    except OSError as error:
+        raise InputError(
+            "a file cannot be read",
+            where=error.filename,
+            got=error.strerror or error,
+            do="check that it stays where it is",
+        ) from error
 
 
 # Below this, starting workers takes as long as the work, unless it is compressed: then they are
@@ -78,9 +92,15 @@ class _Preparation:
     """One run, from the files to the published folder."""
 
     def __init__(
-        self, config: PrepareConfig, sources: list[Source], hashes: list[str], cache: PreparedCache
+        self,
+        config: PrepareConfig,
+        sources: list[Source],
+        states: list[Any],
+        hashes: list[str],
+        cache: PreparedCache,
     ) -> None:
-        self._config, self._sources, self._hashes, self._cache = config, sources, hashes, cache
+        self._config, self._sources, self._states = config, sources, states
+        self._hashes, self._cache = hashes, cache
         self._total_bytes = sum(source.path.stat().st_size for source in sources)
         self._roles = roles_with(config.extra_roles())
         self._content, self._tally = ContentHash(), Tally()
@@ -103,6 +123,7 @@ class _Preparation:
             maker.use(self._tokenizer)
             folder = temporary / "prepared"
             shards = self._write_rows(folder, maker)
+            self._check_unchanged()
             if not any(shard.rows for shard in shards if shard.split == TRAIN):
                 raise self._nothing_left()
             fingerprint = key_of(
@@ -120,6 +141,19 @@ class _Preparation:
                     note(f"the same content was prepared before, from {names}")
         self._cache.remember(fingerprint, named_after_files=self._named_after_files)
         return final
+
+    def _check_unchanged(self) -> None:
+        """Refuse what was read of a file that is not the one that was hashed."""
+        for source, before, after in zip(
+            self._sources, self._states, _states(self._sources), strict=True
+        ):
+            if before != after:
+                raise InputError(
+                    "a file changed while it was read",
+                    where=source.path,
+                    got="another size or time than before",
+                    do="start again when it is complete; finished parts are kept",
+                )
 
     def _publish(self, folder: Path, fingerprint: str, shards: list[Shard]) -> Path:
         with output_errors(folder):
@@ -156,7 +190,8 @@ class _Preparation:
             if self._config.dedup and digest in seen:
                 self._tally.reasons["duplicate"] += 1
                 continue
-            seen.add(digest)
+            if self._config.dedup:
+                seen.add(digest)
             self._tally.conversations += 1
             yield conversation, digest
 

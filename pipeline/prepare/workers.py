@@ -41,7 +41,7 @@ class LocalEngine:
 
     def __init__(self, store: PartStore, num_workers: int | None) -> None:
         """Start nothing yet."""
-        self._store, self._workers = store, num_workers or len(os.sched_getaffinity(0))
+        self._store, self._workers = store, num_workers or usable_cores()
         self._settings: EncodingSettings | None = None
         self._encoder: PartEncoder | None = None
         self._pool: ProcessPoolExecutor | None = None
@@ -105,6 +105,13 @@ class LocalEngine:
                 with hidden_main(), _no_dead_worker():
                     handed.future = pool.submit(_encode_in_worker, handed.part, handed.key)
         self._waiting = []
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Handed:

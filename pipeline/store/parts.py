@@ -9,6 +9,7 @@ part may be deleted at any time, and prepared folders stay whole.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ FILENAME = "part.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartInfo:
-    """The content of ``part.json``: what a part holds and what was counted making it."""
+    """What a part holds and what was counted making it: ``part.json``, behind its checksum."""
 
     key: str
     shards: dict[str, ShardFile]
@@ -59,7 +60,11 @@ class PartStore:
     def find(self, key: str) -> PartInfo | None:
         """Return a part that is there, of this schema and of the right sizes; else None."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            fields = json.loads((self.path(key) / FILENAME).read_text(encoding="utf-8"))
+            text = (self.path(key) / FILENAME).read_text(encoding="utf-8")
+            written, _, body = text.partition("\n")
+            if written != _checksum(body):
+                return None
+            fields = json.loads(body)
             shards = {split: ShardFile(**shard) for split, shard in fields.pop("shards").items()}
             info = PartInfo(shards=shards, **fields)
             sizes = [
@@ -146,7 +151,8 @@ class PartStore:
         # Not asdict(), which copies each number of the histograms.
         fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
         fields["shards"] = {split: dataclasses.asdict(s) for split, s in info.shards.items()}
-        write_file(temporary / FILENAME, json.dumps(fields))
+        body = json.dumps(fields)
+        write_file(temporary / FILENAME, f"{_checksum(body)}\n{body}")
         self.unpin(info)
         for split in info.shards:
             self.pin_file(temporary / f"{split}.arrow", info.key, split)
@@ -201,6 +207,10 @@ class PartWriter:
         return info
 
 
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with output_errors(folder):
@@ -229,4 +239,4 @@ def link(source: Path, target: Path) -> None:
 
 def iterate_parts(folder: Path) -> Iterator[Path]:
     """Yield the folders of all parts that are there."""
-    yield from sorted(path.parent for path in folder.glob(f"??/*/{FILENAME}"))
+    yield from sorted(path.parent for path in folder.glob(f"??/[!.]*/{FILENAME}"))

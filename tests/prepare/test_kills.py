@@ -653,6 +653,11 @@ def test_a_worker_that_outlives_its_run_by_a_moment_does_no_harm(
     """It begins another part just as the next run clears its folder away."""
     from pipeline.prepare import cache
 
+    output = tmp_path / "processed"
+    pipeline.prepare(config_of(source, tiny_t5, output))
+    (index,) = output.glob(".index/*.json")
+    shutil.rmtree(output)
+    (output / f".tmp-{index.stem}-1" / "parts").mkdir(parents=True)  # the killed run's
     rmtree = cache.shutil.rmtree
     begun: list[Path] = []
 
@@ -664,7 +669,7 @@ def test_a_worker_that_outlives_its_run_by_a_moment_does_no_harm(
             begun[0].write_bytes(b"half")
 
     monkeypatch.setattr(cache.shutil, "rmtree", clear_and_begin)
-    folder = pipeline.prepare(config_of(source, tiny_t5, tmp_path / "processed"))
+    folder = pipeline.prepare(config_of(source, tiny_t5, output))
     assert begun
     assert contents(folder) == undisturbed
-    assert leftovers(tmp_path / "processed") == []
+    assert leftovers(output) == []

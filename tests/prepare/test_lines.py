@@ -266,3 +266,16 @@ def test_a_tokenizer_that_is_not_lossless_goes_its_own_way(tiny_tokenizer: TextT
     assert check(tokenizer, other, []) == []
     alone = [ids.tolist() for ids in tokenizer.encode_alone(texts)]
     assert alone == other.encode_batch(texts)
+
+
+def test_texts_that_are_taken_in_groups_have_the_same_ids(
+    any_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["", *random_texts(60, 30, seed=11), " ", "\u0301 x"]
+    whole = LineTokenizer(any_tokenizer, np.uint16).encode(texts)
+    monkeypatch.setattr(lines_module, "_CHARACTERS_AT_ONCE", 40)
+    monkeypatch.setattr(lines_module, "_MOST_LEARNED", 3)
+    parts = LineTokenizer(any_tokenizer, np.uint16).encode(texts)
+    assert parts.ids.tolist() == whole.ids.tolist()
+    assert parts.starts.tolist() == whole.starts.tolist()
+    assert parts.is_regular.tolist() == whole.is_regular.tolist()

@@ -20,7 +20,7 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import cutting, workers
+from pipeline.prepare import cutting, stage, workers
 from pipeline.store.manifest import read_manifest
 from pipeline.store.parts import iterate_parts
 from pipeline.store.shards import open_split
@@ -370,7 +370,7 @@ def test_what_a_killed_run_left_is_cleaned_up(prepare: Callable[..., Path], tmp_
     assert key["fingerprint"] == folder.name
     name = next((tmp_path / "processed" / ".index").iterdir()).stem
     shutil.rmtree(folder)
-    left = tmp_path / "processed" / f".tmp-{name}" / "prepared" / "train"
+    left = tmp_path / "processed" / f".tmp-{name}-1" / "prepared" / "train"
     left.mkdir(parents=True)
     (left / "shard-00000.arrow").write_bytes(b"half")
     assert prepare(SAMPLE) == folder
@@ -446,3 +446,28 @@ def _runs(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error_and_nothing_is_published(
+    prepare: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([record("a", "q", "a")]))
+    load = stage.load_tokenizer
+
+    def load_and_grow(*args: Any) -> Any:
+        path.write_text(json.dumps([record("a", "q", "a"), record("b", "q", "b")]))
+        return load(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "load_tokenizer", load_and_grow)
+        with pytest.raises(InputError, match="changed while it was read"):
+            prepare(path)
+    assert visible(tmp_path / "processed") == []
+    assert counts(prepare(path))["records"] == 2
+
+
+def test_a_pipe_is_refused_in_one_line(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        prepare(tmp_path / "pipe")

@@ -95,14 +95,25 @@ def lengthen(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
 
 
+def load(path: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(path.read_text().partition("\n")[2])
+    return fields
+
+
+def save(path: Path, fields: dict[str, Any]) -> None:
+    """Write a ``part.json`` whose checksum is right, whatever is in it."""
+    body = json.dumps(fields)
+    path.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
+
+
 def rewrite(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    save(path, load(path) | changes)
 
 
 def without(path: Path, name: str) -> None:
-    fields = json.loads(path.read_text())
+    fields = load(path)
     del fields[name]
-    path.write_text(json.dumps(fields))
+    save(path, fields)
 
 
 NOT_FOUND: dict[str, Callable[[Path], object]] = {
@@ -120,6 +131,9 @@ NOT_FOUND: dict[str, Callable[[Path], object]] = {
     "an older schema": lambda p: rewrite(p / "part.json", schema_version=PART_SCHEMA - 1),
     "a newer schema": lambda p: rewrite(p / "part.json", schema_version=PART_SCHEMA + 1),
     "no schema of this program": lambda p: rewrite(p / "part.json", schema_version="one"),
+    "a number changed": lambda p: (p / "part.json").write_text(
+        (p / "part.json").read_text().replace('"unknown": 2', '"unknown": 3')
+    ),
     "an unknown field": lambda p: rewrite(p / "part.json", more=1),
     "a field missing": lambda p: without(p / "part.json", "lengths"),
     "no shards": lambda p: without(p / "part.json", "shards"),
