@@ -40,6 +40,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def is_url(path: str) -> bool:
+    """Tell whether a path names its file system: ``s3://bucket/chats.json``."""
+    return "://" in path
+
+
 def _require(ok: bool, name: str, got: object, do: str) -> None:
     if not ok:
         raise ConfigError("a setting is out of range", where=flag(name), got=got, do=do)
@@ -267,10 +272,12 @@ class PrepareConfig(PrepareOptions):
     """Settings of ``duet prepare``: ShareGPT files in, a prepared folder out."""
 
     data_path: tuple[str, ...] = option(
-        help="A file, a folder or a glob of ShareGPT records. Repeatable."
+        help="A file, a folder or a glob of ShareGPT records, or the URL of one. Repeatable."
     )
     model_name_or_path: str = option(help="The T5 whose tokenizer is used: a folder or a hub name.")
-    output_dir: str = option("data/processed", help="The prepared folder is made in this one.")
+    output_dir: str = option(
+        "data/processed", help="The prepared folder is made in this one; may be a URL."
+    )
     cache_dir: str | None = option(None, help="Where models from the hub are kept.")
 
     def __post_init__(self) -> None:
@@ -299,6 +306,7 @@ class FitConfig(FitOptions):
         """Raise ConfigError for the first setting that cannot be."""
         _make_plain(self)
         _require_names(self, "data_path", "model_name_or_path", "output_dir")
+        _require_local(self, "data_path", "output_dir")
         super().__post_init__()
 
 
@@ -320,6 +328,7 @@ class TrainConfig(PrepareOptions, FitOptions):
         _make_plain(self)
         _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
         _require_names(self, "model_name_or_path", "output_dir", "prepared_dir")
+        _require_local(self, "output_dir", "prepared_dir")
         PrepareOptions.__post_init__(self)
         FitOptions.__post_init__(self)
 
@@ -400,6 +409,20 @@ def _make_plain(config: Any) -> None:
 def _require_names(config: Any, *names: str) -> None:
     for name in names:
         _require(bool(getattr(config, name)), name, "an empty name", "name a folder")
+
+
+def _require_local(config: Any, *names: str) -> None:
+    for name in names:
+        path = getattr(config, name)
+        if is_url(path):
+            raise ConfigError(
+                "a URL where a folder on this machine is needed",
+                where=flag(name),
+                got=path,
+                do="copy it to this machine first, and give the copy"
+                if name == "data_path"
+                else "give a folder on this machine, and copy it when all is done",
+            )
 
 
 def _shared(config: Any, kind: type[Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _prepare(tokenizer: Any, data_args: Any) -> Path:
-    from pipeline.prepare.stage import prepare
+    from pipeline.prepare.stage import prepare_here
 
     with tempfile.TemporaryDirectory() as temporary:
         # The last part of the path is the name that the manifest gives the model.
@@ -87,4 +87,4 @@ def _prepare(tokenizer: Any, data_args: Any) -> Path:
             output_dir=getattr(data_args, "prepared_dir", None) or "data/processed",
             model_max_length=saved_length(tokenizer),
         )
-        return once_per_node(lambda: prepare(config), Path(config.output_dir))
+        return once_per_node(lambda: prepare_here(config), Path(config.output_dir))

@@ -30,9 +30,9 @@ def prepared_folder(config: TrainConfig) -> Path:
         note(text)
     if len(config.data_path) == 1 and (Path(config.data_path[0]) / FILENAME).is_file():
         return _checked(Path(config.data_path[0]), config)
-    from pipeline.prepare.stage import prepare
+    from pipeline.prepare.stage import prepare_here
 
-    return once_per_node(lambda: prepare(config.prepare_config()), Path(config.prepared_dir))
+    return once_per_node(lambda: prepare_here(config.prepare_config()), Path(config.prepared_dir))
 
 
 def _checked(prepared: Path, config: TrainConfig) -> Path:

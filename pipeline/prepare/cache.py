@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,18 +71,9 @@ class PreparedCache:
         """Return the parts that preparations in this folder share."""
         return PartStore(self.folder / ".parts", temporary / "parts")
 
-    @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold a lock of this folder; one whose owner died does not block."""
-        path = self.folder / ".locks" / f"{name}.lock"
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Hold a lock of this folder."""
+        return lock_in(self.folder, name)
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
@@ -107,3 +99,17 @@ class PreparedCache:
 
     def _named_key(self) -> str:
         return key_of(self.key, list(self.stems))
+
+
+@contextlib.contextmanager
+def lock_in(folder: Path, name: str) -> Iterator[None]:
+    """Hold a lock of a folder; one whose owner died does not block."""
+    path = folder / ".locks" / f"{name}.lock"
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

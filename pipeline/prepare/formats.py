@@ -4,12 +4,12 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import zstandard
 
 from pipeline.errors import InputError
+from pipeline.store.remote import AnyPath
 
 Format = Literal["json", "jsonl", "parquet"]
 
@@ -32,13 +32,13 @@ class BrokenStreamError(Exception):
     """The bytes end too early or cannot be unpacked; what came before is whole."""
 
 
-def looks_like_records(path: Path) -> bool:
+def looks_like_records(path: AnyPath) -> bool:
     """Tell whether a file found in a folder is one of records: JSON, JSON Lines or Parquet."""
     head = _head(path)
     return head.startswith(b"PAR1") or head.removeprefix(BOM).lstrip()[:1] in (b"[", b"{")
 
 
-def format_of(path: Path) -> Format:
+def format_of(path: AnyPath) -> Format:
     """Return what a file's content is; text that is no JSON array is read line by line."""
     head = _head(path)
     if head.startswith(b"PAR1"):
@@ -46,7 +46,7 @@ def format_of(path: Path) -> Format:
     return "json" if head.removeprefix(BOM).lstrip()[:1] == b"[" else "jsonl"
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: AnyPath) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
@@ -143,7 +143,7 @@ def _unpack_piece(unpacker: Any, piece: bytes) -> Iterator[bytes]:
         raise
 
 
-def _head(path: Path) -> bytes:
+def _head(path: AnyPath) -> bytes:
     """Return the first bytes of the content, unpacked, as far as they can be had."""
     head = b""
     with open_file(path) as file:

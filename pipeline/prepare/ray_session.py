@@ -40,15 +40,16 @@ class RaySession:
         # Where no head answers, Ray sends this process a SIGTERM, which it makes an exit.
         except (Exception, SystemExit) as error:
             raise _no_cluster(address, error) from error
-        self._head = _split(ray.get_runtime_context().gcs_address)
+        context = ray.get_runtime_context()
+        self._head, self._node = _split(context.gcs_address), context.get_node_id()
         self._looked = self._seen = time.monotonic()
         self.num_cpus = self._count_cpus()
 
     def check(self) -> None:
-        """Look, now and then, whether the cluster's head is there; count its CPUs anew.
+        """Look, now and then, whether the cluster is there; count its CPUs anew.
 
         Raises:
-            DuetError: It has been gone for long.
+            DuetError: Its head has been gone for long, or this machine is no node of it any more.
         """
         now = time.monotonic()
         if now - self._looked < _SECONDS_BETWEEN_LOOKS:
@@ -78,7 +79,10 @@ class RaySession:
             self.ray.init(**quiet)
 
     def _count_cpus(self) -> int:
-        return int(self.ray.cluster_resources().get("CPU", 0))
+        nodes = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
+        if self._node not in nodes:  # Ray itself may go on waiting for good
+            raise cluster_died("this machine is no node of it any more")
+        return int(sum(node["Resources"].get("CPU", 0) for node in nodes.values()))
 
 
 def cluster_died(got: object) -> DuetError:

@@ -290,7 +290,7 @@ def _read_line(line: bytes, position: int, is_last: bool) -> Record | Fault:
 def _read_parquet(source: Source, advance: Callable[[int], None]) -> Iterator[Record | Fault]:
     position, size = 0, source.path.stat().st_size
     try:
-        with pq.ParquetFile(source.path) as file:
+        with open_file(source.path) as opened, pq.ParquetFile(opened) as file:
             for batch in file.iter_batches(batch_size=256):
                 for i in range(batch.num_rows):
                     yield _read_row(batch.slice(i, 1), position)

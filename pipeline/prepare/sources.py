@@ -2,7 +2,8 @@
 
 A path that exists is that path and no glob; a folder gives its files by name; a glob gives what
 it matches, sorted. In a folder, and among what a glob matches, a file that is no records' file is
-passed over with one line; a file that was named is always read.
+passed over with one line; a file that was named is always read. A URL is the same on a file system
+that is somewhere else.
 """
 
 import functools
@@ -13,22 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config import is_url
 from pipeline.errors import InputError
 from pipeline.prepare.formats import looks_like_records
 from pipeline.progress import note
+from pipeline.store.remote import AnyPath, RemotePath
 
 
 @dataclass(frozen=True)
 class Source:
     """One input file and the name under which reports speak of it (never an absolute path)."""
 
-    path: Path
+    path: AnyPath
     name: str
 
     def state(self) -> tuple[int, int, int]:
         """Return what changes when the file does: size, time of change, inode."""
         stat = self.path.stat()
-        return stat.st_size, stat.st_mtime_ns, stat.st_ino
+        # Of a URL only the size is known.
+        return stat.st_size, getattr(stat, "st_mtime_ns", 0), getattr(stat, "st_ino", 0)
 
     @functools.cached_property
     def stem(self) -> str:
@@ -52,7 +56,7 @@ def find_sources(data_path: Sequence[str]) -> list[Source]:
     Raises:
         InputError: A path is missing, a glob matches nothing, or a folder holds no records' file.
     """
-    paths = []
+    paths = list[AnyPath]()
     for given in data_path:
         try:
             paths += _expand(given)
@@ -66,7 +70,7 @@ def find_sources(data_path: Sequence[str]) -> list[Source]:
     return [Source(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def _expand(given: str) -> list[Path]:
+def _expand(given: str) -> Sequence[AnyPath]:
     if not given:
         raise InputError(
             "no such path",
@@ -74,7 +78,9 @@ def _expand(given: str) -> list[Path]:
             got="an empty name",
             do="name a file, a folder or a glob",
         )
-    path = Path(given)
+    path: AnyPath = Path(given)
+    if is_url(given) and not path.exists():
+        path = RemotePath.of(given)
     if path.is_dir():
         files = _records_files(sorted(path.iterdir(), key=lambda child: child.name))
         if not files:
@@ -96,7 +102,7 @@ def _expand(given: str) -> list[Path]:
         return [path]
     if not glob.has_magic(given):
         raise InputError("no such path", where=given, got="nothing there", do="check --data-path")
-    matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]
+    matches = path.glob() if isinstance(path, RemotePath) else _local_glob(given)
     files = _records_files(matches)
     if not files:
         got = "no file of records among its matches" if matches else "no match"
@@ -106,7 +112,11 @@ def _expand(given: str) -> list[Path]:
     return files
 
 
-def _records_files(paths: Sequence[Path]) -> list[Path]:
+def _local_glob(pattern: str) -> list[Path]:
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+
+
+def _records_files(paths: Sequence[AnyPath]) -> list[AnyPath]:
     """Return the files that hold records; say which others were passed over."""
     kept = []
     for path in paths:
@@ -117,9 +127,9 @@ def _records_files(paths: Sequence[Path]) -> list[Path]:
     return kept
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def _names(paths: Sequence[AnyPath]) -> list[str]:
     """Return for each path as many of its last parts as tell it from the others."""
-    parts = [path.absolute().parts for path in paths]
+    parts = [(path.absolute() if isinstance(path, Path) else path).parts for path in paths]
     size, names = 1, dict[tuple[str, ...], str]()
     while len(names) < len(set(parts)):
         unnamed = [p for p in dict.fromkeys(parts) if p not in names]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PrepareConfig
+from pipeline.config import PrepareConfig, is_url
 from pipeline.conversation import Conversation
 from pipeline.errors import InputError
 from pipeline.prepare.cache import PreparedCache
@@ -22,6 +22,7 @@ from pipeline.prepare.part_encoder import EVAL, TRAIN
 from pipeline.prepare.reader import Fault, Record, read_records
 from pipeline.prepare.records import RejectedError, parse_record, roles_with
 from pipeline.prepare.rejections import RejectedFile, content_of
+from pipeline.prepare.remote_output import prepare_to_url
 from pipeline.prepare.sources import Source, find_sources
 from pipeline.prepare.tally import Tally
 from pipeline.progress import ByteProgress, note
@@ -40,20 +41,27 @@ from pipeline.store.summary import summary
 from pipeline.tokenizer import load_tokenizer, source_files
 
 
-def prepare(config: PrepareConfig) -> Path:
+def prepare(config: PrepareConfig) -> Path | str:
     """Turn ShareGPT records into a prepared folder, or find the one made of the same content.
 
     Args:
         config: The settings.
 
     Returns:
-        ``config.output_dir/<fingerprint>``, complete.
+        ``config.output_dir/<fingerprint>``, complete; a URL where that is one.
 
     Raises:
         InputError: A path is missing or cannot be read, or no pair is left.
         ModelError, TokenizerError: The tokenizer cannot be had.
         OutputError: The result cannot be written. Nothing is published then.
     """
+    if is_url(config.output_dir):
+        return prepare_to_url(config, prepare_here)
+    return prepare_here(config)
+
+
+def prepare_here(config: PrepareConfig) -> Path:
+    """Do what ``prepare`` does, on this machine's disk."""
     sources = find_sources(config.data_path)
     states = _states(sources)
     hashes = [sha256_of_file(source.path) for source in sources]

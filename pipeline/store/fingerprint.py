@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.conversation import Turn
 from pipeline.errors import InputError
+from pipeline.store.remote import AnyPath
 
 _LENGTH = 24
 
@@ -18,8 +18,8 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:_LENGTH]
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes.
+def sha256_of_file(path: AnyPath) -> str:
+    """Return the SHA-256 of a file's bytes; a remote one is streamed once for it.
 
     Raises:
         InputError: The file cannot be read.
