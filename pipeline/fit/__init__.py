@@ -4,18 +4,25 @@
 
     dataset.py     manifest, shards -> memory-mapped rows
     plan.py        settings, rows -> what happens at which step
+    flops.py       a model's config -> the operations that a row takes
     batching.py    (rows, seed, epoch) -> the rows of each step, cut into micro-batches
     collate.py     rows -> a padded batch of tensors
     vocabulary.py  a model's files -> the ids of its own tokens
     embedding.py   rows of the embedding for new tokens
     model.py       name or folder -> the model, ready to train
-    loss.py        logits, labels -> summed token loss
+    attention.py   T5's attention with one bias a stack
+    cpu_attention.py  attention on a CPU, a few heads at a time
+    layers.py      norms and activations in one operation each
+    compiling.py   --torch-compile: layers in a handful of graphs
+    loss.py        a batch -> summed token loss, its logits a chunk at a time
     optim.py       settings -> optimizer and schedule
+    probe.py       the biggest micro-batches, before the first step
     evaluate.py    split eval -> eval_loss, eval_bits_per_byte
     state.py       what a run has done so far; trainer_state.json
     rng.py         the state of the random number generators
     trained.py     the model as a folder in Hugging Face's layout
     checkpoint.py  write, find, resume checkpoints
+    metrics.py     what a run costs: tokens a second, share of peak, padding, waiting, memory
     report.py      what a run says: terminal, log, trackers
     loop.py        the optimizer steps
     setup.py       settings -> data, processes, plan, output folder
