@@ -13,19 +13,24 @@
     vocabulary.py  a model's files -> the ids of its own tokens
     embedding.py   rows of the embedding for new tokens
     model.py       name or folder -> the model, ready to train
-    loss.py        logits, labels -> summed token loss
+    attention.py   T5's attention with one bias a stack
+    cpu_attention.py  attention on a CPU, a few heads at a time
+    layers.py      norms and activations in one operation each
+    compiling.py   --torch-compile: layers in a handful of graphs
+    loss.py        a batch -> summed token loss, its logits a chunk at a time
     optim.py       settings -> optimizer and schedule
     memory.py      settings, model -> the bytes that training takes
     batch_size.py  --auto-batch-size: how many rows fit
+    probe.py       the biggest micro-batches, before the first step
     evaluate.py    split eval -> eval_loss, eval_bits_per_byte
     state.py       what a run has done so far; trainer_state.json
     rng.py         the state of the random number generators
     trained.py     the model as a folder in Hugging Face's layout
     checkpoint.py  write, find, resume checkpoints
+    metrics.py     what a run costs: tokens a second, share of peak, padding, waiting, memory
     report.py      what a run says: terminal, log, trackers
     loop.py        the optimizer steps
     padding.py     what steps cost as they are cut
-    peak.py        the matrix products that a device does at best
     dry_run.py     --dry-run: a run's steps, padding, memory and time as a table
     setup.py       settings -> data, processes, plan, output folder
     stage.py       all of it

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from pipeline.fit import cpu_attention
+
 NAME = "duet_shared_bias"
 _LAYERS = frozenset({"T5Attention", "MT5Attention"})
 
@@ -76,31 +78,15 @@ def attend(
     Returns:
         [B, Q, H, D], and no weights.
     """
-    if query.device.type == "cpu":
+    trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if query.device.type == "cpu" and trains:
         query = query if scaling == 1.0 else query * scaling
-        attended = in_steps(query, key, value, position_bias, dropout)
+        attended = cpu_attention.attention(query, key, value, position_bias, dropout)
     else:
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=position_bias, dropout_p=dropout, scale=scaling
         )
     return attended.transpose(1, 2).contiguous(), None
-
-
-def in_steps(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor,
-    dropout: float,
-) -> torch.Tensor:
-    """Compute attention in as few passes as a CPU needs.
-
-    Its fused kernel knows neither dropout nor a bias with a gradient; what stands in for it
-    scales query and key, and looks for rows without a key: a tenth more time in all.
-    """
-    scores = query @ key.transpose(2, 3)
-    scores = scores.add_(bias) if bias.dtype == scores.dtype else scores + bias
-    return F.dropout(F.softmax(scores, dim=-1), dropout) @ value
 
 
 def _give_bias(

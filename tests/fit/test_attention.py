@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.fit import attention
-from pipeline.fit.attention import attend, in_steps, share_bias
+from pipeline.fit.attention import attend, share_bias
 from pipeline.fit.model import quiet_transformers
 
 
@@ -31,46 +31,32 @@ def inputs(rows: int = 3, encoder: int = 9, decoder: int = 5) -> dict[str, torch
     }
 
 
-def random_heads(seed: int, queries: int = 4, keys: int = 6) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8), (2, 3, queries, keys)]
-    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 3, 4, 6), (2, 1, 1, 6)])
-def test_both_ways_of_computing_it_agree(shape: tuple[int, ...]) -> None:
-    """The fused kernel that a GPU takes, here in the form that stands in for it on a CPU."""
-    query, key, value, bias = random_heads(0)
-    bias = bias[: shape[0], : shape[1], : shape[2]].detach().clone().requires_grad_()
-    leaves = (query, key, value, bias)
-    fused = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-    steps = in_steps(query, key, value, bias, 0.0)
-    torch.testing.assert_close(steps, fused)
-    weights = torch.randn_like(fused)
-    wanted = torch.autograd.grad((fused * weights).sum(), leaves)
-    found = torch.autograd.grad((steps * weights).sum(), leaves)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-def test_weights_are_dropped_after_the_softmax() -> None:
-    query, key, _, bias = random_heads(1, queries=200, keys=300)
-    torch.manual_seed(0)
-    dropped = in_steps(query, key, torch.eye(300).expand(2, 3, 300, 300), bias, 0.25)
-    weights = F.softmax(query @ key.transpose(2, 3) + bias, dim=-1)
-    kept = dropped != 0
-    assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.01)
-    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75)
-
-
-def test_the_scale_is_that_of_the_model() -> None:
-    query, key, value, bias = random_heads(2)
-    found, weights = attend(
-        torch.nn.Identity(), query, key, value, None, position_bias=bias, scaling=0.5
-    )
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_scale_is_that_of_the_model(trains: bool) -> None:
+    """In training, and by the fused kernel, which a GPU takes in any case."""
+    query, key, value = (torch.randn(2, 3, length, 8) for length in (4, 6, 6))
+    bias = torch.randn(1, 3, 4, 6)
+    with torch.set_grad_enabled(trains):
+        found, weights = attend(
+            torch.nn.Identity(), query, key, value, None, position_bias=bias, scaling=0.5
+        )
     wanted = F.softmax(0.5 * query @ key.transpose(2, 3) + bias, dim=-1) @ value
     assert weights is None
     torch.testing.assert_close(found, wanted.transpose(1, 2))
+
+
+def test_the_fused_kernel_gives_the_gradients_too(
+    model: Any, still: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention.cpu_attention, "attention", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with quiet_transformers():
+        plain = AutoModelForSeq2SeqLM.from_pretrained(still).train()
+    given = inputs()
+    for each in (model, plain):
+        each(**given, use_cache=False).logits.square().sum().backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert float((one.grad - other.grad).abs().max()) < 1e-5 * float(other.grad.abs().max())
 
 
 def test_a_stack_has_one_bias_and_cross_attention_no_table_of_zeros(

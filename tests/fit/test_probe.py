@@ -1,5 +1,6 @@
 """The biggest micro-batch is tried first, and nothing of it is left."""
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit import stage
+from pipeline.fit import probe, stage
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.micro_batches import Shape
@@ -60,27 +61,31 @@ def test_nothing_is_left(model: Any, kind: Any) -> None:
     assert after["python"] == generators["python"]
 
 
-def test_gradients_and_the_optimizers_values_are_there_while_it_runs(model: Any) -> None:
+def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a run keeps beside a micro-batch: four values for each weight, from the second on."""
-    weights = sum(weight.numel() for weight in model.parameters())
+    held: list[Any] = []
+    whole = probe._unmade_state
+
+    def note(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        made = whole(optimizer)
+        held.extend(weakref.ref(tensor) for tensor in made)
+        return made
+
+    monkeypatch.setattr(probe, "_unmade_state", note)
+    seen: list[tuple[int, int]] = []
+
+    def look(*_: Any) -> None:
+        gradients = sum(p.grad.numel() for p in model.parameters() if p.grad is not None)
+        seen.append((gradients, sum(tensor().numel() for tensor in held)))
+
+    model.register_forward_pre_hook(look)
     optimizer = torch.optim.AdamW(model.parameters())
-    made = []
-    whole = torch.empty_like
-
-    def note(like: torch.Tensor) -> torch.Tensor:
-        made.append(like.numel())
-        return whole(like)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty_like", note)
-        missing = []
-        model.register_forward_pre_hook(
-            lambda *_: missing.append(sum(p.grad is None for p in model.parameters()))
-        )
-        try_out(model, optimizer, OneOfMany(), [Shape(2, 4, 4)], 1)
-    assert sum(made) >= 2 * weights
-    assert missing[0] > 0
-    assert missing[1] == 0
+    try_out(model, optimizer, OneOfMany(), [Shape(2, 4, 4)], 1)
+    weights = sum(weight.numel() for weight in model.parameters())
+    assert seen == [(0, 2 * weights), (weights, 2 * weights)]
+    assert not any(tensor() is not None for tensor in held)
 
 
 def test_a_run_is_the_same_with_it(
