@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import platform
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.setup import Setup, join_processes, open_data, set_up, start_trackers
 from pipeline.fit.state import RunState, trainer_state_json
+from pipeline.fit.stopping import StopRequest, exit_code
 from pipeline.fit.trained import is_trained, write_trained
 
 
@@ -59,6 +61,8 @@ def fit(config: FitConfig) -> Path:
         ModelError: The model cannot be loaded or does not fit the data, or training diverged.
         CheckpointError: The output folder holds a run with other settings, or a damaged one.
         OutputError: A result cannot be written.
+        ProcessError: Another process of the run ended before its time.
+        SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
     if config.dry_run:
         print_dry_run(config)
@@ -67,17 +71,20 @@ def fit(config: FitConfig) -> Path:
     with join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
         checkpoint, finished = _find_state(setup)
+        stop = None
         if finished:
             setup.say("finished before; nothing to train")
         else:
-            _run(setup, checkpoint)
+            stop = _run(setup, checkpoint)
         accelerator.wait_for_everyone()
+    if stop is not None:
+        raise SystemExit(exit_code(stop))
     return setup.output
 
 
-def _run(setup: Setup, checkpoint: Checkpoint | None) -> None:
+def _run(setup: Setup, checkpoint: Checkpoint | None) -> signal.Signals | None:
     try:
-        Run(setup, checkpoint).run()
+        return Run(setup, checkpoint).run()
     except torch.cuda.OutOfMemoryError as error:
         raise _out_of_memory(setup) from error
 
@@ -117,12 +124,13 @@ class Run:
             compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, config)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
+        self._stop = StopRequest()
         self._evaluator: Evaluator | None = None
         self._max_rows = self._find_max_rows()
         self._restore(checkpoint)
 
-    def run(self) -> None:
-        """Train, and write the trained folder."""
+    def run(self) -> signal.Signals | None:
+        """Train, and write the trained folder; return the signal that stopped it before."""
         setup, state = self._setup, self._state
         start_trackers(setup)
         with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
@@ -130,7 +138,11 @@ class Run:
             steps, feeder = self._steps(), self._feeder()
             self._probe(steps, feeder.cutter)
             loop = self._loop(steps, feeder, reporter)
-            loop.run()
+            with self._stop:
+                stop = loop.run()
+            if stop is not None:
+                self._say_how_to_go_on(stop)
+                return stop
             self._check_weights()
             loop.finish()
         if setup.accelerator.is_main_process:
@@ -141,6 +153,14 @@ class Run:
                 run=self._facts,
                 trainer_state=self._trainer_state(),
             )
+        return None
+
+    def _say_how_to_go_on(self, stop: signal.Signals) -> None:
+        step, total = self._state.step, self._setup.plan.total_steps
+        self._setup.say(
+            f"{stop.name}: stopped after step {step} of {total}, saved as checkpoint-{step}; "
+            "the same command goes on from there"
+        )
 
     def _load_model(self, checkpoint: Checkpoint | None) -> Any:
         config, tokenizer = self._setup.config, self._setup.data.tokenizer
@@ -235,7 +255,13 @@ class Run:
     def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan
         take_step = TrainingStep(
-            setup.config, setup.accelerator, self._wrapped, self._optimizer, self._schedule
+            setup.config,
+            setup.accelerator,
+            self._wrapped,
+            self._optimizer,
+            self._schedule,
+            setup.data.train,
+            self._stop,
         )
         meter = Meter(
             device=setup.accelerator.device,
