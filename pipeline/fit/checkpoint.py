@@ -4,7 +4,7 @@ OUT/checkpoint-300/
   model.safetensors  config.json  generation_config.json  the tokenizer's files
   optimizer.pt  scheduler.pt  rng_state.pth (rng_state_0.pth … with several processes)
   trainer_state.json
-  checkpoint.json    written last: identity of the run, position, sizes of all files
+  checkpoint.json    written last: identity of the run, position, size and SHA-256 of all files
 """
 
 import json
@@ -19,15 +19,16 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import CheckpointError, DuetError
+from pipeline.errors import CheckpointError, DuetError, InputError
 from pipeline.fit.optim import warmup_steps
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.state import RunState
 from pipeline.fit.trained import STATE_FILE, save_model, writing_errors
 from pipeline.progress import note
 from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.fingerprint import sha256_of_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 _SETTINGS = (
@@ -127,7 +128,7 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
     for step, folder in sorted(_folders(output), reverse=True):
         try:
             return _read(folder, step)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
             note(f"{folder.name} is incomplete or damaged ({error}); passed over")
     return None
 
@@ -174,7 +175,7 @@ def write_checkpoint(
             "identity": identity,
             "processes": len(rng_states),
             "progress": state.progress(),
-            "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
+            "files": {path.name: _seal(path) for path in sorted(temporary.iterdir())},
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     publish_folder(temporary, final)
@@ -218,18 +219,18 @@ def _folders(output: Path) -> list[tuple[int, Path]]:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """Read a checkpoint's manifest.
+    """Read a checkpoint's manifest, and check the files that it names.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError, AttributeError: It is not complete.
+        OSError, ValueError, TypeError, KeyError, AttributeError, InputError: It is not complete.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
-    for name, size in manifest["files"].items():
-        found = (folder / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, not {size}")
+    for name, seal in manifest["files"].items():
+        size = (folder / name).stat().st_size
+        if size != seal["bytes"]:
+            raise ValueError(f"{name} has {size} bytes, not {seal['bytes']}")
     identity, processes = manifest["identity"], manifest["processes"]
     if not isinstance(identity, dict) or not isinstance(processes, int):
         raise TypeError("identity or processes of a wrong type")
@@ -237,7 +238,15 @@ def _read(folder: Path, step: int) -> Checkpoint:
     state = RunState.from_progress(manifest["progress"], log)
     if state.step != step:
         raise ValueError(f"it was made at step {state.step}")
+    for name, seal in manifest["files"].items():  # last: it reads all of them
+        if _seal(folder / name) != seal:
+            raise ValueError(f"{name} is not as it was written")
     return Checkpoint(folder=folder, identity=identity, processes=processes, state=state)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Return what tells a file from a damaged one."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def _rng_file(process: int, processes: int) -> str:

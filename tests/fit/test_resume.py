@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been; another run's checkpoint is refused."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -292,14 +293,41 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert_same_weights(out, Path(finished.output_dir))
 
 
+def overwrite(folder: Path, name: str, content: bytes) -> None:
+    """Put other content into a file, and its size and hash into the manifest."""
+    (folder / name).write_bytes(content)
+    values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+    digest = hashlib.sha256(content).hexdigest()
+    values["files"][name] = {"bytes": len(content), "sha256": digest}
+    (folder / "checkpoint.json").write_text(json.dumps(values), "utf-8")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_file_with_one_other_byte_is_damage(
+    finished: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    file = out / "checkpoint-6" / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    found = find_checkpoint(out)
+    assert found is not None
+    assert found.folder.name == "checkpoint-4"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "passed over" in said
+    fit(changed(finished, output_dir=str(out)))
+    assert_same_weights(out, Path(finished.output_dir))
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_content_that_cannot_be_read_is_named(
     finished: FitConfig, tmp_path: Path, name: str
 ) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     (out / "trainer_state.json").unlink()
-    file = out / "checkpoint-6" / name
-    file.write_bytes(b"\1" * file.stat().st_size)
+    overwrite(out / "checkpoint-6", name, b"\1" * 99)
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith(name)
@@ -313,11 +341,8 @@ def test_content_of_a_wrong_shape_is_damage_too(
 ) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     (out / "trainer_state.json").unlink()
-    torch.save(content, out / "checkpoint-6" / name)
-    manifest = out / "checkpoint-6" / "checkpoint.json"
-    values = json.loads(manifest.read_text("utf-8"))
-    values["files"][name] = (out / "checkpoint-6" / name).stat().st_size
-    manifest.write_text(json.dumps(values), "utf-8")
+    torch.save(content, tmp_path / "content")
+    overwrite(out / "checkpoint-6", name, (tmp_path / "content").read_bytes())
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith("checkpoint-6")
@@ -326,8 +351,7 @@ def test_content_of_a_wrong_shape_is_damage_too(
 def test_weights_that_cannot_be_read_are_named(finished: FitConfig, tmp_path: Path) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     (out / "trainer_state.json").unlink()
-    file = out / "checkpoint-6" / "model.safetensors"
-    file.write_bytes(b"\xff" * file.stat().st_size)
+    overwrite(out / "checkpoint-6", "model.safetensors", b"\xff" * 9999)
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith("checkpoint-6")
