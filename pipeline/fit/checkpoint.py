@@ -31,8 +31,11 @@ from pipeline.store.fingerprint import sha256_of_file
 SCHEMA_VERSION = 2
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
+_OTHER_RUN = ("--model-name-or-path (config)", "vocabulary", "rows to train on")
+"""What a run cannot go on with another of, by its name in the identity."""
 _SETTINGS = (
     "seed",
+    "bf16",
     "group_by_length",
     "learning_rate",
     "lr_scheduler_type",
@@ -46,7 +49,13 @@ _SETTINGS = (
 
 
 def run_identity(
-    config: FitConfig, plan: RunPlan, *, fingerprint: str, num_rows: int, model: str
+    config: FitConfig,
+    plan: RunPlan,
+    *,
+    fingerprint: str,
+    num_rows: int,
+    model: str,
+    vocabulary: str,
 ) -> dict[str, Any]:
     """Return what must be the same for a run to go on, by the words that a refusal names it by.
 
@@ -56,9 +65,11 @@ def run_identity(
         fingerprint: The prepared folder's.
         num_rows: Rows to train on.
         model: What kind of model the run starts from: see ``model.architecture``.
+        vocabulary: A name of the prepared tokenizer's pieces and their ids.
     """
     return {
         "--model-name-or-path (config)": model,
+        "vocabulary": vocabulary,
         "--from-scratch": config.from_scratch,
         "--data-path (fingerprint)": fingerprint,
         "rows per step": plan.rows_per_step,
@@ -78,21 +89,47 @@ class Checkpoint:
     processes: int
     state: RunState
 
-    def check_identity(self, identity: dict[str, Any]) -> None:
+    def differences(self, identity: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that differ, each with its value here and the one now."""
+        return {
+            name: (self.identity.get(name), value)
+            for name, value in identity.items()
+            if self.identity.get(name) != value
+        }
+
+    def check_identity(self, identity: dict[str, Any], *, anyway: bool = False) -> str:
         """Refuse to go on with other settings.
+
+        Args:
+            identity: That of the run to go on.
+            anyway: Go on all the same, where that is possible.
+
+        Returns:
+            The settings that differ, in words; empty where none does.
 
         Raises:
             CheckpointError: A setting differs; it names the first, with both values.
         """
-        for name, value in identity.items():
-            before = self.identity.get(name)
-            if before != value:
-                raise CheckpointError(
-                    "a run cannot go on with other settings",
-                    where=name,
-                    got=f"{value}, but {self.folder.name} was made with {before}",
-                    do="give the value it was made with, or another --output-dir",
-                )
+        different = self.differences(identity)
+        barred = [name for name in different if not self._can_change(name, *different[name])]
+        for name in barred or ([] if anyway else different):
+            before, value = different[name]
+            way = "" if barred else "--resume-anyway to go on with this one, "
+            raise CheckpointError(
+                "a run cannot go on with other settings",
+                where=name,
+                got=f"{value}, but {self.folder.name} was made with {before}",
+                do=f"give the value it was made with, {way}or another --output-dir",
+            )
+        return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())
+
+    def _can_change(self, name: str, before: Any, now: Any) -> bool:
+        """Tell whether there is a meaning in going on with another value."""
+        if name == "--optim":  # the two of AdamW keep the same state
+            return "adafactor" not in (before, now)
+        if name == "steps in all":
+            return bool(now >= self.state.step)
+        return name not in _OTHER_RUN
 
     def load(self, name: str) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.

@@ -22,7 +22,7 @@ from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.progress import note
 from pipeline.store.atomic import output_errors
-from pipeline.store.fingerprint import sha256_of_file
+from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
@@ -199,6 +199,7 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
         fingerprint=data.manifest.fingerprint,
         num_rows=num_rows,
         model=architecture(config),
+        vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
     )
     setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
     _note_what_means_nothing(setup)

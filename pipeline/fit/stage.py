@@ -15,6 +15,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DuetError, ModelError
 from pipeline.fit.batch_size import find_batch_size, trains
 from pipeline.fit.batching import StepPlan
+from pipeline.fit.card import model_card, write_card
 from pipeline.fit.checkpoint import (
     Checkpoint,
     damaged,
@@ -33,7 +34,7 @@ from pipeline.fit.memory import optimizer_bytes
 from pipeline.fit.metrics import Meter
 from pipeline.fit.micro_batches import Cutter, Shape
 from pipeline.fit.model import load_checkpoint_model, load_model
-from pipeline.fit.optim import make_optimizer, make_schedule
+from pipeline.fit.optim import make_optimizer, make_schedule, take_over
 from pipeline.fit.probe import MOST_ROWS, biggest, pays_off, try_out
 from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
@@ -100,7 +101,9 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
     if setup.accelerator.is_main_process:
         checkpoint = find_checkpoint(setup.output)
         if checkpoint is not None:
-            checkpoint.check_identity(setup.identity)
+            anyway = setup.config.resume_anyway
+            if other := checkpoint.check_identity(setup.identity, anyway=anyway):
+                setup.say(f"--resume-anyway: {checkpoint.folder.name} goes on with {other}")
             ended = checkpoint.state.step == setup.plan.total_steps
             found = [checkpoint, ended and is_trained(setup.output, checkpoint.state)]
     broadcast_object_list(found)
@@ -146,6 +149,8 @@ class Run:
             self._check_weights()
             loop.finish()
         if setup.accelerator.is_main_process:
+            facts = json.loads(self._facts)
+            write_card(setup.output, model_card(setup.config, facts, state))
             write_trained(
                 setup.output,
                 self._model,
@@ -201,8 +206,12 @@ class Run:
         if checkpoint is None:
             return
         try:
-            self._optimizer.load_state_dict(checkpoint.load("optimizer.pt"))
-            self._schedule.load_state_dict(checkpoint.load("scheduler.pt"))
+            optimizer = checkpoint.load("optimizer.pt")
+            if checkpoint.differences(self._setup.identity):
+                take_over(self._optimizer, self._schedule, optimizer, self._state.step)
+            else:
+                self._optimizer.load_state_dict(optimizer)
+                self._schedule.load_state_dict(checkpoint.load("scheduler.pt"))
             if self._schedule.last_epoch != self._state.step:
                 raise ValueError("the schedule is at another step")
             if checkpoint.processes == accelerator.num_processes:

@@ -136,6 +136,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": 0.0}, "--weight-decay"),
     ({"max_grad_norm": 2.0}, "--max-grad-norm"),
     ({"optim": "adafactor"}, "--optim"),
+    ({"bf16": True}, "--bf16"),
     ({"from_scratch": True}, "--from-scratch"),
     ({"adam_beta2": 0.9}, "--adam-beta2"),
 ]
@@ -168,6 +169,92 @@ def test_other_settings_are_refused_by_name(
         fit(changed(finished, **changes))
     assert caught.value.where == name
     assert "checkpoint-6 was made with" in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 2e-2}, "--learning-rate 0.02 (was 0.01)"),
+        ({"weight_decay": 0.3, "seed": 7}, "--seed 7 (was 42), --weight-decay 0.3 (was 0.1)"),
+        ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type linear (was cosine)"),
+        ({"max_steps": 9}, "steps in all 9 (was 6)"),
+        ({"optim": "adamw_torch_fused"}, "--optim adamw_torch_fused (was adamw_torch)"),
+        ({"train_batch_size": 5}, "rows per step 5 (was 4)"),
+    ],
+)
+def test_a_run_goes_on_with_other_settings_where_it_is_told_to(
+    finished: FitConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    finished = changed(finished, logging_steps=1, resume_anyway=True)
+    new = log_of(fit(changed(finished, output_dir=str(tmp_path / "new"), **changes)))
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    shutil.rmtree(out / "checkpoint-6")
+    capsys.readouterr()
+    fit(changed(finished, output_dir=str(out), **changes))
+    said = capsys.readouterr().err
+    assert f"note: --resume-anyway: checkpoint-4 goes on with {words}\n" in said
+    # From here on the rates are those of a run with the new settings, from its first step on.
+    rates = [(entry["step"], entry["learning_rate"]) for entry in new if "loss" in entry]
+    went_on = [entry for entry in log_of(out) if "loss" in entry and entry["step"] > 4]
+    assert [(entry["step"], entry["learning_rate"]) for entry in went_on] == rates[4:]
+    last = sorted(out.glob("checkpoint-*"))[-1]
+    saved = torch.load(last / "optimizer.pt", weights_only=True)
+    assert {int(state["step"]) for state in saved["state"].values()} == {len(rates)}
+    for group, decay in zip(
+        saved["param_groups"], (changes.get("weight_decay", 0.1), 0.0), strict=True
+    ):
+        assert group["weight_decay"] == decay
+    fit(changed(finished, output_dir=str(out), **changes | {"resume_anyway": False}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_data": 12}, "rows to train on"),
+        ({"optim": "adafactor"}, "--optim"),
+        ({"max_steps": 5, "learning_rate": 1.0}, "steps in all"),
+    ],
+)
+def test_what_no_run_can_go_on_with(
+    finished: FitConfig, changes: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(CheckpointError, match="other settings") as caught:
+        fit(changed(finished, resume_anyway=True, **changes))
+    assert caught.value.where == name
+    assert caught.value.do == "give the value it was made with, or another --output-dir"
+
+
+def test_no_run_goes_on_with_another_model_or_vocabulary(
+    finished: FitConfig, tiny: Path, tmp_path: Path
+) -> None:
+    other = with_config(tiny, tmp_path / "other", num_layers=3)
+    with pytest.raises(CheckpointError) as caught:
+        fit(changed(finished, model_name_or_path=str(other), resume_anyway=True))
+    assert caught.value.where == "--model-name-or-path (config)"
+    data = shutil.copytree(finished.data_path, tmp_path / "data")
+    spec = json.loads((data / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    spec["model"]["vocab"][99][0] += "x"
+    (data / "tokenizer" / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        fit(changed(finished, data_path=str(data), resume_anyway=True))
+    assert caught.value.where == "vocabulary"
+
+
+def test_other_data_of_the_same_length_are_gone_on_with(
+    finished: FitConfig, train_only: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    shutil.rmtree(out / "checkpoint-6")
+    config = changed(finished, output_dir=str(out), data_path=str(train_only))
+    with pytest.raises(CheckpointError, match="other settings") as caught:
+        fit(config)
+    assert "--resume-anyway to go on" in caught.value.do
+    fit(changed(config, resume_anyway=True))
+    assert state_of(out)["global_step"] == 6
 
 
 def test_other_data_are_refused(finished: FitConfig, train_only: Path) -> None:
