@@ -199,6 +199,9 @@ class FitOptions:
     save_strategy: Strategy = option("steps", help="When to save checkpoints.")
     save_steps: float = option(500, help="Save every so many steps; below 1: a share of all.")
     save_total_limit: int | None = option(None, help="Checkpoints to keep. Default: all.")
+    resume_anyway: bool = option(
+        False, help="Go on from a checkpoint that was made with other settings, where possible."
+    )
     seed: int = option(42, help="Seed of the order, of dropout and of fresh weights.")
     report_to: str = option("none", help="none, tensorboard, wandb, trackio; or some, with commas.")
     run_name: str | None = option(None, help="The run's name for the trackers.")

@@ -8,6 +8,7 @@
     ├── PreparedFolderError   a prepared folder that is missing, incomplete or damaged
     ├── ModelError            a model that cannot be loaded, or does not fit the prepared data
     ├── CheckpointError       a checkpoint that cannot be resumed with these settings
+    ├── ProcessError          a process of the run that ended before the others
     └── OutputError           a folder or a disk that cannot be written
 
 The command line prints ``str(error)`` on stderr and ends with exit code 1:
@@ -78,6 +79,10 @@ class ModelError(DuetError):
 
 class CheckpointError(DuetError):
     """A checkpoint cannot be continued with the settings given."""
+
+
+class ProcessError(DuetError):
+    """Another process of the run ended, and this one cannot go on without it."""
 
 
 class OutputError(DuetError):

@@ -4,7 +4,7 @@ OUT/checkpoint-300/
   model.safetensors  config.json  generation_config.json  the tokenizer's files
   optimizer.pt  scheduler.pt  rng_state.pth (rng_state_0.pth … with several processes)
   trainer_state.json
-  checkpoint.json    written last: identity of the run, position, sizes of all files
+  checkpoint.json    written last: identity of the run, position, size and SHA-256 of all files
 """
 
 import json
@@ -19,19 +19,23 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import CheckpointError, DuetError
+from pipeline.errors import CheckpointError, DuetError, InputError
 from pipeline.fit.optim import warmup_steps
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.state import RunState
 from pipeline.fit.trained import STATE_FILE, save_model, writing_errors
 from pipeline.progress import note
 from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.fingerprint import sha256_of_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
+_OTHER_RUN = ("--model-name-or-path (config)", "vocabulary", "rows to train on")
+"""What a run cannot go on with another of, by its name in the identity."""
 _SETTINGS = (
     "seed",
+    "bf16",
     "group_by_length",
     "learning_rate",
     "lr_scheduler_type",
@@ -45,7 +49,13 @@ _SETTINGS = (
 
 
 def run_identity(
-    config: FitConfig, plan: RunPlan, *, fingerprint: str, num_rows: int, model: str
+    config: FitConfig,
+    plan: RunPlan,
+    *,
+    fingerprint: str,
+    num_rows: int,
+    model: str,
+    vocabulary: str,
 ) -> dict[str, Any]:
     """Return what must be the same for a run to go on, by the words that a refusal names it by.
 
@@ -55,9 +65,11 @@ def run_identity(
         fingerprint: The prepared folder's.
         num_rows: Rows to train on.
         model: What kind of model the run starts from: see ``model.architecture``.
+        vocabulary: A name of the prepared tokenizer's pieces and their ids.
     """
     return {
         "--model-name-or-path (config)": model,
+        "vocabulary": vocabulary,
         "--from-scratch": config.from_scratch,
         "--data-path (fingerprint)": fingerprint,
         "rows per step": plan.rows_per_step,
@@ -77,21 +89,47 @@ class Checkpoint:
     processes: int
     state: RunState
 
-    def check_identity(self, identity: dict[str, Any]) -> None:
+    def differences(self, identity: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that differ, each with its value here and the one now."""
+        return {
+            name: (self.identity.get(name), value)
+            for name, value in identity.items()
+            if self.identity.get(name) != value
+        }
+
+    def check_identity(self, identity: dict[str, Any], *, anyway: bool = False) -> str:
         """Refuse to go on with other settings.
+
+        Args:
+            identity: That of the run to go on.
+            anyway: Go on all the same, where that is possible.
+
+        Returns:
+            The settings that differ, in words; empty where none does.
 
         Raises:
             CheckpointError: A setting differs; it names the first, with both values.
         """
-        for name, value in identity.items():
-            before = self.identity.get(name)
-            if before != value:
-                raise CheckpointError(
-                    "a run cannot go on with other settings",
-                    where=name,
-                    got=f"{value}, but {self.folder.name} was made with {before}",
-                    do="give the value it was made with, or another --output-dir",
-                )
+        different = self.differences(identity)
+        barred = [name for name in different if not self._can_change(name, *different[name])]
+        for name in barred or ([] if anyway else different):
+            before, value = different[name]
+            way = "" if barred else "--resume-anyway to go on with this one, "
+            raise CheckpointError(
+                "a run cannot go on with other settings",
+                where=name,
+                got=f"{value}, but {self.folder.name} was made with {before}",
+                do=f"give the value it was made with, {way}or another --output-dir",
+            )
+        return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())
+
+    def _can_change(self, name: str, before: Any, now: Any) -> bool:
+        """Tell whether there is a meaning in going on with another value."""
+        if name == "--optim":  # the two of AdamW keep the same state
+            return "adafactor" not in (before, now)
+        if name == "steps in all":
+            return bool(now >= self.state.step)
+        return name not in _OTHER_RUN
 
     def load(self, name: str) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
@@ -127,7 +165,7 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
     for step, folder in sorted(_folders(output), reverse=True):
         try:
             return _read(folder, step)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
             note(f"{folder.name} is incomplete or damaged ({error}); passed over")
     return None
 
@@ -174,7 +212,7 @@ def write_checkpoint(
             "identity": identity,
             "processes": len(rng_states),
             "progress": state.progress(),
-            "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
+            "files": {path.name: _seal(path) for path in sorted(temporary.iterdir())},
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     publish_folder(temporary, final)
@@ -218,18 +256,18 @@ def _folders(output: Path) -> list[tuple[int, Path]]:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """Read a checkpoint's manifest.
+    """Read a checkpoint's manifest, and check the files that it names.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError, AttributeError: It is not complete.
+        OSError, ValueError, TypeError, KeyError, AttributeError, InputError: It is not complete.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
-    for name, size in manifest["files"].items():
-        found = (folder / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, not {size}")
+    for name, seal in manifest["files"].items():
+        size = (folder / name).stat().st_size
+        if size != seal["bytes"]:
+            raise ValueError(f"{name} has {size} bytes, not {seal['bytes']}")
     identity, processes = manifest["identity"], manifest["processes"]
     if not isinstance(identity, dict) or not isinstance(processes, int):
         raise TypeError("identity or processes of a wrong type")
@@ -237,7 +275,15 @@ def _read(folder: Path, step: int) -> Checkpoint:
     state = RunState.from_progress(manifest["progress"], log)
     if state.step != step:
         raise ValueError(f"it was made at step {state.step}")
+    for name, seal in manifest["files"].items():  # last: it reads all of them
+        if _seal(folder / name) != seal:
+            raise ValueError(f"{name} is not as it was written")
     return Checkpoint(folder=folder, identity=identity, processes=processes, state=state)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Return what tells a file from a damaged one."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def _rng_file(process: int, processes: int) -> str:

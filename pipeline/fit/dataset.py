@@ -7,6 +7,7 @@ padded batch; nothing else is read or kept.
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,11 @@ class SupervisedDataset(Dataset[Row]):
         """The tokens of each row's encoder and decoder side: two int64[rows]."""
         encoder, decoder = (column.lengths()[: self._length] for column in self._columns.values())
         return encoder, decoder
+
+    def conversation_ids(self, rows: Iterable[int]) -> list[str]:
+        """Return the ids of the conversations that some rows are from; only they are read."""
+        column = open_split(self.path, self.manifest, self.split).column("conversation_id")
+        return [str(column[row]) for row in rows]
 
     def check_ids(self, vocab_size: int) -> None:
         """Read all ids and check that they are some.

@@ -44,6 +44,8 @@ class StepFeed:
     """Operations of the forward pass over all these rows, padding not counted."""
     padded_flops: float
     """The same of the micro-batches that they are cut into, on all processes."""
+    parts: list[IntArray]
+    """The rows of each micro-batch of this process; none where it has nothing to do."""
     batches: list[Batch]
     """The micro-batches of this process, in main memory; as many as any other process has."""
 
@@ -79,6 +81,7 @@ class Feeder:
             target_tokens=int(decoder[rows].sum()),
             useful_flops=cutter.useful(rows),
             padded_flops=sum(cutter.cost(part) for parts in dealt for part in parts if len(part)),
+            parts=mine,
             batches=[self._batch(part, rows[:1]) for part in mine],
         )
 

@@ -7,6 +7,7 @@ known from the rows' lengths, so no process has to ask another before the backwa
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.batching import StepPlan
+from pipeline.fit.culprits import rows_without_loss
+from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import Feeder, StepFeed, to_device
 from pipeline.fit.metrics import Meter
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.report import Reporter
 from pipeline.fit.state import RunState, Sums
+from pipeline.fit.stopping import StopRequest, asked_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +40,8 @@ class StepResult:
     """Total norm of the gradient before clipping."""
     learning_rate: float
     """The rate that the step used."""
+    stop: signal.Signals | None = None
+    """The signal by which a process was asked to stop; the same on all of them."""
 
 
 def diverged(step: int, got: object) -> ModelError:
@@ -58,10 +64,16 @@ class TrainingStep:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
+        dataset: SupervisedDataset,
+        stop: StopRequest,
     ) -> None:
-        """Take everything as it is: ``model``, with its loss, is prepared by accelerate already."""
+        """Take everything as it is: ``model``, with its loss, is prepared by accelerate already.
+
+        ``dataset`` is what the rows of the feeds are from; its conversations are named in faults.
+        """
         self._config, self._accelerator, self._model = config, accelerator, model
         self._optimizer, self._schedule = optimizer, schedule
+        self._dataset, self._stop = dataset, stop
 
     def __call__(self, feed: StepFeed, step: int) -> StepResult:
         """Train on the batches of a step.
@@ -70,9 +82,13 @@ class TrainingStep:
             ModelError: Loss or gradient is no finite number; the weights are as before the step.
         """
         tokens = feed.target_tokens
-        loss = self._backward(feed, tokens)
+        losses = self._backward(feed, tokens)
+        loss, stop = self._sum(losses)
+        if not math.isfinite(loss):
+            culprits = rows_without_loss(feed.parts, losses, self._dataset)
+            raise diverged(step, f"loss {loss / max(tokens, 1):.4g}{culprits}")
         grad_norm = self._clip()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        if not math.isfinite(grad_norm):
             raise diverged(step, f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}")
         rate = float(self._schedule.get_last_lr()[0])
         try:
@@ -83,22 +99,33 @@ class TrainingStep:
             raise diverged(step, error) from error
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate)
+        return StepResult(
+            loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate, stop=stop
+        )
 
-    def _backward(self, feed: StepFeed, tokens: int) -> float:
-        """Leave the gradient of the step's mean token loss; return the sum over all processes."""
+    def _backward(self, feed: StepFeed, tokens: int) -> list[torch.Tensor]:
+        """Leave the gradient of the step's mean token loss; return each micro-batch's sum."""
         accelerator, model = self._accelerator, self._model
         # DistributedDataParallel takes the mean over processes, and accelerate divides by an
         # accumulation that its launcher may have set: both are undone.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / max(tokens, 1)
-        total = torch.zeros((), device=accelerator.device)
+        losses = []
         for i, batch in enumerate(feed.batches):
             last = i == len(feed.batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 loss = model(**to_device(batch, accelerator.device))
                 accelerator.backward(loss * scale)
-            total += loss.detach()
-        return float(accelerator.reduce(total, reduction="sum"))
+            losses.append(loss.detach())
+        return losses
+
+    def _sum(self, losses: list[torch.Tensor]) -> tuple[float, signal.Signals | None]:
+        """Return the loss of all processes, and the signal that one of them got."""
+        device = self._accelerator.device
+        total = sum(losses, start=torch.zeros((), device=device))
+        flags = torch.tensor(self._stop.flags(), device=device)
+        values = torch.cat([total[None], flags])
+        summed = self._accelerator.reduce(values, reduction="sum").cpu()
+        return float(summed[0]), asked_for(summed[1:])
 
     def _clip(self) -> float:
         """Clip the gradient; return its total norm before."""
@@ -140,8 +167,12 @@ class TrainingLoop:
         self._evaluate, self._save = evaluate, save
         self._meter, self._reporter = meter, reporter
 
-    def run(self) -> None:
-        """Take the steps that are left."""
+    def run(self) -> signal.Signals | None:
+        """Take the steps that are left.
+
+        Returns:
+            None after the last step; before it, the signal that stopped the run, which is saved.
+        """
         plan, state = self._plan, self._state
         start, before = time.perf_counter(), state.seconds
         rows = map(self._steps.rows_of, range(state.step, plan.total_steps))
@@ -158,10 +189,14 @@ class TrainingLoop:
                 if plan.due(plan.evaluation, step):
                     self._enter(self._evaluate())
                 state.seconds = before + time.perf_counter() - start
-                if plan.due(plan.saving, step):
+                stop = result.stop if step < plan.total_steps else None
+                if plan.due(plan.saving, step) or stop:
                     self._save()
+                if stop:
+                    return stop
                 self._meter.resume()
         state.seconds = before + time.perf_counter() - start
+        return None
 
     def finish(self) -> None:
         """Log the summary of the whole run."""

@@ -76,6 +76,31 @@ def make_optimizer(model: nn.Module, options: FitOptions) -> torch.optim.Optimiz
         ) from error
 
 
+def take_over(
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    saved: dict[str, Any],
+    step: int,
+) -> None:
+    """Go on from a saved optimizer's averages, but with this one's own rates and other values.
+
+    Args:
+        optimizer: As new, with ``schedule``.
+        schedule: A ``LambdaLR``; put to where it is after ``step`` steps.
+        saved: The state of an optimizer of the same kind on the same parameters.
+        step: Steps done.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    rates = [
+        base * shape(step)
+        for base, shape in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule.last_epoch, schedule._last_lr = step, rates
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def warmup_steps(options: FitOptions, total_steps: int) -> int:
     """Return the steps in which the rate rises: given, or the ratio of all, rounded up."""
     return options.warmup_steps or math.ceil(options.warmup_ratio * total_steps - 1e-9)

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import ConfigError, PreparedFolderError
+from pipeline.errors import ConfigError, PreparedFolderError, ProcessError
 from pipeline.fit.checkpoint import delete_leftovers, run_identity
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.progress import note
 from pipeline.store.atomic import output_errors
-from pipeline.store.fingerprint import sha256_of_file
+from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
@@ -103,6 +103,7 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
 
     Raises:
         ConfigError: A tracker's package is missing, or the launcher asks for what is not here.
+        ProcessError: Another process ended while this one waited for it.
     """
     from accelerate import (
         Accelerator,
@@ -127,6 +128,10 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     check_joined(accelerator, processes)
     try:
         yield accelerator
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and _is_of_a_collective(error):
+            raise _left_alone(accelerator, error) from error
+        raise
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -134,6 +139,22 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     if not was_joined:
         accelerator.state.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    """Tell whether torch raised it because it could not reach another process."""
+    # gloo has no class of its own: its messages begin with the place in its source.
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
+def _left_alone(accelerator: Any, error: RuntimeError) -> ProcessError:
+    return ProcessError(
+        "another process of the run has ended",
+        where=f"seen by process {accelerator.process_index} of {accelerator.num_processes}",
+        got=str(error).splitlines()[0],
+        do="see what that one said last; nothing: it was killed, often for want of memory. "
+        "The same command goes on from the newest checkpoint",
+    )
 
 
 def check_joined(accelerator: Any, processes: int) -> None:
@@ -178,6 +199,7 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
         fingerprint=data.manifest.fingerprint,
         num_rows=num_rows,
         model=architecture(config),
+        vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
     )
     setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
     _note_what_means_nothing(setup)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import platform
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, DuetError, ModelError
 from pipeline.fit.batch_size import find_batch_size, trains
 from pipeline.fit.batching import StepPlan
+from pipeline.fit.card import model_card, write_card
 from pipeline.fit.checkpoint import (
     Checkpoint,
     damaged,
@@ -32,12 +34,13 @@ from pipeline.fit.memory import optimizer_bytes
 from pipeline.fit.metrics import Meter
 from pipeline.fit.micro_batches import Cutter, Shape
 from pipeline.fit.model import load_checkpoint_model, load_model
-from pipeline.fit.optim import make_optimizer, make_schedule
+from pipeline.fit.optim import make_optimizer, make_schedule, take_over
 from pipeline.fit.probe import MOST_ROWS, biggest, pays_off, try_out
 from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.setup import Setup, join_processes, open_data, set_up, start_trackers
 from pipeline.fit.state import RunState, trainer_state_json
+from pipeline.fit.stopping import StopRequest, exit_code
 from pipeline.fit.trained import is_trained, write_trained
 
 
@@ -59,6 +62,8 @@ def fit(config: FitConfig) -> Path:
         ModelError: The model cannot be loaded or does not fit the data, or training diverged.
         CheckpointError: The output folder holds a run with other settings, or a damaged one.
         OutputError: A result cannot be written.
+        ProcessError: Another process of the run ended before its time.
+        SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
     if config.dry_run:
         print_dry_run(config)
@@ -67,17 +72,20 @@ def fit(config: FitConfig) -> Path:
     with join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
         checkpoint, finished = _find_state(setup)
+        stop = None
         if finished:
             setup.say("finished before; nothing to train")
         else:
-            _run(setup, checkpoint)
+            stop = _run(setup, checkpoint)
         accelerator.wait_for_everyone()
+    if stop is not None:
+        raise SystemExit(exit_code(stop))
     return setup.output
 
 
-def _run(setup: Setup, checkpoint: Checkpoint | None) -> None:
+def _run(setup: Setup, checkpoint: Checkpoint | None) -> signal.Signals | None:
     try:
-        Run(setup, checkpoint).run()
+        return Run(setup, checkpoint).run()
     except torch.cuda.OutOfMemoryError as error:
         raise _out_of_memory(setup) from error
 
@@ -93,7 +101,9 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
     if setup.accelerator.is_main_process:
         checkpoint = find_checkpoint(setup.output)
         if checkpoint is not None:
-            checkpoint.check_identity(setup.identity)
+            anyway = setup.config.resume_anyway
+            if other := checkpoint.check_identity(setup.identity, anyway=anyway):
+                setup.say(f"--resume-anyway: {checkpoint.folder.name} goes on with {other}")
             ended = checkpoint.state.step == setup.plan.total_steps
             found = [checkpoint, ended and is_trained(setup.output, checkpoint.state)]
     broadcast_object_list(found)
@@ -117,12 +127,13 @@ class Run:
             compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, config)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
+        self._stop = StopRequest()
         self._evaluator: Evaluator | None = None
         self._max_rows = self._find_max_rows()
         self._restore(checkpoint)
 
-    def run(self) -> None:
-        """Train, and write the trained folder."""
+    def run(self) -> signal.Signals | None:
+        """Train, and write the trained folder; return the signal that stopped it before."""
         setup, state = self._setup, self._state
         start_trackers(setup)
         with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
@@ -130,10 +141,16 @@ class Run:
             steps, feeder = self._steps(), self._feeder()
             self._probe(steps, feeder.cutter)
             loop = self._loop(steps, feeder, reporter)
-            loop.run()
+            with self._stop:
+                stop = loop.run()
+            if stop is not None:
+                self._say_how_to_go_on(stop)
+                return stop
             self._check_weights()
             loop.finish()
         if setup.accelerator.is_main_process:
+            facts = json.loads(self._facts)
+            write_card(setup.output, model_card(setup.config, facts, state))
             write_trained(
                 setup.output,
                 self._model,
@@ -141,6 +158,14 @@ class Run:
                 run=self._facts,
                 trainer_state=self._trainer_state(),
             )
+        return None
+
+    def _say_how_to_go_on(self, stop: signal.Signals) -> None:
+        step, total = self._state.step, self._setup.plan.total_steps
+        self._setup.say(
+            f"{stop.name}: stopped after step {step} of {total}, saved as checkpoint-{step}; "
+            "the same command goes on from there"
+        )
 
     def _load_model(self, checkpoint: Checkpoint | None) -> Any:
         config, tokenizer = self._setup.config, self._setup.data.tokenizer
@@ -181,8 +206,12 @@ class Run:
         if checkpoint is None:
             return
         try:
-            self._optimizer.load_state_dict(checkpoint.load("optimizer.pt"))
-            self._schedule.load_state_dict(checkpoint.load("scheduler.pt"))
+            optimizer = checkpoint.load("optimizer.pt")
+            if checkpoint.differences(self._setup.identity):
+                take_over(self._optimizer, self._schedule, optimizer, self._state.step)
+            else:
+                self._optimizer.load_state_dict(optimizer)
+                self._schedule.load_state_dict(checkpoint.load("scheduler.pt"))
             if self._schedule.last_epoch != self._state.step:
                 raise ValueError("the schedule is at another step")
             if checkpoint.processes == accelerator.num_processes:
@@ -235,7 +264,13 @@ class Run:
     def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan
         take_step = TrainingStep(
-            setup.config, setup.accelerator, self._wrapped, self._optimizer, self._schedule
+            setup.config,
+            setup.accelerator,
+            self._wrapped,
+            self._optimizer,
+            self._schedule,
+            setup.data.train,
+            self._stop,
         )
         meter = Meter(
             device=setup.accelerator.device,

@@ -2,8 +2,9 @@
 
     model.safetensors  config.json  generation_config.json  the tokenizer's files
 
-The output folder itself also gets ``run.json`` and, last, ``trainer_state.json``: each file is
-whole or not there.
+Large weights are ``model-0000N-of-0000M.safetensors`` and ``model.safetensors.index.json``. The
+output folder itself also gets ``README.md`` (``card.py``), ``run.json`` and, last,
+``trainer_state.json``: each file is whole or not there.
 """
 
 import contextlib
@@ -23,14 +24,17 @@ from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
 STATE_FILE = "trainer_state.json"
 RUN_FILE = "run.json"
+MAX_SHARD_SIZE = "5GB"
+"""Weights of more are several files with an index, which every loader of this layout knows."""
 _WEIGHTS = (
+    "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model-*-of-*.bin",
     "pytorch_model.bin.index.json",
 )
-MODEL_FILES = ("model.safetensors", "config.json", "generation_config.json")
+_INDEX = "model.safetensors.index.json"
 
 
 @contextlib.contextmanager
@@ -63,8 +67,7 @@ def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
     """
     with writing_errors(folder), quiet_transformers():
         folder.mkdir(parents=True, exist_ok=True)
-        # One file, however large: model.safetensors is the name that people look for.
-        model.save_pretrained(folder, max_shard_size="1000GB")
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         _state_tying(folder / "config.json", is_tied(model))
         copy_tokenizer(tokenizer, folder)
 
@@ -127,4 +130,16 @@ def is_trained(output: Path, state: RunState) -> bool:
         same = same and values["log_history"][: len(state.log)] == state.log
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    return bool(same) and all((output / name).is_file() for name in (*MODEL_FILES, RUN_FILE))
+    try:
+        files = (*_weight_files(output), "config.json", "generation_config.json", RUN_FILE)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return bool(same) and all((output / name).is_file() for name in files)
+
+
+def _weight_files(output: Path) -> set[str]:
+    """Return the names of the files that the weights are in, or should be."""
+    if not (output / _INDEX).is_file():
+        return {"model.safetensors"}
+    index = json.loads((output / _INDEX).read_text(encoding="utf-8"))
+    return set(index["weight_map"].values())

@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been; another run's checkpoint is refused."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -135,6 +136,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": 0.0}, "--weight-decay"),
     ({"max_grad_norm": 2.0}, "--max-grad-norm"),
     ({"optim": "adafactor"}, "--optim"),
+    ({"bf16": True}, "--bf16"),
     ({"from_scratch": True}, "--from-scratch"),
     ({"adam_beta2": 0.9}, "--adam-beta2"),
 ]
@@ -167,6 +169,92 @@ def test_other_settings_are_refused_by_name(
         fit(changed(finished, **changes))
     assert caught.value.where == name
     assert "checkpoint-6 was made with" in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 2e-2}, "--learning-rate 0.02 (was 0.01)"),
+        ({"weight_decay": 0.3, "seed": 7}, "--seed 7 (was 42), --weight-decay 0.3 (was 0.1)"),
+        ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type linear (was cosine)"),
+        ({"max_steps": 9}, "steps in all 9 (was 6)"),
+        ({"optim": "adamw_torch_fused"}, "--optim adamw_torch_fused (was adamw_torch)"),
+        ({"train_batch_size": 5}, "rows per step 5 (was 4)"),
+    ],
+)
+def test_a_run_goes_on_with_other_settings_where_it_is_told_to(
+    finished: FitConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    finished = changed(finished, logging_steps=1, resume_anyway=True)
+    new = log_of(fit(changed(finished, output_dir=str(tmp_path / "new"), **changes)))
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    shutil.rmtree(out / "checkpoint-6")
+    capsys.readouterr()
+    fit(changed(finished, output_dir=str(out), **changes))
+    said = capsys.readouterr().err
+    assert f"note: --resume-anyway: checkpoint-4 goes on with {words}\n" in said
+    # From here on the rates are those of a run with the new settings, from its first step on.
+    rates = [(entry["step"], entry["learning_rate"]) for entry in new if "loss" in entry]
+    went_on = [entry for entry in log_of(out) if "loss" in entry and entry["step"] > 4]
+    assert [(entry["step"], entry["learning_rate"]) for entry in went_on] == rates[4:]
+    last = sorted(out.glob("checkpoint-*"))[-1]
+    saved = torch.load(last / "optimizer.pt", weights_only=True)
+    assert {int(state["step"]) for state in saved["state"].values()} == {len(rates)}
+    for group, decay in zip(
+        saved["param_groups"], (changes.get("weight_decay", 0.1), 0.0), strict=True
+    ):
+        assert group["weight_decay"] == decay
+    fit(changed(finished, output_dir=str(out), **changes | {"resume_anyway": False}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_data": 12}, "rows to train on"),
+        ({"optim": "adafactor"}, "--optim"),
+        ({"max_steps": 5, "learning_rate": 1.0}, "steps in all"),
+    ],
+)
+def test_what_no_run_can_go_on_with(
+    finished: FitConfig, changes: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(CheckpointError, match="other settings") as caught:
+        fit(changed(finished, resume_anyway=True, **changes))
+    assert caught.value.where == name
+    assert caught.value.do == "give the value it was made with, or another --output-dir"
+
+
+def test_no_run_goes_on_with_another_model_or_vocabulary(
+    finished: FitConfig, tiny: Path, tmp_path: Path
+) -> None:
+    other = with_config(tiny, tmp_path / "other", num_layers=3)
+    with pytest.raises(CheckpointError) as caught:
+        fit(changed(finished, model_name_or_path=str(other), resume_anyway=True))
+    assert caught.value.where == "--model-name-or-path (config)"
+    data = shutil.copytree(finished.data_path, tmp_path / "data")
+    spec = json.loads((data / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    spec["model"]["vocab"][99][0] += "x"
+    (data / "tokenizer" / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        fit(changed(finished, data_path=str(data), resume_anyway=True))
+    assert caught.value.where == "vocabulary"
+
+
+def test_other_data_of_the_same_length_are_gone_on_with(
+    finished: FitConfig, train_only: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    shutil.rmtree(out / "checkpoint-6")
+    config = changed(finished, output_dir=str(out), data_path=str(train_only))
+    with pytest.raises(CheckpointError, match="other settings") as caught:
+        fit(config)
+    assert "--resume-anyway to go on" in caught.value.do
+    fit(changed(config, resume_anyway=True))
+    assert state_of(out)["global_step"] == 6
 
 
 def test_other_data_are_refused(finished: FitConfig, train_only: Path) -> None:
@@ -292,14 +380,41 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert_same_weights(out, Path(finished.output_dir))
 
 
+def overwrite(folder: Path, name: str, content: bytes) -> None:
+    """Put other content into a file, and its size and hash into the manifest."""
+    (folder / name).write_bytes(content)
+    values = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+    digest = hashlib.sha256(content).hexdigest()
+    values["files"][name] = {"bytes": len(content), "sha256": digest}
+    (folder / "checkpoint.json").write_text(json.dumps(values), "utf-8")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_file_with_one_other_byte_is_damage(
+    finished: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    file = out / "checkpoint-6" / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    found = find_checkpoint(out)
+    assert found is not None
+    assert found.folder.name == "checkpoint-4"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "passed over" in said
+    fit(changed(finished, output_dir=str(out)))
+    assert_same_weights(out, Path(finished.output_dir))
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_content_that_cannot_be_read_is_named(
     finished: FitConfig, tmp_path: Path, name: str
 ) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     (out / "trainer_state.json").unlink()
-    file = out / "checkpoint-6" / name
-    file.write_bytes(b"\1" * file.stat().st_size)
+    overwrite(out / "checkpoint-6", name, b"\1" * 99)
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith(name)
@@ -313,11 +428,8 @@ def test_content_of_a_wrong_shape_is_damage_too(
 ) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     (out / "trainer_state.json").unlink()
-    torch.save(content, out / "checkpoint-6" / name)
-    manifest = out / "checkpoint-6" / "checkpoint.json"
-    values = json.loads(manifest.read_text("utf-8"))
-    values["files"][name] = (out / "checkpoint-6" / name).stat().st_size
-    manifest.write_text(json.dumps(values), "utf-8")
+    torch.save(content, tmp_path / "content")
+    overwrite(out / "checkpoint-6", name, (tmp_path / "content").read_bytes())
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith("checkpoint-6")
@@ -326,8 +438,7 @@ def test_content_of_a_wrong_shape_is_damage_too(
 def test_weights_that_cannot_be_read_are_named(finished: FitConfig, tmp_path: Path) -> None:
     out = shutil.copytree(finished.output_dir, tmp_path / "out")
     (out / "trainer_state.json").unlink()
-    file = out / "checkpoint-6" / "model.safetensors"
-    file.write_bytes(b"\xff" * file.stat().st_size)
+    overwrite(out / "checkpoint-6", "model.safetensors", b"\xff" * 9999)
     with pytest.raises(CheckpointError, match="damaged") as caught:
         fit(changed(finished, output_dir=str(out)))
     assert caught.value.where.endswith("checkpoint-6")

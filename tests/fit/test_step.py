@@ -19,6 +19,7 @@ from pipeline.fit.layers import fuse_layers
 from pipeline.fit.loop import StepResult, TrainingStep
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.model import quiet_transformers
+from pipeline.fit.stopping import StopRequest
 from tests.fit.helpers import changed
 
 ROWS = np.array([3, 1, 8, 0, 12, 5, 19, 7])
@@ -89,7 +90,8 @@ def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], 
     feeder = Feeder(dataset, cutter, model.config.pad_token_id, accelerator)
     optimizer = KeepGradients(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
-    step = TrainingStep(config, accelerator, SummedTokenLoss(model), optimizer, schedule)
+    wrapped, stop = SummedTokenLoss(model), StopRequest()
+    step = TrainingStep(config, accelerator, wrapped, optimizer, schedule, dataset, stop)
     return lambda rows: step(feeder.feed(rows), 1)
 
 
