@@ -42,6 +42,7 @@ _SETTINGS = (
     "adam_beta2",
     "adam_epsilon",
 )
+_LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 
 def run_identity(
@@ -56,6 +57,7 @@ def run_identity(
         num_rows: Rows to train on.
         model: What kind of model the run starts from: see ``model.architecture``.
     """
+    settings = (*_SETTINGS, *(_LORA_SETTINGS if config.lora_r else ()))
     return {
         "--model-name-or-path (config)": model,
         "--from-scratch": config.from_scratch,
@@ -64,7 +66,7 @@ def run_identity(
         "rows to train on": num_rows,
         "steps in all": plan.total_steps,
         "warmup steps": warmup_steps(config, plan.total_steps),
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in _SETTINGS},
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in settings},
     }
 
 
@@ -83,8 +85,8 @@ class Checkpoint:
         Raises:
             CheckpointError: A setting differs; it names the first, with both values.
         """
-        for name, value in identity.items():
-            before = self.identity.get(name)
+        for name in {**identity, **self.identity}:
+            value, before = identity.get(name), self.identity.get(name)
             if before != value:
                 raise CheckpointError(
                     "a run cannot go on with other settings",

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.fit.embedding import is_tied
+from pipeline.fit.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
 from pipeline.fit.model import quiet_transformers
 from pipeline.fit.state import RunState
 from pipeline.store.atomic import output_errors, sync_folder, write_file
@@ -24,6 +25,8 @@ from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 STATE_FILE = "trainer_state.json"
 RUN_FILE = "run.json"
 _WEIGHTS = (
+    "model.safetensors",
+    *ADAPTER_FILES,
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -55,7 +58,7 @@ def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
 
     Args:
         folder: Made if it is not there.
-        model: A transformers model, not wrapped.
+        model: A transformers model, not wrapped; of one with an adapter, the adapter is written.
         tokenizer: The folder that the tokenizer's files are copied from.
 
     Raises:
@@ -63,9 +66,12 @@ def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
     """
     with writing_errors(folder), quiet_transformers():
         folder.mkdir(parents=True, exist_ok=True)
-        # One file, however large: model.safetensors is the name that people look for.
-        model.save_pretrained(folder, max_shard_size="1000GB")
-        _state_tying(folder / "config.json", is_tied(model))
+        if is_adapted(model):
+            save_adapter(folder, model)
+        else:
+            # One file, however large: model.safetensors is the name that people look for.
+            model.save_pretrained(folder, max_shard_size="1000GB")
+            _state_tying(folder / "config.json", is_tied(model))
         copy_tokenizer(tokenizer, folder)
 
 
@@ -127,4 +133,5 @@ def is_trained(output: Path, state: RunState) -> bool:
         same = same and values["log_history"][: len(state.log)] == state.log
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    return bool(same) and all((output / name).is_file() for name in (*MODEL_FILES, RUN_FILE))
+    files = ADAPTER_FILES if is_adapter(output) else MODEL_FILES
+    return bool(same) and all((output / name).is_file() for name in (*files, RUN_FILE))
