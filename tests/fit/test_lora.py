@@ -127,13 +127,14 @@ def test_a_newline_is_written_after_lora(
 ) -> None:
     """A model that has learnt to write learns an answer; plain transformers and PEFT load it."""
     answer = "if x < 3:\n\treturn {x}"
+    base = with_config(base, tmp_path / "still", dropout_rate=0.0)
     texts = ["What is the capital?", "if x 3: return x", answer]
     question, plain_answer, target = ([*i, tokenizer.eos_id] for i in tokenizer.encode_batch(texts))
     data = [
         str(write_prepared(tmp_path / name, tokenizer, {"train": [(question, rows)]}))
         for name, rows in (("plain", plain_answer), ("lines", target))
     ]
-    settings = changed(small, logging_steps=150, save_strategy="no", max_steps=150)
+    settings = changed(small, logging_steps=150, save_strategy="no", max_steps=100)
     first = changed(
         settings,
         data_path=data[0],
@@ -150,8 +151,8 @@ def test_a_newline_is_written_after_lora(
             lora_r=16,
             lora_alpha=32,
             lora_dropout=0.0,
-            learning_rate=2e-2,
-            max_steps=300,
+            learning_rate=1e-2,
+            max_steps=200,
         )
     )
     from transformers import AutoTokenizer
