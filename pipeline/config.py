@@ -392,6 +392,23 @@ class ChatConfig:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of ``duet export``: a trained folder in, one for other programs out."""
+
+    model: str = option(help="The trained folder: the --output-dir of fit.", positional=True)
+    output_dir: str = option(help="The folder to write; it must not be there, or be empty.")
+    merge: bool = option(False, help="Merge a LoRA adapter into its base.")
+    format: Literal["huggingface", "ctranslate2"] = option(
+        "huggingface", help="What the folder is for."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _make_plain(self)
+        _require_names(self, "model", "output_dir")
+
+
 def _make_plain(config: Any) -> None:
     """Make text of each Path, and a tuple of one path or a list of them."""
     for f in dataclasses.fields(config):
