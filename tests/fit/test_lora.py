@@ -21,6 +21,7 @@ from pipeline.fit.stage import fit
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import changed, log_of, weights_of, with_config, write_prepared
+from tests.fit.test_processes import torchrun
 from tests.fit.test_resume import fit_and_stop
 
 pytest.importorskip("peft", reason="the extra peft is not installed")
@@ -184,6 +185,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert log_of(whole) == log_of(resumed)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_adapter_of_one(
+    small: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    small = changed(small, model_name_or_path=str(still), train_batch_size=4, lora_dropout=0.0)
+    one, two = fit(small), tmp_path / "two"
+    torchrun(changed(small, output_dir=str(two)), 2, "--lora-r=4", "--lora-dropout=0")
+    first, second = adapter_of(one), adapter_of(two)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-4)
+
+
+def test_recomputed_activations_change_nothing(small: FitConfig, tmp_path: Path) -> None:
+    again = changed(small, output_dir=str(tmp_path / "again"), gradient_checkpointing=True)
+    one, other = adapter_of(fit(small)), adapter_of(fit(again))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-5)
 
 
 def test_a_finished_run_has_nothing_to_do(
