@@ -11,6 +11,7 @@ import torch
 from pipeline.config import ChatConfig
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import ModelError
+from pipeline.fit.lora import is_adapter
 from pipeline.fit.model import load_trained
 from pipeline.prepare.encoding import PairEncoder
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -76,11 +77,11 @@ class Speaker:
         """Load model and tokenizer."""
         self._config = config
         folder = Path(config.model)
-        if not (folder / "config.json").is_file():
+        if not ((folder / "config.json").is_file() or is_adapter(folder)):
             raise ModelError(
                 "no trained model",
                 where=folder,
-                got="no config.json in it",
+                got="neither config.json nor adapter_config.json in it",
                 do="give the --output-dir of duet fit",
             )
         self._tokenizer = load_tokenizer(config.model)

@@ -15,6 +15,7 @@ from pipeline import __version__
 from pipeline.config import (
     CacheConfig,
     ChatConfig,
+    ExportConfig,
     FitConfig,
     InspectConfig,
     PrepareConfig,
@@ -65,6 +66,12 @@ def _chat(config: ChatConfig) -> None:
     chat(config)
 
 
+def _export(config: ExportConfig) -> None:
+    from pipeline.export import export
+
+    print(export(config))
+
+
 def _print_once(result: object) -> None:
     """Print the result from one process of a distributed run."""
     if os.environ.get("RANK", "0") == "0":
@@ -97,6 +104,11 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         ChatConfig,
         _chat,
         "Talk to a trained model, as it was trained.",
+    ),
+    "export": (
+        ExportConfig,
+        _export,
+        "Write a trained model in another form.",
     ),
 }
 """Each command's settings, function and help."""

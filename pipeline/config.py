@@ -208,6 +208,16 @@ class FitOptions:
     from_scratch: bool = option(
         False, help="Start from the model's config with fresh weights: tests, demos, pre-training."
     )
+    lora_r: int = option(
+        0, help="Rank of LoRA's matrices: they and the new pieces' rows alone are trained. 0: off."
+    )
+    lora_alpha: int = option(16, help="What LoRA adds is scaled by this over the rank.")
+    lora_dropout: float = option(0.05, help="Dropout before LoRA's matrices.")
+    lora_target_modules: str | None = option(
+        None,
+        help="Layers that get LoRA, with commas. Default: those of q,k,v,o,wi,wi_0,wi_1,wo "
+        "that the model has.",
+    )
     num_data: int = option(-1, help="Train on the first so many rows. -1: all.")
     cache_dir: str | None = option(None, help="Where models from the hub are kept.")
     fsdp: str = option("", help="Sharding, in the Hugging Face trainer's words.")
@@ -244,7 +254,15 @@ class FitOptions:
             "adam_epsilon",
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed"):
+        _require(
+            not (self.lora_r and self.from_scratch),
+            "lora_r",
+            self.lora_r,
+            "give 0 with --from-scratch: an adapter wants a model that is saved somewhere",
+        )
+        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "give 1 or more")
+        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "give 0 to below 1")
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "lora_r"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "give 0 to 1")
@@ -310,6 +328,13 @@ class FitConfig(FitOptions):
         _make_plain(self)
         _require_names(self, "data_path", "model_name_or_path", "output_dir")
         _require_local(self, "data_path", "output_dir")
+        _require(
+            not self.lora_r
+            or Path(self.output_dir).resolve() != Path(self.model_name_or_path).resolve(),
+            "output_dir",
+            self.output_dir,
+            "give another folder than the model's: an adapter is of no use without it",
+        )
         super().__post_init__()
 
 
@@ -396,6 +421,23 @@ class ChatConfig:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "give 1 or more")
         _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of ``duet export``: a trained folder in, one for other programs out."""
+
+    model: str = option(help="The trained folder: the --output-dir of fit.", positional=True)
+    output_dir: str = option(help="The folder to write; it must not be there, or be empty.")
+    merge: bool = option(False, help="Merge a LoRA adapter into its base.")
+    format: Literal["huggingface", "ctranslate2"] = option(
+        "huggingface", help="What the folder is for."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        _make_plain(self)
+        _require_names(self, "model", "output_dir")
 
 
 def _make_plain(config: Any) -> None:

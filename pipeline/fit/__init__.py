@@ -12,6 +12,7 @@
     feeding.py     rows of each step -> padded batches, made ahead on a GPU
     vocabulary.py  a model's files -> the ids of its own tokens
     embedding.py   rows of the embedding for new tokens
+    lora.py        a model -> the same, frozen, with an adapter to train
     model.py       name or folder -> the model, ready to train
     attention.py   T5's attention with one bias a stack
     cpu_attention.py  attention on a CPU, a few heads at a time

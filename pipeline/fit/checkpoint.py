@@ -46,6 +46,7 @@ _SETTINGS = (
     "adam_beta2",
     "adam_epsilon",
 )
+_LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 
 def run_identity(
@@ -67,6 +68,7 @@ def run_identity(
         model: What kind of model the run starts from: see ``model.architecture``.
         vocabulary: A name of the prepared tokenizer's pieces and their ids.
     """
+    settings = (*_SETTINGS, *(_LORA_SETTINGS if config.lora_r else ()))
     return {
         "--model-name-or-path (config)": model,
         "vocabulary": vocabulary,
@@ -76,7 +78,7 @@ def run_identity(
         "rows to train on": num_rows,
         "steps in all": plan.total_steps,
         "warmup steps": warmup_steps(config, plan.total_steps),
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in _SETTINGS},
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in settings},
     }
 
 
@@ -92,9 +94,9 @@ class Checkpoint:
     def differences(self, identity: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return the settings that differ, each with its value here and the one now."""
         return {
-            name: (self.identity.get(name), value)
-            for name, value in identity.items()
-            if self.identity.get(name) != value
+            name: (self.identity.get(name), identity.get(name))
+            for name in {**identity, **self.identity}
+            if self.identity.get(name) != identity.get(name)
         }
 
     def check_identity(self, identity: dict[str, Any], *, anyway: bool = False) -> str:

@@ -18,7 +18,7 @@ from pipeline.fit.feeding import cutter_for
 from pipeline.fit.flops import TRAINING
 from pipeline.fit.memory import Memory, training_memory
 from pipeline.fit.metrics import matmul_peak
-from pipeline.fit.model import load_model
+from pipeline.fit.model import adapted, load_model
 from pipeline.fit.padding import StepCosts, cost_of_steps
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.fit.setup import open_data
@@ -54,7 +54,10 @@ def dry_run(config: FitConfig) -> Iterator[str]:
     plan = plan_run(config, num_rows=len(data.train), eval_rows=eval_rows, processes=processes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
-        model = load_model(dataclasses.replace(config, from_scratch=True), data.tokenizer)
+        whole = dataclasses.replace(config, from_scratch=True, lora_r=0)
+        model = load_model(whole, data.tokenizer)
+        if config.lora_r:
+            model = adapted(model, config, data.tokenizer)
     cutter = cutter_for(data.train, model.config, config.per_device_train_batch_size, device)
     steps = StepPlan(
         *data.train.lengths,

@@ -74,7 +74,7 @@ class SummedTokenLoss(nn.Module):
         }
         wanted = labels.flatten()[targets]  # [N]
         head = self.model.get_output_embeddings()
-        if config.model_type not in _HEAD_IS_LAST or head.bias is not None:
+        if config.model_type not in _HEAD_IS_LAST or getattr(head, "bias", None) is not None:
             logits = _at(self.model(**inputs).logits, targets)
             return F.cross_entropy(logits.float(), wanted, reduction="sum")
         with _passing_on(head):

@@ -48,9 +48,10 @@ def training_memory(model: Any, options: FitOptions, shape: Shape) -> Memory:
         ModelError: The model's config does not name its sizes.
     """
     weights = sum(parameter.nbytes for parameter in model.parameters())
+    trained = sum(parameter.nbytes for parameter in _trained(model))
     return Memory(
         parameters=weights * 3 // 2 if options.bf16 else weights,
-        gradients=weights,
+        gradients=trained,
         optimizer=optimizer_bytes(model, options),
         activations=activation_bytes(ModelFlops.of(model.config), options, shape),
     )
@@ -59,13 +60,17 @@ def training_memory(model: Any, options: FitOptions, shape: Shape) -> Memory:
 def optimizer_bytes(model: torch.nn.Module, options: FitOptions) -> int:
     """Return what the optimizer keeps: two values a weight; Adafactor, one a row and a column."""
     if options.optim != "adafactor":
-        return 2 * sum(parameter.nbytes for parameter in model.parameters())
+        return 2 * sum(parameter.nbytes for parameter in _trained(model))
     return sum(
         parameter.element_size() * sum(parameter.shape)
         if parameter.dim() == 2
         else parameter.nbytes
-        for parameter in model.parameters()
+        for parameter in _trained(model)
     )
+
+
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> int:

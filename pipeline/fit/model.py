@@ -24,6 +24,7 @@ from pipeline.fit.embedding import (
     rows_for,
 )
 from pipeline.fit.layers import fuse_layers
+from pipeline.fit.lora import add_adapter, base_of, is_adapter, merge_adapter, restore_adapter
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.hub import find_model_file
 from pipeline.lossless import NEW_PIECES, is_lossless
@@ -79,8 +80,17 @@ def load_model(
             model = _pretrained(name, config.cache_dir)
             if own_ids is None:
                 say("the model has no tokenizer of its own; new pieces start from the mean row")
+            if config.lora_r:
+                _check_rows(model, name, tokenizer)
             _fit_embedding(model, tokenizer, own_ids)
-        return _ready(model, name, tokenizer, config)
+        model = _ready(model, name, tokenizer, config)
+        return adapted(model, config, tokenizer) if config.lora_r else model
+
+
+def adapted(model: Any, config: FitConfig, tokenizer: TextTokenizer) -> Any:
+    """Return a model with the adapter that the settings ask for; see ``lora.add_adapter``."""
+    ids = list(_pieces(tokenizer).values())
+    return add_adapter(model, config, ids, config.model_name_or_path)
 
 
 def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokenizer) -> Any:
@@ -89,17 +99,24 @@ def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokeni
     Raises:
         ModelError: It cannot be loaded.
     """
+    if config.lora_r:
+        model = load_model(config, tokenizer, say=lambda _: None)
+        with _model_errors(folder):
+            restore_adapter(model, folder)
+        return model
     with _model_errors(folder), quiet_transformers():
         return _ready(load_trained(folder), str(folder), tokenizer, config)
 
 
 def load_trained(folder: Path) -> Any:
-    """Return a model that was trained here, as it was saved.
+    """Return a model that was trained here, as it was saved; an adapter is merged into its base.
 
     Raises:
         ModelError: It cannot be loaded.
     """
     with _model_errors(folder), quiet_transformers():
+        if is_adapter(folder):
+            return merge_adapter(_pretrained(base_of(folder), None), folder)
         return _pretrained(str(folder), None)
 
 
@@ -257,8 +274,7 @@ def _check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, in
 
 def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
     """Give each id of the tokenizer a row: grown, started or moved where it has none."""
-    rows, vocabulary = num_rows(model), tokenizer.backend.get_vocab()
-    pieces = {piece: vocabulary[piece] for piece in NEW_PIECES} if _is_lossless(tokenizer) else {}
+    rows, pieces = num_rows(model), _pieces(tokenizer)
     if own_ids is not None:
         known = max(own_ids.values()) + 1
     else:
@@ -269,19 +285,21 @@ def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int]
     carry_over_rows(model, old, pieces, num_trained)
 
 
+def _pieces(tokenizer: TextTokenizer) -> dict[str, int]:
+    """Return the ids of the lossless tokenizer's nine pieces; none where it is another one."""
+    if not _is_lossless(tokenizer):
+        return {}
+    vocabulary = tokenizer.backend.get_vocab()
+    return {piece: vocabulary[piece] for piece in NEW_PIECES}
+
+
 def _is_lossless(tokenizer: TextTokenizer) -> bool:
     return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
 
 
 def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -> Any:
     """Check what training relies on, complete the generation config, make it fast."""
-    if num_rows(model) < tokenizer.vocab_size:
-        raise ModelError(
-            "the model has too few embedding rows",
-            where=name,
-            got=num_rows(model),
-            do=f"give a model with {tokenizer.vocab_size} or more",
-        )
+    _check_rows(model, name, tokenizer)
     settings, generation = model.config, model.generation_config
     start = getattr(settings, "decoder_start_token_id", None)
     start = generation.decoder_start_token_id if start is None else start
@@ -303,6 +321,17 @@ def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -
     share_bias(model)
     fuse_layers(model)
     return model
+
+
+def _check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:
+    """Refuse a model without a row for each id: an adapter cannot add rows to its base."""
+    if num_rows(model) < tokenizer.vocab_size:
+        raise ModelError(
+            "the model has too few embedding rows",
+            where=name,
+            got=num_rows(model),
+            do=f"give a model with {tokenizer.vocab_size} or more",
+        )
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -18,6 +18,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError, ProcessError
 from pipeline.fit.checkpoint import delete_leftovers, run_identity
 from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.lora import require_peft
 from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.progress import note
@@ -112,6 +113,8 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     from accelerate.state import AcceleratorState
 
     _check_trackers(config)
+    if config.lora_r:
+        require_peft("--lora-r")
     # The state is global: without this, a second run in this process keeps the first's precision.
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()

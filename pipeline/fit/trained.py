@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.fit.embedding import is_tied
+from pipeline.fit.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
 from pipeline.fit.model import quiet_transformers
 from pipeline.fit.state import RunState
 from pipeline.store.atomic import output_errors, sync_folder, write_file
@@ -28,6 +29,7 @@ MAX_SHARD_SIZE = "5GB"
 """Weights of more are several files with an index, which every loader of this layout knows."""
 _WEIGHTS = (
     "model.safetensors",
+    *ADAPTER_FILES,
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -59,7 +61,7 @@ def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
 
     Args:
         folder: Made if it is not there.
-        model: A transformers model, not wrapped.
+        model: A transformers model, not wrapped; of one with an adapter, the adapter is written.
         tokenizer: The folder that the tokenizer's files are copied from.
 
     Raises:
@@ -67,8 +69,11 @@ def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
     """
     with writing_errors(folder), quiet_transformers():
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-        _state_tying(folder / "config.json", is_tied(model))
+        if is_adapted(model):
+            save_adapter(folder, model)
+        else:
+            model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+            _state_tying(folder / "config.json", is_tied(model))
         copy_tokenizer(tokenizer, folder)
 
 
@@ -131,7 +136,10 @@ def is_trained(output: Path, state: RunState) -> bool:
     except (OSError, ValueError, TypeError, KeyError):
         return False
     try:
-        files = (*_weight_files(output), "config.json", "generation_config.json", RUN_FILE)
+        if is_adapter(output):
+            files = {*ADAPTER_FILES, RUN_FILE}
+        else:
+            files = {*_weight_files(output), "config.json", "generation_config.json", RUN_FILE}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
     return bool(same) and all((output / name).is_file() for name in files)

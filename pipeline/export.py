@@ -1,0 +1,124 @@
+"""A trained folder -> a folder for those who load it elsewhere: merged, or for CTranslate2.
+
+    huggingface   model.safetensors  config.json  generation_config.json  the tokenizer's files
+    ctranslate2   model.bin  config.json  shared_vocabulary.json  the tokenizer's files
+
+The folder is whole or not there.
+"""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ExportConfig
+from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.fit.embedding import is_tied
+from pipeline.fit.lora import is_adapter
+from pipeline.fit.model import load_trained, quiet_transformers
+from pipeline.fit.trained import save_model, writing_errors
+from pipeline.progress import note
+from pipeline.store.atomic import publish_folder
+from pipeline.tokenizer import copy_tokenizer
+
+_T5 = ("t5", "mt5")
+
+
+def export(config: ExportConfig) -> Path:
+    """Write what a trained folder holds in another form.
+
+    Returns:
+        ``config.output_dir``.
+
+    Raises:
+        InputError: There is no trained folder.
+        ConfigError: An adapter that is not to be merged, a package that is missing, or a model
+            that the format does not have.
+        ModelError: The model, or an adapter's base, cannot be loaded.
+        OutputError: The result cannot be written, or something is there already.
+    """
+    source, output = Path(config.model), Path(config.output_dir)
+    _check(config, source, output)
+    model = load_trained(source).eval()
+    temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"
+    try:
+        with writing_errors(output):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+        if config.format == "ctranslate2":
+            _save_ctranslate2(temporary, model, source)
+        else:
+            save_model(temporary, model, source)
+        publish_folder(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def _check(config: ExportConfig, source: Path, output: Path) -> None:
+    adapter = is_adapter(source)
+    if not adapter and not (source / "config.json").is_file():
+        raise InputError(
+            "no trained model",
+            where=source,
+            got="neither config.json nor adapter_config.json in it",
+            do="give the --output-dir of duet fit",
+        )
+    if adapter and not config.merge:
+        raise ConfigError(
+            "an adapter has to be merged into its base",
+            where=source,
+            got="no --merge",
+            do="add --merge; the folder itself is what PEFT loads",
+        )
+    if config.merge and not adapter:
+        note("--merge means nothing here: the model is whole already")
+    if config.format == "ctranslate2" and importlib.util.find_spec("ctranslate2") is None:
+        raise ConfigError(
+            "the format's package is missing",
+            where="--format ctranslate2",
+            got="not installed",
+            do='pip install "duet-t5[ctranslate2]"',
+        )
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputError(
+            "something is there already",
+            where=output,
+            got="a file, or a folder that is not empty",
+            do="give another --output-dir, or delete it",
+        )
+
+
+def _save_ctranslate2(folder: Path, model: Any, source: Path) -> None:
+    """Write a T5 as CTranslate2 loads it, with the tokenizer beside it, not atomically.
+
+    Its own converter takes an untied T5 for a tied one where transformers' config says so, and
+    scales its logits; and it gives spare rows the names of sentinels, which are there already.
+    """
+    if model.config.model_type not in _T5:
+        raise ConfigError(
+            "this export is made for T5 alone",
+            where="--format ctranslate2",
+            got=model.config.model_type,
+            do="use ct2-transformers-converter on the folder",
+        )
+    from ctranslate2.converters import transformers as converters
+    from ctranslate2.specs.model_spec import OPTIONAL
+    from transformers import AutoTokenizer
+
+    loader = converters.MT5Loader() if model.config.model_type == "mt5" else converters.T5Loader()
+    with quiet_transformers():
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    spec = loader.get_model_spec(model)
+    loader.set_config(spec.config, model, tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    spare = range(len(tokens), model.config.vocab_size)
+    loader.set_vocabulary(spec, [*tokens, *(f"<spare_{i}>" for i in spare)])
+    if not is_tied(model):
+        spec.decoder.scale_outputs = OPTIONAL
+    with writing_errors(folder):
+        folder.mkdir(parents=True)
+        spec.validate()
+        spec.optimize()
+        spec.save(str(folder))
+        copy_tokenizer(source, folder)
