@@ -7,7 +7,7 @@ what lies there already is not measured again, so a run that was stopped goes on
 command. Each side runs in a process of its own, all in turn, from the same weights; the time is
 that of its optimizer steps (``fit_side.py``). First how fast: a few steps of each side, repeated.
 Then how good: each side trains for ``--minutes``, and the weights that it had at times are
-evaluated afterwards, all by the same code.
+evaluated afterwards, all by the same code. A side that was stopped in the middle starts again.
 """
 
 import argparse
@@ -104,7 +104,6 @@ def settings_of(args: argparse.Namespace, side: str, seed: int, model: Path) -> 
         "seed": seed,
         "prepared": str(args.prepared.resolve()),
         "model": str(model.resolve()),
-        "output": str((args.work / "output").resolve()),
         "marks": [],
     }
 
@@ -116,7 +115,7 @@ def run_side(settings: dict[str, Any], path: Path) -> dict[str, Any]:
         if result["settings"] == settings:
             return dict(result)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (Path(settings["output"]), path.with_suffix("")):
+    for folder in (path.with_suffix(".output"), path.with_suffix("")):
         shutil.rmtree(folder, ignore_errors=True)
     path.with_suffix(".settings").write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, str(SIDE), str(path.with_suffix(".settings")), str(path)]

@@ -25,7 +25,7 @@ def page(args: argparse.Namespace, speeds: Results, qualities: Results) -> str:
     any_result = (speeds + qualities)[0]
     data = (
         f"Made by `just bench fit`, shape `{args.shape}`{', bf16' if args.bf16 else ''}, on "
-        f"{any_result['device']} ({any_result['threads']} threads). Each side is a process of its "
+        f"{any_result['device']} (threads: {any_result['threads']}). Each side is a process of its "
         "own and all run in turn, from the same weights, on the rows of the same prepared folder, "
         f"with the same optimizer (`{args.optim}`) and rows per step; at most {args.rows_at_once} "
         "rows of full length at once, which for the stock trainer is its batch size, and more rows "
@@ -35,7 +35,9 @@ def page(args: argparse.Namespace, speeds: Results, qualities: Results) -> str:
     parts = ["# How fast `fit` trains", data]
     if speeds:
         parts += ["## Target tokens a second", speed_table(args, speeds)]
-    if qualities:
+    if not qualities:
+        parts.append("Held-out bits per byte by time were not measured (`--minutes 0`).")
+    else:
         parts += ["## Held-out bits per byte by time", quality_table(qualities)]
         parts.append("![bits per byte by time](fit.svg)\n")
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -60,9 +62,10 @@ def speed_table(args: argparse.Namespace, results: Results) -> str:
             )
     steps = ", ".join(f"{args.rows_per_run // rows} of {rows} rows" for rows in args.rows)
     note = (
-        f"Medians of {args.runs} runs of each side (steps timed: {steps}); in brackets the least "
-        "and the most. Runs differ in seed and so in rows; useful operations, those that the "
-        "tokens need without padding, weigh them. Memory: the most of any run, "
+        f"Medians; runs of each side: {args.runs} (steps timed: {steps}); in brackets the least "
+        "and the most ratio. Runs differ in seed and so in rows; useful operations, those that the "
+        "tokens need without padding, weigh them: `group_by_length` begins with its longest rows. "
+        "Memory: the most of any run, "
         "of tensors on a GPU, of the process on a CPU."
     )
     return "\n".join(lines) + "\n\n" + note

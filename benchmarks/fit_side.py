@@ -86,6 +86,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     path = Path(sys.argv[2])
     data = SupervisedDataset(settings["prepared"])
+    settings["output"] = str(path.with_suffix(".output"))
     clock = Clock(settings, path.with_suffix(""))
     hook = register_optimizer_step_post_hook(clock)
     side = ours if settings["side"].startswith("ours") else stock
@@ -216,7 +217,7 @@ def measured(
     device = next(clock.model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
-        "settings": settings,
+        "settings": {name: value for name, value in settings.items() if name != "output"},
         "steps": clock.steps,
         "seconds": clock.ends[-1],
         "target_tokens": int(decoder[counted].sum()),
