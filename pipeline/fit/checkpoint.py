@@ -131,7 +131,7 @@ class Checkpoint:
             return "adafactor" not in (before, now)
         if name == "steps in all":
             return bool(now >= self.state.step)
-        return name not in _OTHER_RUN
+        return name not in _OTHER_RUN and not name.startswith("--lora-")
 
     def load(self, name: str) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
