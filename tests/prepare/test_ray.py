@@ -135,6 +135,7 @@ def wait_for(run: subprocess.Popen[str], *words: str) -> list[int]:
     raise AssertionError(f"no {words} among {below(run.pid)}")
 
 
+@pytest.mark.slow
 def test_two_ray_workers_give_the_bytes_of_a_local_run(
     command: Command, start: Start, local: dict[str, bytes]
 ) -> None:
