@@ -198,11 +198,12 @@ def compared(side: str, result: dict[str, Any]) -> str:
 
 
 def page(text: str, results: list[dict[str, Any]]) -> str:
-    runs = {side: len(values) for side, values in results[-1]["times"].items()}
+    runs = ", ".join(f"{SIDES[side]} {len(values)}" for side, values in results[0]["times"].items())
     return (
         "# How long `prepare` takes\n\n"
         "Made by `just bench prepare`: all sides in turn on one machine, whole processes but for "
-        f"the parse. Runs of each: {runs}.\n\n{text}\n\n![seconds by size](prepare.svg)\n"
+        f"the parse. Runs of each: {runs}. The floor is what one core needs to read, hash, parse and "
+        f"split the input and to write the rows.\n\n{text}\n\n![seconds by size](prepare.svg)\n"
     )
 
 

@@ -149,7 +149,7 @@ def _forget_missing(folder: Path, dry_run: bool) -> None:
 def _delete(path: Path, dry_run: bool) -> None:
     if not dry_run:
         with output_errors(path), contextlib.suppress(FileNotFoundError):  # another was faster
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _bytes_below(path: Path) -> int:

@@ -81,10 +81,10 @@ class PreparedCache:
         self._remove_temporaries()
         # Its own, since a worker may outlive a killed run by a moment and write there once more.
         path = self.folder / f".tmp-{self.key}-{os.getpid()}"
-        with output_errors(path):
-            (path / "prepared").mkdir(parents=True)
-            (path / "parts").mkdir()
         try:
+            with output_errors(path):
+                (path / "prepared").mkdir(parents=True)
+                (path / "parts").mkdir()
             yield path
         finally:
             self._remove_temporaries()

@@ -28,6 +28,7 @@ from pipeline.window import Ids
 
 _MAX_WORDS = 300_000  # about 45 MB; then all are forgotten, so that memory stays flat
 
+_MAX_BYTES = 1 << 25  # of all words kept; some are as long as a picture in base64
 _CHARACTERS_AT_ONCE = 1 << 23
 _MOST_LEARNED = 100_000
 
@@ -196,7 +197,8 @@ class _WordTable:
         distinct: list[bytes] = words.dictionary.to_pylist()
         numbers = self._find(distinct)
         new = np.flatnonzero(numbers < 0)
-        if len(self._numbers) + len(new) > _MAX_WORDS:
+        size = sum(map(len, distinct))
+        if len(self._numbers) + len(new) > _MAX_WORDS or self._size + size > _MAX_BYTES:
             self._forget()
             numbers = self._find(distinct)
             new = np.flatnonzero(numbers < 0)
@@ -214,6 +216,7 @@ class _WordTable:
 
     def _forget(self) -> None:
         """Keep the constants alone."""
+        self._size = 0
         self._numbers = {b" ": _SPACE, b"\n": _NEWLINE, b"\t": _TAB}
         sizes = np.array(list(map(len, self._constants)), np.int32)
         self._ids = np.concatenate(self._constants).astype(self._dtype)
@@ -240,6 +243,7 @@ class _WordTable:
             is_odd[other] = [
                 not i or _joins_spaces(text) for i, text in zip(whole, texts, strict=True)
             ]
+        self._size += sum(map(len, new))
         first = len(self._sizes)
         numbers = np.arange(first, first + len(new), dtype=np.int32)
         self._numbers.update(zip(new, numbers.tolist(), strict=True))
