@@ -202,7 +202,7 @@ def page(text: str, results: list[dict[str, Any]]) -> str:
     return (
         "# How long `prepare` takes\n\n"
         "Made by `just bench prepare`: all sides in turn on one machine, whole processes but for "
-        f"the parse. Runs of each: {runs}. The floor is what one core needs to read, hash, parse and "
+        f"the parse. Runs: {runs}. The floor is what one core needs to read, hash, parse and "
         f"split the input and to write the rows.\n\n{text}\n\n![seconds by size](prepare.svg)\n"
     )
 
