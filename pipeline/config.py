@@ -71,7 +71,7 @@ class PrepareOptions:
         (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
     )
     num_workers: int | None = option(
-        None, help="Processes that tokenize. Default: one for each core."
+        None, help="Processes that tokenize, this one among them. Default: one for each core."
     )
     engine: Literal["local", "ray"] = option(
         "local", help="Where the tokenizing runs: on this machine, or on a Ray cluster."
