@@ -217,7 +217,7 @@ class Run:
             if checkpoint.processes == accelerator.num_processes:
                 restore_rng_state(checkpoint.rng_state(accelerator.process_index))
             else:
-                self._setup.say("another number of processes than before: dropout is drawn anew")
+                self._setup.say(_on_other_processes(checkpoint, self._setup))
         except (DuetError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # states of a wrong shape fail wherever they are first used
@@ -346,6 +346,16 @@ class Run:
 
     def _trainer_state(self) -> str:
         return trainer_state_json(self._state, self._setup.plan, self._setup.config)
+
+
+def _on_other_processes(checkpoint: Checkpoint, setup: Setup) -> str:
+    """Return what changes, and what does not, in a run that other processes began."""
+    now, before = setup.accelerator.num_processes, checkpoint.processes
+    return (
+        f"begun on {before} process{'es' * (before > 1)}, going on on {now}: a step takes "
+        f"{setup.plan.rows_per_step} rows as before, cut into other micro-batches; dropout is "
+        "drawn anew"
+    )
 
 
 def run_facts(setup: Setup) -> str:

@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been; another run's checkpoint is refused."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import FitConfig
+from pipeline.config import FitConfig, FitOptions
 from pipeline.errors import CheckpointError, DuetError
 from pipeline.fit import checkpoint as checkpoints
 from pipeline.fit.checkpoint import delete_oldest, find_checkpoint
@@ -125,21 +126,46 @@ def test_a_finished_run_without_its_trained_folder_writes_it_again(
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"train_batch_size": 5}, "rows per step"),
+    ({"per_device_train_batch_size": 2}, "rows per step"),
     ({"gradient_accumulation_steps": 2}, "rows per step"),
     ({"max_steps": 7}, "steps in all"),
+    ({"max_steps": -1, "num_train_epochs": 2.0}, "steps in all"),
     ({"num_data": 12}, "rows to train on"),
     ({"seed": 1}, "--seed"),
     ({"group_by_length": False}, "--group-by-length"),
     ({"learning_rate": 2e-2}, "--learning-rate"),
     ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type"),
     ({"warmup_steps": 3}, "warmup steps"),
+    ({"warmup_steps": 0, "warmup_ratio": 0.5}, "warmup steps"),
     ({"weight_decay": 0.0}, "--weight-decay"),
     ({"max_grad_norm": 2.0}, "--max-grad-norm"),
     ({"optim": "adafactor"}, "--optim"),
     ({"bf16": True}, "--bf16"),
     ({"from_scratch": True}, "--from-scratch"),
+    ({"adam_beta1": 0.8}, "--adam-beta1"),
     ({"adam_beta2": 0.9}, "--adam-beta2"),
+    ({"adam_epsilon": 1e-6}, "--adam-epsilon"),
 ]
+OFFERS = {
+    "rows per step": "give --train-batch-size 4, --resume-anyway to go on with this one, ",
+    "steps in all": "give --max-steps 6, --resume-anyway to go on with this one, ",
+    "warmup steps": "give --warmup-steps 2, --resume-anyway to go on with this one, ",
+}
+OF_AN_ADAPTER = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize"}
+"""Refused, too: see ``test_lora.py``."""
+NO_OTHER_RUN = {
+    *("per_device_eval_batch_size", "auto_batch_size", "tf32", "gradient_checkpointing"),
+    *("torch_compile", "logging_steps", "eval_strategy", "eval_steps", "save_strategy"),
+    *("save_steps", "save_total_limit", "resume_anyway", "report_to", "run_name", "cache_dir"),
+    *("fp16", "fsdp", "fsdp_transformer_layer_cls_to_wrap"),
+}
+"""What may change: the steps are the same, but for rounding."""
+
+
+def test_of_each_option_it_is_known_whether_it_changes_the_run() -> None:
+    refused = {name for changes, _ in REFUSALS for name in changes}
+    names = {field.name for field in dataclasses.fields(FitOptions)}
+    assert names == refused | OF_AN_ADAPTER | NO_OTHER_RUN
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +195,8 @@ def test_other_settings_are_refused_by_name(
         fit(changed(finished, **changes))
     assert caught.value.where == name
     assert "checkpoint-6 was made with" in caught.value.got
+    assert caught.value.do.startswith(OFFERS.get(name, "give the value it was made with, "))
+    assert caught.value.do.endswith(" or another --output-dir")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +253,9 @@ def test_what_no_run_can_go_on_with(
     with pytest.raises(CheckpointError, match="other settings") as caught:
         fit(changed(finished, resume_anyway=True, **changes))
     assert caught.value.where == name
-    assert caught.value.do == "give the value it was made with, or another --output-dir"
+    assert caught.value.do.startswith("give ")
+    assert caught.value.do.endswith(", or another --output-dir")
+    assert "--resume-anyway" not in caught.value.do
 
 
 def test_no_run_goes_on_with_another_model_or_vocabulary(
