@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
@@ -61,10 +62,24 @@ class Ranks:
         """Return what a process has said so far."""
         return self._said[rank].read_text("utf-8") if self._said[rank].exists() else ""
 
+    def wait_for(self, words: str, rank: int = 0, timeout: float = 300) -> None:
+        """Wait until a process has said some words.
+
+        Raises:
+            RankError: It has ended, or the time is over, and it has not.
+        """
+        deadline = time.monotonic() + timeout
+        while words not in self.said(rank):
+            ended = not self.processes[rank].is_alive() and words not in self.said(rank)
+            if ended or time.monotonic() > deadline:
+                raise RankError(f"no {words!r} in: {self.said(rank)}")
+            time.sleep(0.05)
+
     def end(self, timeout: float = 300) -> list[int | None]:
-        """Return the exit codes when all have ended; None for one that had to be killed."""
+        """Return the exit codes when all have ended; None for one that had to be killed then."""
+        deadline = time.monotonic() + timeout
         for process in self.processes:
-            process.join(timeout)
+            process.join(max(deadline - time.monotonic(), 0))
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()

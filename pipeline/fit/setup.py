@@ -23,7 +23,7 @@ from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.fit.quantizing import require_bitsandbytes, require_gpu
 from pipeline.progress import note
-from pipeline.store.atomic import output_errors
+from pipeline.store.atomic import locked_folder, output_errors
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -222,6 +222,23 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
     return setup
 
 
+@contextlib.contextmanager
+def holding_output(setup: Setup) -> Iterator[None]:
+    """Keep other runs out of the output folder, and delete what one that was killed left there.
+
+    A launcher that is killed leaves its processes behind, and they go on.
+
+    Raises:
+        OutputError: Another run writes into it.
+    """
+    if not setup.accelerator.is_main_process:
+        yield
+        return
+    with locked_folder(setup.output):
+        delete_leftovers(setup.output)
+        yield
+
+
 def check_shards(data: Data) -> None:
     """Check that the rows are those that the first stage wrote.
 
@@ -303,7 +320,6 @@ def _make_output_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
             pass
-    delete_leftovers(output)
 
 
 def _note_what_means_nothing(setup: Setup) -> None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from pipeline.config import FitConfig, FitOptions
-from pipeline.errors import CheckpointError, DuetError
+from pipeline.errors import CheckpointError, DuetError, OutputError
 from pipeline.fit import checkpoint as checkpoints
 from pipeline.fit.checkpoint import delete_oldest, find_checkpoint
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.stage import fit
+from pipeline.store.atomic import locked_folder
 from tests.fit.helpers import (
     assert_same_weights,
     changed,
@@ -529,6 +530,17 @@ def test_a_checkpoint_that_was_being_deleted_is_a_leftover(
     assert [path.name[:13] for path in tmp_path.iterdir()] == [".checkpoint-1"]
     checkpoints.delete_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_do_not_write_into_one_folder(run: FitConfig) -> None:
+    out = Path(run.output_dir)
+    (out / ".checkpoint-3.1.tmp").mkdir(parents=True)
+    with locked_folder(out), pytest.raises(OutputError, match="another process") as caught:
+        fit(run)
+    assert caught.value.where == str(out)
+    assert (out / ".checkpoint-3.1.tmp").is_dir(), "it may be the other's"
+    fit(run)
+    assert not list(out.glob(".*"))
 
 
 def test_a_write_that_fails_leaves_no_checkpoint(
