@@ -15,7 +15,7 @@ from pipeline.fit.dry_run import dry_run
 from pipeline.fit.memory import quantized_bytes, training_memory
 from pipeline.fit.micro_batches import Shape
 from pipeline.fit.model import load_model
-from pipeline.fit.quantizing import QUANTIZED
+from pipeline.fit.quantizing import QUANTIZED, quantization
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import run_in
@@ -63,6 +63,20 @@ def test_on_a_cpu_it_is_one_line(small: FitConfig) -> None:
 def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``fit`` run on a CPU, where bitsandbytes trains but does not evaluate alike."""
     monkeypatch.setattr(setup, "require_gpu", lambda device: None)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_from_pretrained_is_told(small: FitConfig, bf16: bool) -> None:
+    assert quantization(changed(small, quantize=None)) == {}
+    told = quantization(changed(small, bf16=bf16))
+    assert told.pop("dtype") == torch.float32
+    values = told.pop("quantization_config").to_dict()
+    assert told == {}
+    assert values["load_in_4bit"]
+    assert values["bnb_4bit_quant_type"] == "nf4"
+    assert values["bnb_4bit_use_double_quant"]
+    assert values["bnb_4bit_compute_dtype"] == ("bfloat16" if bf16 else "float32")
+    assert values["llm_int8_skip_modules"] == ["lm_head", "shared"]
 
 
 def test_dry_run_counts_four_bits(small: FitConfig, tokenizer: TextTokenizer) -> None:
