@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pipeline.prepare import words as words_module
 from pipeline.prepare.unigram import UnigramTable, unigram_table
-from pipeline.prepare.words import WordTable
+from pipeline.prepare.words import WordTable, gather
 from pipeline.tokenizer import TextTokenizer
 from scripts.tiny_t5 import read_texts
 from tests.conftest import SAMPLE
@@ -229,3 +229,20 @@ def test_words_say_whether_they_depend_on_what_is_around_them(words: WordTable) 
     for _ in range(2):
         is_odd = words.encode(array).is_odd.tolist()
         assert is_odd == [False, False, True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("starts", "sizes", "ids", "bounds"),
+    [
+        ([], [], [], [0]),
+        ([3], [2], [13, 14], [0, 2]),
+        ([3, 0, 3], [2, 1, 2], [13, 14, 10, 13, 14], [0, 2, 3, 5]),
+        ([9, 2, 7, 2, 0], [0, 3, 0, 1, 0], [12, 13, 14, 12], [0, 0, 3, 3, 4, 4]),
+        ([5, 5], [0, 0], [], [0, 0, 0]),
+    ],
+)
+def test_gathered_runs_lie_one_behind_another(
+    starts: list[int], sizes: list[int], ids: list[int], bounds: list[int]
+) -> None:
+    found = gather(np.arange(10, 20), np.array(starts, np.int32), np.array(sizes, np.int32))
+    assert [part.tolist() for part in found] == [ids, bounds]
