@@ -14,7 +14,8 @@ part_encoder.py  a part        -> its files and counts
 pairs.py         conversation  -> the answers that become targets
 encoding.py      pairs         -> rows of ids, cut to the window
 lines.py         texts         -> ids, each distinct word tokenized once
-unigram.py       words         -> ids, a table of them at once
+words.py         words         -> ids, put together from units that are kept
+unigram.py       units         -> ids, a table of them at once
 tally.py         parts         -> counts
 options.py       which settings decide the rows
 cache.py         finds an earlier preparation, locks a new one

@@ -12,28 +12,18 @@ a combining mark behind a space forms one character with it, and a word that the
 nothing of gives no dummy when it is alone in its line.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from pipeline.prepare.unigram import IntArray, UnigramTable, unigram_table
+from pipeline.prepare.words import WordTable, distinct_runs, gather
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 
-_MAX_WORDS = 300_000  # about 45 MB; then all are forgotten, so that memory stays flat
-
-_MAX_BYTES = 1 << 25  # of all words kept; some are as long as a picture in base64
 _CHARACTERS_AT_ONCE = 1 << 23
-_MOST_LEARNED = 100_000
-
-# The numbers of what has no word behind it, and what is added to them for the dummy.
-_SPACE, _NEWLINE, _TAB, _WITH_DUMMY = 0, 1, 2, 2
 
 
 @dataclass(slots=True)
@@ -56,7 +46,7 @@ class LineTokenizer:
         """Take a tokenizer of any kind; only the lossless T5's goes by words."""
         self._tokenizer, self._dtype = tokenizer, dtype
         table = unigram_table(tokenizer)
-        self._words = _WordTable(tokenizer, table, dtype) if table is not None else None
+        self._words = _WordLines(tokenizer, table, dtype) if table is not None else None
 
     def encode(self, texts: Sequence[str]) -> Lines:
         """Return the ids of each text followed by a newline."""
@@ -118,169 +108,45 @@ def _replaced(lines: Lines, chosen: IntArray, ids: list[Ids]) -> Lines:
     return Lines(np.concatenate(pieces), np.concatenate([[0], np.cumsum(sizes)]), lines.is_regular)
 
 
-# What may form one character with a space before or behind it: combining marks and the like (in
-# newer Unicode also what this Python has not heard of), and prefixes of numbers and syllables.
-_MARKS = frozenset({"Mn", "Mc", "Me", "Cf", "Cn"})
-_OTHER_MARKS = frozenset(
-    "\u0e33\u0eb3\uff9e\uff9f\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
-)
-_PREFIXES = frozenset({"Cf", "Cn"})
-_OTHER_PREFIXES = frozenset(
-    "\u0d4e\U000111c2\U000111c3\U000113d1\U0001193f\U00011941\U00011a3a\U00011a84\U00011a85"
-    "\U00011a86\U00011a87\U00011a88\U00011a89\U00011d46\U00011f02"
-)
-
-
-def _joins_spaces(word: str) -> bool:
-    """Tell whether a word may form one character with a space beside it."""
-    first, last = word[0], word[-1]
-    return (
-        unicodedata.category(first) in _MARKS
-        or first in _OTHER_MARKS
-        or unicodedata.category(last) in _PREFIXES
-        or last in _OTHER_PREFIXES
-    )
-
-
-class _WordTable:
-    """The ids of every word met so far, each with the space, newline or tab before it.
+class _WordLines:
+    """Gives texts the ids of their words.
 
     Args:
         tokenizer: The lossless tokenizer.
-        table: Segments its plain words.
+        table: Segments its words.
         dtype: Of the ids.
     """
 
     def __init__(self, tokenizer: TextTokenizer, table: UnigramTable, dtype: npt.DTypeLike) -> None:
-        self._tokenizer, self._table, self._dtype = tokenizer, table, dtype
-        newline, tab, spaces = tokenizer.encode_batch(["\n", "\t", " "])
-        dummy = spaces[:1]  # a line of one space is the dummy and the space: twice this piece
-        (self._newline,), (self._tab,) = newline, tab
-        # A newline or tab with nothing but a space behind it brings the dummy along.
-        self._constants = [dummy, newline, tab, newline + dummy, tab + dummy]
-        self._forget()
+        (self._newline,), (self._tab,) = tokenizer.encode_batch(["\n", "\t"])
+        self._words = WordTable(tokenizer, table, dtype)
 
     def encode(self, texts: Sequence[str]) -> Lines:
         """Return the ids of texts; those of an irregular text are not to be used."""
         encoded = [text.encode("utf-8") for text in texts]
-        whole = b"\n" + b"\n".join(encoded) + b"\n"
-        characters = np.frombuffer(whole, np.uint8)
+        characters = np.frombuffer(bytearray(b"\n" + b"\n".join(encoded) + b"\n"), np.uint8)
         cuts = np.flatnonzero(
             (characters == ord(" ")) | (characters == ord("\n")) | (characters == ord("\t"))
         )
-        numbers = self._number(whole, cuts)
-        before_space = np.append(characters[cuts[1:]] == ord(" "), False)
-        for bare in (_NEWLINE, _TAB):
-            numbers[(numbers == bare) & before_space] += _WITH_DUMMY
-        sizes = self._sizes[numbers]
-        # A character is at most a few ids, so the usual part is far from the end of int32.
-        narrow: npt.DTypeLike = np.int32 if len(whole) < 1 << 27 else np.int64
-        ends: npt.NDArray[Any] = np.cumsum(sizes, dtype=narrow)
-        begins = ends - sizes
-        places = np.repeat(self._starts[numbers] - begins, sizes)
-        places += np.arange(ends[-1], dtype=places.dtype)
-        ids = self._ids[places]
+        before = characters[cuts]
+        characters[cuts] = ord(" ")  # a newline or tab leads the ids of the same word
+        words, numbers = distinct_runs(characters, cuts)
+        found = self._words.encode(words)
+        starts, sizes = found.starts[numbers], found.sizes[numbers]
+        leads = np.flatnonzero(before != ord(" "))
+        starts[leads] -= 1
+        sizes[leads] += 1
+        # A newline or tab with nothing behind it brings the dummy along only before a space.
+        is_bare = np.append(np.diff(cuts[leads]) == 1, True)
+        sizes[leads[is_bare]] -= 1
+        ids, bounds = gather(found.ids, starts, sizes)
+        ids[bounds[:-1][before == ord("\n")]] = self._newline
+        ids[bounds[:-1][before == ord("\t")]] = self._tab
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) + 1
         # The cut before each text is the newline that ends the one before it.
         first = np.searchsorted(cuts, np.concatenate([[0], np.cumsum(lengths)]))
-        starts = begins[first].astype(np.int64) + 1
+        starts = bounds[first].astype(np.int64) + 1
         is_regular = np.ones(len(texts), bool)
-        odd = np.flatnonzero(self._is_odd[numbers])
+        odd = np.flatnonzero(found.is_odd[numbers])
         is_regular[np.searchsorted(first, odd, side="right") - 1] = False
         return Lines(ids[starts[0] :], starts - starts[0], is_regular)
-
-    def _number(self, text: bytes, cuts: IntArray) -> npt.NDArray[np.int32]:
-        """Return the number of each word, as they stand between the cuts."""
-        offsets = np.append(cuts, len(text))
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
-        words = pa.Array.from_buffers(pa.large_binary(), len(cuts), buffers).dictionary_encode()
-        distinct: list[bytes] = words.dictionary.to_pylist()
-        numbers = self._find(distinct)
-        new = np.flatnonzero(numbers < 0)
-        size = sum(map(len, distinct))
-        if len(self._numbers) + len(new) > _MAX_WORDS or self._size + size > _MAX_BYTES:
-            self._forget()
-            numbers = self._find(distinct)
-            new = np.flatnonzero(numbers < 0)
-        for at in range(0, len(new), _MOST_LEARNED):  # a table of words takes memory meanwhile
-            some = new[at : at + _MOST_LEARNED]
-            numbers[some] = self._learn(
-                [distinct[i] for i in some], _Bytes.of(words.dictionary, some)
-            )
-        indices: npt.NDArray[np.int32] = words.indices.to_numpy()
-        return numbers[indices]
-
-    def _find(self, words: list[bytes]) -> npt.NDArray[np.int32]:
-        """Return the numbers of words; -1 for what was not met before."""
-        return np.array(list(map(self._numbers.get, words, repeat(-1))), np.int32)
-
-    def _forget(self) -> None:
-        """Keep the constants alone."""
-        self._size = 0
-        self._numbers = {b" ": _SPACE, b"\n": _NEWLINE, b"\t": _TAB}
-        sizes = np.array(list(map(len, self._constants)), np.int32)
-        self._ids = np.concatenate(self._constants).astype(self._dtype)
-        self._starts, self._sizes = np.cumsum(sizes, dtype=np.int32) - sizes, sizes
-        self._is_odd = np.zeros(len(sizes), bool)
-
-    def _learn(self, new: list[bytes], words: "_Bytes") -> npt.NDArray[np.int32]:
-        """Tokenize words with the character before each; return their numbers."""
-        is_plain = self._table.takes(words.text, words.starts, words.lengths)
-        plain, other = np.flatnonzero(is_plain), np.flatnonzero(~is_plain)
-        ids: list[Ids] = []
-        sizes = np.zeros(len(new), np.int32)
-        if len(plain):
-            found, sizes[plain] = self._table.segment(
-                words.text, words.starts[plain], words.lengths[plain]
-            )
-            ids.append(found.astype(self._dtype))
-        is_odd = np.zeros(len(new), bool)
-        if len(other):
-            texts = [new[i][1:].decode("utf-8") for i in other]
-            whole = self._tokenizer.encode_batch(texts)
-            sizes[other] = list(map(len, whole))
-            ids.append(np.fromiter(chain.from_iterable(whole), self._dtype))
-            is_odd[other] = [
-                not i or _joins_spaces(text) for i, text in zip(whole, texts, strict=True)
-            ]
-        self._size += sum(map(len, new))
-        first = len(self._sizes)
-        numbers = np.arange(first, first + len(new), dtype=np.int32)
-        self._numbers.update(zip(new, numbers.tolist(), strict=True))
-        self._append(np.concatenate(ids), np.concatenate([plain, other]), sizes, words.first())
-        self._is_odd = np.concatenate([self._is_odd, is_odd])
-        return numbers
-
-    def _append(self, ids: Ids, order: IntArray, sizes: Ids, before: npt.NDArray[np.uint8]) -> None:
-        """Append ids, which stand in ``order``, each word's behind those of what is before it."""
-        ordered = sizes[order]
-        lead = before[order] != ord(" ")
-        at = np.cumsum(ordered) - ordered
-        pieces = np.where(before[order[lead]] == ord("\n"), self._newline, self._tab)
-        ids = np.insert(ids, at[lead], pieces.astype(self._dtype))
-        starts = np.empty(len(order), np.int32)
-        starts[order] = len(self._ids) + at + np.cumsum(lead) - lead
-        self._ids = np.concatenate([self._ids, ids])
-        self._starts = np.concatenate([self._starts, starts])
-        self._sizes = np.concatenate([self._sizes, sizes + (before != ord(" "))], dtype=np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    """Some words of an Arrow array, where they lie in its buffer."""
-
-    text: npt.NDArray[np.uint8]
-    starts: IntArray
-    lengths: IntArray
-
-    @classmethod
-    def of(cls, words: pa.LargeBinaryArray, chosen: IntArray) -> "_Bytes":
-        """Return the chosen ones of an array that is no slice."""
-        _, offsets, text = words.buffers()
-        bounds = np.frombuffer(offsets, np.int64, len(words) + 1)
-        starts = bounds[chosen]
-        return cls(np.frombuffer(text, np.uint8), starts, bounds[chosen + 1] - starts)
-
-    def first(self) -> npt.NDArray[np.uint8]:
-        """Return the first byte of each word."""
-        return self.text[self.starts]

@@ -1,17 +1,23 @@
-r"""Words to ids, many at once: the Unigram model's best segmentation, vectorised over words.
+r"""Words to ids, many at once: the Unigram model's best segmentation, vectorised over units.
 
 The tokenizer finds the segmentation of a word with the highest sum of scores, one word at a time.
-Here a whole table of words is segmented together, place by place, with the same sums in the same
-order and the same rule for equal ones (the first found stays), in the same float64: the ids are
-the tokenizer's own to the last tie, several times as fast. Only printable ASCII is done this way,
-which the normaliser leaves as it is; what else there is stays with the tokenizer.
+Where two characters stand side by side in no piece, every segmentation has a boundary; so words
+fall into units, which repeat far more than words do:
 
-Source: Kudo, "Subword Regularization" (2018), for the model; the rules for ties are those of
-``tokenizers`` (``Unigram::encode_optimized``).
+    "devices)."  ->  "▁devices" ")."
+
+A whole table of units is segmented together, place by place. The best pieces of a word are then
+the best of its units, wherever the best is clear. Where two sums are equal or nearly so, the
+tokenizer's choice depends on what stands before, and that it must make itself; as it must for
+characters that are no pieces, that its normaliser changes, or that may form one with their
+neighbours.
+
+Source: Kudo, "Subword Regularization" (2018).
 """
 
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,105 +26,125 @@ from pipeline.lossless import SPACE, is_lossless
 from pipeline.tokenizer import TextTokenizer
 
 IntArray = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
 
-_FIRST, _LAST = 0x20, 0x7E  # a space stands for the piece "▁"
-_WIDTH = _LAST - _FIRST + 1
-_MAX_LENGTH = 128  # the work of a table grows with its longest word; the rest is rare
+LONGEST_UNIT = 32
+"""Most bytes of a unit: the work of a table grows with its longest, and longer ones are rare."""
+
+LONGEST_WORD = 1 << 16
+"""Most bytes of a word whose units stand for themselves: a sum over more is too coarse."""
+
+_NEAR = 1e-6  # sums over a word are far more exact than that
+_NEVER = -1e300  # less than any sum, and its difference from -inf is a number
+_NOWHERE, _ROOT = 0, 1
 
 
 class UnigramTable:
-    """The pieces of printable ASCII as a trie in arrays.
+    """The pieces as a trie over bytes, in arrays.
 
-    ``_next[node * width + character]`` is the node after a character, 0 where there is none;
-    ``_piece[node]`` is the id of the piece that ends there, or -1; ``_score[node]`` its score.
+    ``_code[byte]`` numbers the bytes of pieces from 1, 0 is any other. ``_next[node * width +
+    code]`` is the node after a byte, 0 where there is none; ``_piece[node]`` is the id of the
+    piece that ends there, or -1; ``_score[node]`` its score. ``_parts[256 * a + b]`` tells whether
+    two bytes stand side by side in no piece.
     """
 
-    def __init__(self, pieces: Sequence[tuple[str, float]], num_controls: int = 3) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[tuple[str, float]],
+        normalize: Callable[[str], str],
+        num_controls: int = 3,
+    ) -> None:
         """Build the trie.
 
         Args:
             pieces: All pieces with their scores, in id order.
+            normalize: The tokenizer's normaliser.
             num_controls: How many of the first are control ids, which no text becomes.
         """
         texts = [piece.replace(SPACE, " ") for piece, _ in pieces]
+        known = {text for text in texts[num_controls:] if _stands_alone(text, normalize)}
+        self.has_space = " " in known
+        """Whether the dummy before each word is a piece of its own."""
         # The pre-tokenizer splits at "<", so no other piece with one is ever found.
         kept = [
             i
             for i, text in enumerate(texts)
-            if i >= num_controls and _is_plain(text) and ("<" not in text or text == "<")
+            if i >= num_controls and known.issuperset(text) and ("<" not in text or text == "<")
         ]
-        self._next, nodes = _build_trie([texts[i] for i in kept])
-        self._piece = np.full(len(self._next) // _WIDTH, -1, np.int32)
+        encoded = [texts[i].encode("utf-8") for i in kept]
+        used = sorted(set(b"".join(encoded)))
+        self._width = 1 + len(used)
+        self._code = np.zeros(256, np.int32)
+        self._code[used] = np.arange(1, self._width)
+        codes = self._code[_padded(encoded)]
+        self._next, nodes = _build_trie(codes, self._width)
+        self._piece = np.full(len(self._next) // self._width, -1, np.int32)
         self._piece[nodes] = kept
         scores = np.array([score for _, score in pieces])
         self._score = np.where(self._piece >= 0, scores[self._piece], -np.inf)
-        single = np.flatnonzero(self._piece[self._next[:_WIDTH]] >= 0)
-        self._is_strange = np.ones(256, np.int32)
-        self._is_strange[_FIRST + single] = 0
+        parts = np.ones((self._width, self._width), bool)
+        parts[codes[:, :-1], codes[:, 1:]] = False
+        parts[0, :] = parts[:, 0] = True
+        self._parts = parts[self._code[:, None], self._code].ravel()
 
-    @property
-    def has_space(self) -> bool:
-        """Whether the dummy before each word is a piece of its own."""
-        return not self._is_strange[ord(" ")]
+    def unit_starts(self, text: Bytes, words: IntArray) -> IntArray:
+        """Return where units begin.
 
-    def takes(
-        self, text: npt.NDArray[np.uint8], starts: IntArray, lengths: IntArray
-    ) -> npt.NDArray[np.bool_]:
-        """Tell which words can be segmented here: not too long, and each character a piece.
+        Args:
+            text: UTF-8, words one behind another, each with the space before it.
+            words: Where each begins; the first at 0.
+        """
+        begins = np.empty(len(text), bool)
+        begins[1:] = self._parts[text[:-1].astype(np.int32) << 8 | text[1:]]
+        begins[words] = True
+        return np.flatnonzero(begins)
+
+    def segment(
+        self, text: Bytes, starts: IntArray, lengths: IntArray
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Flags]:
+        """Return the ids of each unit.
 
         Args:
             text: UTF-8.
-            starts: Where each word's dummy stands: any character, no part of the word.
-            lengths: Of each word, with its dummy.
-        """
-        strange = np.concatenate([[0], np.cumsum(self._is_strange[text], dtype=np.int32)])
-        has_strange = strange[starts + lengths] != strange[starts + 1]
-        is_taken: npt.NDArray[np.bool_] = (lengths > 1) & (lengths <= _MAX_LENGTH) & ~has_strange
-        return is_taken
-
-    def segment(
-        self, text: npt.NDArray[np.uint8], starts: IntArray, lengths: IntArray
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Return the ids of each word with the dummy ``▁`` before it.
-
-        Args:
-            text: As ``takes`` has it.
-            starts: The same, of at least one word; only such as ``takes`` takes.
-            lengths: The same.
+            starts: Where each unit begins, at least one.
+            lengths: Of each, in bytes; at most ``LONGEST_UNIT``.
 
         Returns:
-            The ids of all words, one word's after another's, and how many each has.
+            The ids of all units, one's after another's; how many each has; and whether they are
+            sure to be the tokenizer's own, wherever the unit stands: one that is not has none.
         """
-        # Longest first: the words that reach a place are then the first so many.
+        # Longest first: the units that reach a place are then the first so many.
         order = np.argsort(-lengths, kind="stable")
-        words, nodes = self._best_nodes(text, starts[order], lengths[order])
-        return _gather(self._piece, words, nodes, order=order)
+        units, nodes = self._best_nodes(text, starts[order], lengths[order])
+        ids, counts = _gather(self._piece, units, nodes, order=order)
+        return ids, counts, counts > 0
 
     def _best_nodes(
-        self, text: npt.NDArray[np.uint8], starts: IntArray, lengths: IntArray
+        self, text: Bytes, starts: IntArray, lengths: IntArray
     ) -> tuple[list[IntArray], list[npt.NDArray[np.int32]]]:
-        """Return the words and the last piece of each, then those with one before it, and so on.
+        """Return the units and the last piece of each, then those with one before it, and so on.
 
-        Words are numbered by their place in ``starts``.
+        Units are numbered by their place in ``starts``; those that are not sure are left out.
         """
         longest = int(lengths[0])
         reach = [int(n) for n in np.searchsorted(-lengths, -np.arange(longest), side="left")]
-        column = [np.zeros(len(lengths), np.int32)]  # the dummy
-        column += [
-            text[starts[: reach[at]] + at].astype(np.int32) - _FIRST for at in range(1, longest)
-        ]
+        column = [self._code[text[starts[: reach[at]] + at]] for at in range(longest)]
         sizes = [len(lengths), *reach]
-        score = [np.full(size, -np.inf) for size in sizes]
+        score = [np.full(size, _NEVER) for size in sizes]
         ending = [np.zeros(size, np.int32) for size in sizes]
         width = [np.zeros(size, np.int8) for size in sizes]
         score[0][:] = 0.0
+        is_sure = np.ones(len(lengths), bool)
         for at in range(longest):
             alive = np.arange(reach[at])
-            node = self._next[column[at]]
+            node = self._next[_ROOT * self._width + column[at]]
             for size in range(1, longest - at + 1):
                 end = at + size
                 sums = score[at][alive] + self._score[node]
-                better = np.flatnonzero(sums > score[end][alive])
+                gain = sums - score[end][alive]
+                is_sure[alive[np.abs(gain) < _NEAR]] = False
+                better = np.flatnonzero(gain > 0)
                 chosen = alive[better]
                 score[end][chosen] = sums[better]
                 ending[end][chosen] = node[better]
@@ -126,80 +152,94 @@ class UnigramTable:
                 if end == longest:
                     break
                 alive = alive[: np.searchsorted(alive, reach[end])]
-                node = self._next[node[: len(alive)] * _WIDTH + column[end][alive]]
+                node = self._next[node[: len(alive)] * self._width + column[end][alive]]
                 found = np.flatnonzero(node)
                 alive, node = alive[found], node[found]
                 if not len(alive):
                     break
-            # The pre-tokenizer splits at "<": what follows starts from nothing.
-            score[at + 1][np.flatnonzero(column[at] == ord("<") - _FIRST)] = 0.0
-        return _walk_back(ending, width, lengths)
+        return _walk_back(ending, width, lengths, is_sure)
+
+
+def _stands_alone(text: str, normalize: Callable[[str], str]) -> bool:
+    """Tell whether a text is a character that stays as it is, whatever stands beside it.
+
+    Letters, numbers, punctuation and symbols of these blocks never form one character with their
+    neighbours, so the normaliser sees each alone.
+    """
+    if len(text) != 1 or not (text < "\u0530" or "\u2010" <= text < "\u2100"):
+        return False
+    return text == " " or (unicodedata.category(text)[0] in "LNPS" and normalize(text) == text)
 
 
 def _walk_back(
-    ending: list[npt.NDArray[np.int32]], width: list[npt.NDArray[np.int8]], lengths: IntArray
+    ending: list[npt.NDArray[np.int32]],
+    width: list[npt.NDArray[np.int8]],
+    lengths: IntArray,
+    is_sure: Flags,
 ) -> tuple[list[IntArray], list[npt.NDArray[np.int32]]]:
     base = np.cumsum([0, *map(len, ending)])
     nodes, widths = np.concatenate(ending), np.concatenate(width)
-    word, end = np.arange(len(lengths)), lengths
-    words, found = [], []
-    while len(word):
-        place = base[end] + word
-        words.append(word)
+    reaches_end = nodes[base[lengths] + np.arange(len(lengths))] != _NOWHERE
+    unit = np.flatnonzero(is_sure & reaches_end)
+    end = lengths[unit]
+    units, found = [], []
+    while len(unit):
+        place = base[end] + unit
+        units.append(unit)
         found.append(nodes[place])
         end = end - widths[place]
         left = end > 0
-        word, end = word[left], end[left]
-    return words, found
+        unit, end = unit[left], end[left]
+    return units, found
 
 
 def _gather(
     piece: npt.NDArray[np.int32],
-    words: list[IntArray],
+    units: list[IntArray],
     nodes: list[npt.NDArray[np.int32]],
     *,
     order: IntArray,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Put the pieces, which come last first and word by word in ``order``, in their places."""
+    """Put the pieces, which come last first and unit by unit in ``order``, in their places."""
     counts = np.zeros(len(order), np.int32)
-    for word in words:
-        counts[order[word]] += 1
+    for unit in units:
+        counts[order[unit]] += 1
     ends = np.cumsum(counts)
     ids = np.empty(ends[-1], np.int32)
-    for back, (word, node) in enumerate(zip(words, nodes, strict=True)):
-        ids[ends[order[word]] - 1 - back] = piece[node]
+    for back, (unit, node) in enumerate(zip(units, nodes, strict=True)):
+        ids[ends[order[unit]] - 1 - back] = piece[node]
     return ids, counts
 
 
-def _build_trie(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], IntArray]:
-    """Return the trie's transitions, and the node where each text ends."""
-    lengths = np.array(list(map(len, texts)))
-    longest = int(lengths.max())
-    padded = "".join(text.ljust(longest) for text in texts).encode("ascii")
-    codes = np.frombuffer(padded, np.uint8).reshape(len(texts), longest).astype(np.int64) - _FIRST
-    nodes = np.zeros(len(texts), np.int64)
-    edges, size = [], 1
-    for at in range(longest):
+def _padded(pieces: Sequence[bytes]) -> Bytes:
+    """Return one row a piece, with zeros behind it."""
+    longest = max(map(len, pieces))
+    joined = b"".join(piece.ljust(longest, b"\0") for piece in pieces)
+    return np.frombuffer(joined, np.uint8).reshape(len(pieces), longest)
+
+
+def _build_trie(codes: npt.NDArray[np.int32], width: int) -> tuple[npt.NDArray[np.int32], IntArray]:
+    """Return the trie's transitions, and the node where each row of codes ends, at its zeros."""
+    lengths = np.count_nonzero(codes, axis=1)
+    nodes = np.full(len(codes), _ROOT)
+    edges, size = [], _ROOT + 1
+    for at in range(codes.shape[1]):
         alive = np.flatnonzero(lengths > at)
-        found, which = np.unique(nodes[alive] * _WIDTH + codes[alive, at], return_inverse=True)
+        found, which = np.unique(nodes[alive] * width + codes[alive, at], return_inverse=True)
         edges.append(found)
         nodes[alive] = size + which
         size += len(found)
-    following = np.zeros(size * _WIDTH, np.int32)
-    following[np.concatenate(edges)] = np.arange(1, size)
+    following = np.zeros(size * width, np.int32)
+    following[np.concatenate(edges)] = np.arange(_ROOT + 1, size)
     return following, nodes
-
-
-def _is_plain(text: str) -> bool:
-    return text.isascii() and text.isprintable()
 
 
 def unigram_table(tokenizer: TextTokenizer) -> UnigramTable | None:
     """Return the table of a lossless T5 tokenizer; None where its ids cannot be had this way."""
-    # The backend's own scores, not those in the file: its parser is off by a bit here and there,
-    # and that decides between equal sums.
+    # The backend's own scores: its parser reads those in the file a bit differently from Python's.
     spec = json.loads(tokenizer.backend.to_str())
     if not is_lossless(spec):
         return None
-    table = UnigramTable([(piece, float(score)) for piece, score in spec["model"]["vocab"]])
+    pieces = [(piece, float(score)) for piece, score in spec["model"]["vocab"]]
+    table = UnigramTable(pieces, tokenizer.normalize)
     return table if table.has_space else None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.conversation import Role
 from pipeline.prepare import lines as lines_module
+from pipeline.prepare import words as words_module
 from pipeline.prepare.lines import LineTokenizer
 from pipeline.template import TAGS
 from pipeline.tokenizer import TextTokenizer
@@ -209,16 +210,16 @@ def test_what_is_forgotten_is_learnt_again(
     kept, forgetful = (LineTokenizer(any_tokenizer, np.uint16) for _ in range(2))
     expected = [kept.encode(texts[at : at + 7]) for at in range(0, len(texts), 7)]
     forgotten = 0
-    forget = lines_module._WordTable._forget
+    forget = words_module.WordTable._forget
 
     def count(table: Any) -> None:
         nonlocal forgotten
         forgotten += 1
         forget(table)
 
-    monkeypatch.setattr(lines_module._WordTable, "_forget", count)
+    monkeypatch.setattr(words_module.WordTable, "_forget", count)
     for limit in (60, 1, 0):
-        monkeypatch.setattr(lines_module, "_MAX_WORDS", limit)
+        monkeypatch.setattr(words_module, "_MAX_KEPT", limit)
         forgotten = 0
         for at, lines in zip(range(0, len(texts), 7), expected, strict=True):
             again = forgetful.encode(texts[at : at + 7])
@@ -274,7 +275,7 @@ def test_texts_that_are_taken_in_groups_have_the_same_ids(
     texts = ["", *random_texts(60, 30, seed=11), " ", "\u0301 x"]
     whole = LineTokenizer(any_tokenizer, np.uint16).encode(texts)
     monkeypatch.setattr(lines_module, "_CHARACTERS_AT_ONCE", 40)
-    monkeypatch.setattr(lines_module, "_MOST_LEARNED", 3)
+    monkeypatch.setattr(words_module, "_MOST_SEGMENTED", 3)
     parts = LineTokenizer(any_tokenizer, np.uint16).encode(texts)
     assert parts.ids.tolist() == whole.ids.tolist()
     assert parts.starts.tolist() == whole.starts.tolist()
