@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.conversation import Conversation
 from pipeline.prepare.lines import Lines, LineTokenizer
 from pipeline.prepare.pairs import answer_turns
+from pipeline.store.buffers import lists, numbers, strings
 from pipeline.store.shards import row_schema
 from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
 from pipeline.tokenizer import TextTokenizer
@@ -186,13 +187,8 @@ class _Rows:
     def batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """Return all rows as Arrow has them."""
         columns = [
-            pa.ListArray.from_arrays(
-                pa.array(np.cumsum([0, *lengths], dtype=np.int32)), pa.array(np.concatenate(pieces))
-            )
+            lists(np.concatenate(pieces), lengths)
             for pieces, lengths in zip(self.pieces, self.lengths, strict=True)
         ]
-        columns += [
-            pa.array(self.conversation_ids, pa.string()),
-            pa.array(self.turns, pa.int32()),
-        ]
+        columns += [strings(self.conversation_ids), numbers(np.array(self.turns, np.int32))]
         return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.conversation import Conversation, split_part_id
 from pipeline.prepare.encoding import PairEncoder
+from pipeline.store.buffers import as_numpy
 from pipeline.store.parts import PartInfo, PartStore
 from pipeline.tokenizer import TextTokenizer
 
@@ -54,7 +55,7 @@ class PartEncoder:
                     writer.write(split, batch)
                     for name in _COLUMNS:
                         unknown += _count(batch.column(name).values, self._unk_id)
-                        found = np.bincount(np.diff(batch.column(name).offsets.to_numpy()))
+                        found = np.bincount(np.diff(as_numpy(batch.column(name).offsets)))
                         lengths[name] = add_counts(lengths[name], found)
             return writer.publish(
                 {name: n for name, n in sorted(reasons.items()) if n},
@@ -89,4 +90,4 @@ def add_counts(counts: npt.NDArray[np.int64], more: npt.NDArray[np.int64]) -> np
 
 
 def _count(ids: pa.Array, wanted: int | None) -> int:
-    return int(np.count_nonzero(ids.to_numpy() == wanted)) if wanted is not None else 0
+    return int(np.count_nonzero(as_numpy(ids) == wanted)) if wanted is not None else 0

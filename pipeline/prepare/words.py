@@ -23,6 +23,7 @@ from pipeline.prepare.unigram import (
     IntArray,
     UnigramTable,
 )
+from pipeline.store.buffers import as_numpy
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 
@@ -169,7 +170,7 @@ def distinct_runs(
     """
     buffers = [None, pa.py_buffer(np.append(starts, len(text))), pa.py_buffer(text)]
     runs = pa.Array.from_buffers(pa.large_binary(), len(starts), buffers).dictionary_encode()
-    return runs.dictionary, np.frombuffer(runs.indices.buffers()[1], np.int32, len(runs))
+    return runs.dictionary, as_numpy(runs.indices)
 
 
 def _buffers(array: pa.LargeBinaryArray) -> tuple[Bytes, IntArray]:
