@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.prepare.reader import Record, read_records
+from pipeline.prepare.found import Record
+from pipeline.prepare.reader import read_records
 from pipeline.prepare.sources import Source
 
 HERE = Path(__file__).parent

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.prepare.reader import Record, read_records
+from pipeline.prepare.found import Record
+from pipeline.prepare.reader import read_records
 from pipeline.prepare.records import clean
 from pipeline.prepare.sources import Source
 from pipeline.tokenizer import load_tokenizer

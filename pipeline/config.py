@@ -71,7 +71,7 @@ class PrepareOptions:
         (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
     )
     num_workers: int | None = option(
-        None, help="Processes that tokenize. Default: one for each core."
+        None, help="Processes that tokenize, this one among them. Default: one for each core."
     )
     engine: Literal["local", "ray"] = option(
         "local", help="Where the tokenizing runs: on this machine, or on a Ray cluster."
@@ -218,6 +218,9 @@ class FitOptions:
         help="Layers that get LoRA, with commas. Default: those of q,k,v,o,wi,wi_0,wi_1,wo "
         "that the model has.",
     )
+    quantize: Literal["4bit"] | None = option(
+        None, help="With LoRA: keep the frozen layers in four bits (bitsandbytes, NF4)."
+    )
     num_data: int = option(-1, help="Train on the first so many rows. -1: all.")
     cache_dir: str | None = option(None, help="Where models from the hub are kept.")
     fsdp: str = option("", help="Sharding, in the Hugging Face trainer's words.")
@@ -259,6 +262,12 @@ class FitOptions:
             "lora_r",
             self.lora_r,
             "give 0 with --from-scratch: an adapter wants a model that is saved somewhere",
+        )
+        _require(
+            self.quantize is None or self.lora_r > 0,
+            "quantize",
+            self.quantize,
+            "give --lora-r 16 too, or leave it out: weights of four bits cannot be trained",
         )
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "give 1 or more")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "give 0 to below 1")

@@ -8,7 +8,7 @@ first turn. A **pair** is one assistant turn as the target and all before it as 
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -39,12 +39,21 @@ class Turn(NamedTuple):
     text: str
 
 
+class Place(NamedTuple):
+    """A byte of a file: the file's index among a run's, and the byte's."""
+
+    file: int
+    offset: int
+
+
 @dataclass(slots=True)
 class Conversation:
     """Turns in order; ``start`` is the index of the first among the uncut conversation's."""
 
     id: str
     turns: list[Turn]
+    place: Place | None = field(default=None, compare=False)
+    """Where its first record stands, if that is known."""
 
     @property
     def start(self) -> int:

@@ -21,8 +21,9 @@ from pipeline.store.atomic import output_errors
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.store.parts import FILENAME as PART_FILENAME
 from pipeline.store.parts import iterate_parts
+from pipeline.store.passages import part_of
 
-_DAY = 86_400
+_HOUR, _DAY = 3_600, 86_400
 
 
 def cache(config: CacheConfig) -> Iterator[str]:
@@ -102,6 +103,7 @@ def _prune(folder: Path, config: CacheConfig) -> Iterator[str]:
             sizes.append(size)
     yield _total("left by killed runs", sizes, _verb(config.dry_run))
     _forget_missing(folder, config.dry_run)
+    _forget_passages(folder, config.dry_run)
 
 
 def _verb(dry_run: bool) -> str:
@@ -119,7 +121,16 @@ def _parts(folder: Path) -> list[_KeptPart]:
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
     replaced = [*folder.glob(".*.old"), *folder.glob(".parts/??/.*.old")]
-    return sorted([*folder.glob(".tmp-*-*"), *replaced])
+    return sorted([*folder.glob(".tmp-*-*"), *replaced, *_unfinished(folder)])
+
+
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Yield the small files that nobody finished to write, by their age."""
+    for pattern in (".index/.*.tmp", ".parts/passages/.*.tmp"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _HOUR:
+                    yield path
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:
@@ -146,6 +157,14 @@ def _forget_missing(folder: Path, dry_run: bool) -> None:
                 path.unlink()
 
 
+def _forget_passages(folder: Path, dry_run: bool) -> None:
+    """Delete what is known of the text of parts that are not there any more."""
+    kept = {path.name for path in iterate_parts(folder / ".parts")}
+    for path in folder.glob(".parts/passages/*.json"):
+        if not dry_run and part_of(path) not in kept:
+            path.unlink(missing_ok=True)
+
+
 def _delete(path: Path, dry_run: bool) -> None:
     if not dry_run:
         with output_errors(path), contextlib.suppress(FileNotFoundError):  # another was faster
@@ -153,6 +172,8 @@ def _delete(path: Path, dry_run: bool) -> None:
 
 
 def _bytes_below(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     total = 0
     for folder, _, names in os.walk(path):  # which passes over what others delete meanwhile
         for name in names:

@@ -12,6 +12,7 @@ import pipeline
 from pipeline.cli import run
 from pipeline.config import PrepareConfig
 from pipeline.store.manifest import read_manifest
+from pipeline.store.passages import Passage, PassageStore, part_of
 from pipeline.store.shards import open_split
 from tests.conftest import SAMPLE
 
@@ -70,6 +71,43 @@ def test_prune_deletes_what_no_folder_holds(output: Path) -> None:
     assert len(parts(output)) == 1
     assert len(list((output / ".index").iterdir())) == 1
     assert folders(output) == [kept]
+
+
+def test_prune_forgets_the_text_of_parts_that_are_gone(output: Path) -> None:
+    folders(output)
+    store = PassageStore(output / ".parts" / "passages")
+    for key in (parts(output)[0].parent.name, "0" * 24):
+        store.write("json", key.encode(), passage_of(key))
+    left = output / ".index" / ".x.json.123.tmp"
+    fresh = output / ".parts" / "passages" / ".y.json.123.tmp"
+    for path in (left, fresh):
+        path.write_text("half")
+    os.utime(left, (0, 0))
+    known = output / ".parts" / "passages"
+    assert cache(output, "prune", "--dry-run") == 0
+    assert len(list(known.glob("[!.]*.json"))) == 2
+    assert cache(output, "prune") == 0
+    assert [part_of(path) for path in known.glob("[!.]*.json")] == [parts(output)[0].parent.name]
+    assert not left.exists()
+    assert fresh.exists()
+
+
+def passage_of(key: str) -> Passage:
+    """Return a passage of a part."""
+    return Passage(
+        size=1,
+        sha256="",
+        part=key,
+        part_size=1,
+        ends_part=True,
+        first_size=1,
+        first_id="a",
+        last_id="a",
+        records=1,
+        frames="",
+        conversations=[],
+        rejections=[],
+    )
 
 
 def test_prune_all_leaves_prepared_folders_whole(output: Path) -> None:

@@ -13,6 +13,7 @@
     vocabulary.py  a model's files -> the ids of its own tokens
     embedding.py   rows of the embedding for new tokens
     lora.py        a model -> the same, frozen, with an adapter to train
+    quantizing.py  --quantize: an adapter's frozen layers in four bits
     model.py       name or folder -> the model, ready to train
     attention.py   T5's attention with one bias a stack
     cpu_attention.py  attention on a CPU, a few heads at a time
@@ -22,7 +23,7 @@
     optim.py       settings -> optimizer and schedule
     memory.py      settings, model -> the bytes that training takes
     batch_size.py  --auto-batch-size: how many rows fit
-    probe.py       the biggest micro-batches, before the first step
+    probe.py       micro-batches before the first step: what fits, and how gradients are bucketed
     evaluate.py    split eval -> eval_loss, eval_bits_per_byte
     state.py       what a run has done so far; trainer_state.json
     rng.py         the state of the random number generators

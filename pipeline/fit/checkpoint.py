@@ -31,8 +31,19 @@ from pipeline.store.fingerprint import sha256_of_file
 SCHEMA_VERSION = 2
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
-_OTHER_RUN = ("--model-name-or-path (config)", "vocabulary", "rows to train on")
+_OTHER_RUN = (
+    "--model-name-or-path (config)",
+    "--model-name-or-path (weights)",  # of an adapter's base
+    "vocabulary",
+    "rows to train on",
+)
 """What a run cannot go on with another of, by its name in the identity."""
+_SET_BY = {
+    "rows per step": "--train-batch-size",
+    "steps in all": "--max-steps",
+    "warmup steps": "--warmup-steps",
+}
+"""What sets a value directly that follows from several flags, or from the number of processes."""
 _SETTINGS = (
     "seed",
     "bf16",
@@ -46,7 +57,7 @@ _SETTINGS = (
     "adam_beta2",
     "adam_epsilon",
 )
-_LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+_LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize")
 
 
 def run_identity(
@@ -116,12 +127,13 @@ class Checkpoint:
         barred = [name for name in different if not self._can_change(name, *different[name])]
         for name in barred or ([] if anyway else different):
             before, value = different[name]
+            old = f"{_SET_BY[name]} {before}" if name in _SET_BY else "the value it was made with"
             way = "" if barred else "--resume-anyway to go on with this one, "
             raise CheckpointError(
                 "a run cannot go on with other settings",
                 where=name,
                 got=f"{value}, but {self.folder.name} was made with {before}",
-                do=f"give the value it was made with, {way}or another --output-dir",
+                do=f"give {old}, {way}or another --output-dir",
             )
         return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())
 

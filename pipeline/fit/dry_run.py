@@ -54,7 +54,7 @@ def dry_run(config: FitConfig) -> Iterator[str]:
     plan = plan_run(config, num_rows=len(data.train), eval_rows=eval_rows, processes=processes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
-        whole = dataclasses.replace(config, from_scratch=True, lora_r=0)
+        whole = dataclasses.replace(config, from_scratch=True, lora_r=0, quantize=None)
         model = load_model(whole, data.tokenizer)
         if config.lora_r:
             model = adapted(model, config, data.tokenizer)

@@ -12,6 +12,7 @@ It leaves apart what has other indices: the same ones in another order are enoug
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import warnings
@@ -24,10 +25,13 @@ import torch
 from pipeline.config import FitOptions
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.embedding import is_tied
+from pipeline.hub import find_model_file
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
 """T5's matrices of attention and feed-forward; a model has some of them."""
+_PIECES, _PIECE_BYTES = 1024, 4096
+"""Of each file of weights, what names it: every matrix of a large model has some."""
 
 
 def require_peft(where: object) -> None:
@@ -193,6 +197,35 @@ def base_of(folder: Path) -> str:
             got=repr(error),
             do="copy the adapter's folder again",
         ) from error
+
+
+def name_of_weights(name: str, cache_dir: str | None) -> str:
+    """Return a name of the weights in a model's files: a hash of their sizes and many pieces.
+
+    A checkpoint with an adapter goes on on this base alone. Hashing all of it would take as long
+    as loading it.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(name, cache_dir):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for i in range(_PIECES):
+                file.seek(i * size // _PIECES)
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()[:24]
+
+
+def _weight_files(name: str, cache_dir: str | None) -> list[Path]:
+    """Return the files that transformers loads a model's weights from."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (path := find_model_file(name, whole, cache_dir)) is not None:
+            return [path]
+        if (path := find_model_file(name, f"{whole}.index.json", cache_dir)) is not None:
+            parts = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+            found = (find_model_file(name, part, cache_dir) for part in sorted(set(parts)))
+            return [path for path in found if path is not None]
+    return []
 
 
 def merge_adapter(base: Any, folder: Path) -> Any:

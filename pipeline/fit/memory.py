@@ -13,6 +13,7 @@ import torch
 from pipeline.config import FitOptions
 from pipeline.fit.flops import ModelFlops, Side
 from pipeline.fit.micro_batches import Shape
+from pipeline.fit.quantizing import QUANTIZED, WHOLE
 
 _FLOAT32 = 4
 _KEPT_UNDER_BF16 = 2.6
@@ -47,13 +48,28 @@ def training_memory(model: Any, options: FitOptions, shape: Shape) -> Memory:
     Raises:
         ModelError: The model's config does not name its sizes.
     """
-    weights = sum(parameter.nbytes for parameter in model.parameters())
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    quantized = quantized_bytes(model) if options.quantize else 0
+    whole -= quantized
     trained = sum(parameter.nbytes for parameter in _trained(model))
     return Memory(
-        parameters=weights * 3 // 2 if options.bf16 else weights,
+        parameters=(whole * 3 // 2 if options.bf16 else whole) + round(quantized * QUANTIZED),
         gradients=trained,
         optimizer=optimizer_bytes(model, options),
         activations=activation_bytes(ModelFlops.of(model.config), options, shape),
+    )
+
+
+def quantized_bytes(model: Any) -> int:
+    """Return what the weights take in float32 that ``--quantize`` stores in four bits."""
+    base = model.get_base_model()
+    whole = {*WHOLE, *(base._keep_in_fp32_modules or ())}
+    return sum(
+        module.weight.nbytes
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not module.weight.requires_grad
+        and not whole & set(name.split("."))
     )
 
 

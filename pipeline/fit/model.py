@@ -25,6 +25,7 @@ from pipeline.fit.embedding import (
 )
 from pipeline.fit.layers import fuse_layers
 from pipeline.fit.lora import add_adapter, base_of, is_adapter, merge_adapter, restore_adapter
+from pipeline.fit.quantizing import quantization
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.hub import find_model_file
 from pipeline.lossless import NEW_PIECES, is_lossless
@@ -77,7 +78,7 @@ def load_model(
         else:
             own_ids = own_token_ids(name, config.cache_dir)
             _check_vocabulary(name, tokenizer, own_ids)
-            model = _pretrained(name, config.cache_dir)
+            model = _pretrained(name, config.cache_dir, **quantization(config))
             if own_ids is None:
                 say("the model has no tokenizer of its own; new pieces start from the mean row")
             if config.lora_r:
@@ -193,7 +194,7 @@ def _model_errors(where: object) -> Iterator[None]:
         ) from error
 
 
-def _pretrained(name: str, cache_dir: str | None) -> Any:
+def _pretrained(name: str, cache_dir: str | None, **quantized: Any) -> Any:
     from transformers import AutoModelForSeq2SeqLM
 
     model, info = AutoModelForSeq2SeqLM.from_pretrained(
@@ -201,6 +202,7 @@ def _pretrained(name: str, cache_dir: str | None) -> Any:
         cache_dir=cache_dir,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that the first of them can be named, below
+        **quantized,
     )
     if info["mismatched_keys"]:
         weight, found, wanted = sorted(info["mismatched_keys"])[0]
@@ -218,7 +220,7 @@ def _pretrained(name: str, cache_dir: str | None) -> Any:
             got=f"no {missing[0]}, {len(missing)} missing in all",
             do="give a complete encoder-decoder model",
         )
-    return model.float()
+    return model if quantized else model.float()
 
 
 def _fresh_model(raw: dict[str, Any], config: FitConfig, vocab_size: int) -> Any:

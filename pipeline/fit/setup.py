@@ -18,11 +18,12 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError, ProcessError
 from pipeline.fit.checkpoint import delete_leftovers, run_identity
 from pipeline.fit.dataset import SupervisedDataset
-from pipeline.fit.lora import require_peft
+from pipeline.fit.lora import name_of_weights, require_peft
 from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
+from pipeline.fit.quantizing import require_bitsandbytes, require_gpu
 from pipeline.progress import note
-from pipeline.store.atomic import output_errors
+from pipeline.store.atomic import locked_folder, output_errors
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -115,6 +116,8 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     _check_trackers(config)
     if config.lora_r:
         require_peft("--lora-r")
+    if config.quantize:
+        require_bitsandbytes()
     # The state is global: without this, a second run in this process keeps the first's precision.
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -129,6 +132,8 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
         kwargs_handlers=[parallel],
     )
     check_joined(accelerator, processes)
+    if config.quantize:
+        require_gpu(accelerator.device)
     try:
         yield accelerator
     except RuntimeError as error:
@@ -204,6 +209,9 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
         model=architecture(config),
         vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
     )
+    if config.lora_r:
+        base = name_of_weights(config.model_name_or_path, config.cache_dir)
+        identity["--model-name-or-path (weights)"] = base
     setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
     _note_what_means_nothing(setup)
     if accelerator.is_local_main_process:  # nodes may have a prepared folder each
@@ -212,6 +220,23 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
         _make_output_folder(setup.output)
     accelerator.wait_for_everyone()
     return setup
+
+
+@contextlib.contextmanager
+def holding_output(setup: Setup) -> Iterator[None]:
+    """Keep other runs out of the output folder, and delete what one that was killed left there.
+
+    A launcher that is killed leaves its processes behind, and they go on.
+
+    Raises:
+        OutputError: Another run writes into it.
+    """
+    if not setup.accelerator.is_main_process:
+        yield
+        return
+    with locked_folder(setup.output):
+        delete_leftovers(setup.output)
+        yield
 
 
 def check_shards(data: Data) -> None:
@@ -295,7 +320,6 @@ def _make_output_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
             pass
-    delete_leftovers(output)
 
 
 def _note_what_means_nothing(setup: Setup) -> None:

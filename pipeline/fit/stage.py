@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import ConfigError, DuetError, ModelError
+from pipeline.errors import CheckpointError, ConfigError, DuetError, ModelError
 from pipeline.fit.batch_size import find_batch_size, trains
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.card import model_card, write_card
@@ -35,10 +35,17 @@ from pipeline.fit.metrics import Meter
 from pipeline.fit.micro_batches import Cutter, Shape
 from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule, take_over
-from pipeline.fit.probe import MOST_ROWS, biggest, pays_off, try_out
+from pipeline.fit.probe import MOST_ROWS, biggest, pays_off, settle_buckets, try_out
 from pipeline.fit.report import Reporter
 from pipeline.fit.rng import restore_rng_state, rng_state
-from pipeline.fit.setup import Setup, join_processes, open_data, set_up, start_trackers
+from pipeline.fit.setup import (
+    Setup,
+    holding_output,
+    join_processes,
+    open_data,
+    set_up,
+    start_trackers,
+)
 from pipeline.fit.state import RunState, trainer_state_json
 from pipeline.fit.stopping import StopRequest, exit_code
 from pipeline.fit.trained import is_trained, write_trained
@@ -71,13 +78,14 @@ def fit(config: FitConfig) -> Path:
     data = open_data(config)
     with join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
-        checkpoint, finished = _find_state(setup)
-        stop = None
-        if finished:
-            setup.say("finished before; nothing to train")
-        else:
-            stop = _run(setup, checkpoint)
-        accelerator.wait_for_everyone()
+        with holding_output(setup):
+            checkpoint, finished = _find_state(setup)
+            stop = None
+            if finished:
+                setup.say("finished before; nothing to train")
+            else:
+                stop = _run(setup, checkpoint)
+            accelerator.wait_for_everyone()
     if stop is not None:
         raise SystemExit(exit_code(stop))
     return setup.output
@@ -95,7 +103,7 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
 
     The main process decides for all: the others must not look while it writes.
     """
-    from accelerate.utils import broadcast_object_list
+    from accelerate.utils import broadcast_object_list, gather_object
 
     found: list[Any] = [None, False]
     if setup.accelerator.is_main_process:
@@ -107,7 +115,16 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
             ended = checkpoint.state.step == setup.plan.total_steps
             found = [checkpoint, ended and is_trained(setup.output, checkpoint.state)]
     broadcast_object_list(found)
-    return found[0], found[1]
+    checkpoint, finished = found
+    lacking = checkpoint is not None and not checkpoint.folder.is_dir()
+    if nodes := gather_object([platform.node()] if lacking else []):
+        raise CheckpointError(
+            "a node does not see the checkpoint that the run goes on from",
+            where=checkpoint.folder,
+            got=f"not there on {', '.join(sorted(set(nodes)))}",
+            do="give an --output-dir on a disk that all nodes share, or copy the checkpoint there",
+        )
+    return checkpoint, finished
 
 
 class Run:
@@ -140,6 +157,9 @@ class Run:
             self._wrapped.train()
             steps, feeder = self._steps(), self._feeder()
             self._probe(steps, feeder.cutter)
+            tokens = feeder.cutter.multiple
+            eos_id = setup.data.tokenizer.eos_id
+            settle_buckets(self._wrapped, setup.accelerator, Shape(1, tokens, tokens), eos_id)
             loop = self._loop(steps, feeder, reporter)
             with self._stop:
                 stop = loop.run()
@@ -217,7 +237,7 @@ class Run:
             if checkpoint.processes == accelerator.num_processes:
                 restore_rng_state(checkpoint.rng_state(accelerator.process_index))
             else:
-                self._setup.say("another number of processes than before: dropout is drawn anew")
+                self._setup.say(_on_other_processes(checkpoint, self._setup))
         except (DuetError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # states of a wrong shape fail wherever they are first used
@@ -346,6 +366,16 @@ class Run:
 
     def _trainer_state(self) -> str:
         return trainer_state_json(self._state, self._setup.plan, self._setup.config)
+
+
+def _on_other_processes(checkpoint: Checkpoint, setup: Setup) -> str:
+    """Return what changes, and what does not, in a run that other processes began."""
+    now, before = setup.accelerator.num_processes, checkpoint.processes
+    return (
+        f"begun on {before} process{'es' * (before > 1)}, going on on {now}: a step takes "
+        f"{setup.plan.rows_per_step} rows as before, cut into other micro-batches; dropout is "
+        "drawn anew"
+    )
 
 
 def run_facts(setup: Setup) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -23,6 +24,7 @@ from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import read_manifest
 from pipeline.store.parts import PartStore
+from pipeline.store.passages import PassageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,19 @@ class PreparedCache:
     def parts(self, temporary: Path) -> PartStore:
         """Return the parts that preparations in this folder share."""
         return PartStore(self.folder / ".parts", temporary / "parts")
+
+    def passages(self, *settings: Any) -> PassageStore:
+        """Return what is known of the text of parts, under some settings."""
+        return PassageStore(self._passages, *settings)
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether anything is known, under any settings."""
+        return any(self._passages.glob("[!.]*.json"))
+
+    @property
+    def _passages(self) -> Path:
+        return self.folder / ".parts" / "passages"
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold a lock of this folder."""

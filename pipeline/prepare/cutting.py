@@ -9,12 +9,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.conversation import Conversation, Role, Turn
+from pipeline.prepare.found import Known
 from pipeline.store.fingerprint import key_of
 
 # In characters; a turn counts for some more, since it may be a row. A cut is looked for behind
 # MIN; MEAN is what parts are long on average.
 MIN_SIZE, MEAN_SIZE, MAX_SIZE = 1 << 20, 1 << 22, 1 << 23
 _TURN_SIZE = 64
+
+
+def part_sizes() -> tuple[int, int, int]:
+    """Return all that decides where a part ends, but for its conversations."""
+    return MIN_SIZE, MEAN_SIZE, MAX_SIZE
+
 
 _ROLES = tuple(Role)
 _CODES = {role: code for code, role in enumerate(_ROLES)}
@@ -27,6 +34,12 @@ class Part:
     conversations: list[Conversation] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     size: int = 0
+
+    @property
+    def ends_itself(self) -> bool:
+        """Whether its last conversation ends it, whatever comes behind."""
+        size = conversation_size(self.conversations[-1])
+        return self.size >= MIN_SIZE and _ends_part(self.digests[-1], size)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary in a form that takes a third of the time."""
@@ -42,11 +55,28 @@ class Part:
         return key_of(ids, [digest.hex() for digest in self.digests], *settings)
 
 
-def cut_parts(conversations: Iterable[tuple[Conversation, bytes]]) -> Iterator[Part]:
-    """Yield parts of about four million characters; a longer conversation is one of its own."""
+def cut_parts(
+    conversations: Iterable[tuple[Conversation, bytes] | Known],
+) -> Iterator[Part | Known]:
+    """Yield parts of about four million characters; a longer conversation is one of its own.
+
+    A passage that is known is taken, and yielded, where it is a part of this input too: where one
+    begins with it, and would end with it.
+    """
     part = Part()
-    for conversation, digest in conversations:
-        size = sum(len(turn.text) + _TURN_SIZE for turn in conversation.turns)
+    for item in conversations:
+        if isinstance(item, Known):
+            passage = item.passage
+            if part.size and part.size + passage.first_size > MAX_SIZE:
+                yield part
+                part = Part()
+            is_full = passage.part_size + item.following_size > MAX_SIZE
+            if not part.size and (passage.ends_part or is_full):
+                item.taken = True
+                yield item
+            continue
+        conversation, digest = item
+        size = conversation_size(conversation)
         if part.size and part.size + size > MAX_SIZE:
             yield part
             part = Part()
@@ -58,6 +88,11 @@ def cut_parts(conversations: Iterable[tuple[Conversation, bytes]]) -> Iterator[P
             part = Part()
     if part.conversations:
         yield part
+
+
+def conversation_size(conversation: Conversation) -> int:
+    """Return how much a conversation counts."""
+    return sum(len(turn.text) + _TURN_SIZE for turn in conversation.turns)
 
 
 def _ends_part(digest: bytes, size: int) -> bool:

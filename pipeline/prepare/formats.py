@@ -1,7 +1,10 @@
 """What a file is, by its content and never by its suffix; and its bytes, unpacked, as a stream."""
 
 import bz2
+import hashlib
+import io
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
@@ -63,6 +66,54 @@ def open_file(path: AnyPath) -> BinaryIO:
         ) from error
 
 
+class Content:
+    """A file's content, unpacked; a plain file on this machine can be read from any byte on.
+
+    Args:
+        file: The open file, at its start.
+        advance: Hears of the bytes read, as they stand in the file.
+    """
+
+    def __init__(self, file: BinaryIO, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Look at the first bytes."""
+        self._file, self._advance, self._reached = file, advance, 0
+        self.has_places = _is_local(file) and _unpacker_of(file) is None
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """Yield the content from a byte on; other than the first only where there are places.
+
+        Raises:
+            BrokenStreamError: As ``read_bytes`` does.
+        """
+        if not self.has_places:
+            yield from read_bytes(self._file, self._advance)
+            return
+        while chunk := self.at(start, _CHUNK):
+            start += len(chunk)
+            self._advance(max(start - self._reached, 0))
+            self._reached = max(start, self._reached)
+            yield chunk
+
+    def at(self, start: int, size: int) -> bytes:
+        """Return the bytes at a place; fewer where the file ends.
+
+        Raises:
+            InputError: They cannot be read.
+        """
+        try:
+            return os.pread(self._file.fileno(), size, start)
+        except OSError as error:
+            raise _unreadable(self._file, error) from error
+
+    def sha256(self, start: int, size: int) -> str:
+        """Return the SHA-256 of some bytes that stand at a place."""
+        digest, end = hashlib.sha256(), start + size
+        while start < end and (chunk := self.at(start, min(1 << 20, end - start))):
+            digest.update(chunk)
+            start += len(chunk)
+        return digest.hexdigest()
+
+
 def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
     """Yield a file's content in chunks, unpacked if it is gzip, zstd, xz or bz2.
 
@@ -73,9 +124,7 @@ def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) 
     Raises:
         BrokenStreamError: After the last byte that can be had, where the stream is cut or damaged.
     """
-    head = file.read(max(map(len, _UNPACKERS)))
-    file.seek(0)
-    unpacker = next((make for magic, make in _UNPACKERS.items() if head.startswith(magic)), None)
+    unpacker = _unpacker_of(file)
     if unpacker is None:
         while chunk := _read(file):
             advance(len(chunk))
@@ -98,16 +147,30 @@ def read_bytes(file: BinaryIO, advance: Callable[[int], None] = lambda _: None) 
         yield b"".join(out)
 
 
+def _is_local(file: BinaryIO) -> bool:
+    return isinstance(getattr(file, "raw", None), io.FileIO)
+
+
+def _unpacker_of(file: BinaryIO) -> Callable[[], Any] | None:
+    head = file.read(max(map(len, _UNPACKERS)))
+    file.seek(0)
+    return next((make for magic, make in _UNPACKERS.items() if head.startswith(magic)), None)
+
+
 def _read(file: BinaryIO) -> bytes:
     try:
         return file.read(_CHUNK)
     except OSError as error:
-        raise InputError(
-            "a file cannot be read",
-            where=file.name,
-            got=error.strerror or error,
-            do="check the disk it is on",
-        ) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: BinaryIO, error: OSError) -> InputError:
+    return InputError(
+        "a file cannot be read",
+        where=file.name,
+        got=error.strerror or error,
+        do="check the disk it is on",
+    )
 
 
 def _unpack(

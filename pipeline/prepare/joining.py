@@ -3,26 +3,46 @@
 from collections.abc import Iterable, Iterator
 
 from pipeline.conversation import Conversation, split_part_id
+from pipeline.prepare.found import Known
 
 
-def join_parts(records: Iterable[Conversation]) -> Iterator[Conversation]:
+def join_parts(records: Iterable[Conversation | Known]) -> Iterator[Conversation | Known]:
     """Join each record to the one before it where it goes on with the same conversation.
 
     The public ShareGPT files are cut into parts. A part ``BASE_N`` joins the conversation right
     before it if that has the same BASE, covers turns [s, e) with s < N <= e, and the turns that
     both hold agree to the letter. Only the conversation at hand is kept in memory.
+
+    A passage that is known is passed on where nothing can join at its beginning or its end.
     """
     current: Conversation | None = None
     for record in records:
+        if isinstance(record, Known):
+            if _stands_alone(record, current):
+                if current is not None:
+                    yield current
+                current = None
+                yield record
+            continue
         if current is not None and _continues(current, record):
             held = current.start + len(current.turns) - record.start
             current.turns.extend(record.turns[held:])
             continue
         if current is not None:
             yield current
-        current = Conversation(record.id, list(record.turns))
+        current = Conversation(record.id, list(record.turns), record.place)
     if current is not None:
         yield current
+
+
+def _stands_alone(known: Known, before: Conversation | None) -> bool:
+    passage = known.passage
+    behind_is_free = _base(passage.last_id) != _base(known.following_id)
+    return behind_is_free and (before is None or _base(before.id) != _base(passage.first_id))
+
+
+def _base(conversation_id: str) -> str:
+    return split_part_id(conversation_id)[0]
 
 
 def _continues(current: Conversation, record: Conversation) -> bool:

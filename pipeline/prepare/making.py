@@ -10,6 +10,7 @@ from typing import Self
 from pipeline.config import PrepareConfig
 from pipeline.prepare.cutting import MEAN_SIZE, Part
 from pipeline.prepare.engine import make_engine
+from pipeline.prepare.found import Known
 from pipeline.prepare.options import part_options
 from pipeline.prepare.part_encoder import EncodingSettings
 from pipeline.progress import note
@@ -23,12 +24,23 @@ _MOST_PENDING = 256
 _MAX_UNDER_WAY = 128 * MEAN_SIZE
 
 
+class LostPartError(Exception):
+    """A part that was only known by its passage is gone or damaged: its text has to be read."""
+
+
+def _present(part: Part | None) -> Part:
+    if part is None:
+        raise LostPartError
+    return part
+
+
 @dataclass(slots=True)
 class _Pending:
     """A part under way, and how to wait for it."""
 
     part: Part | None
-    """Let go once the part is sure to be there: what is under way is what takes memory."""
+    """None once the part is sure to be there, as what is under way is what takes memory; and of
+    a part that is known by its passage."""
     key: str
     result: Callable[[], PartInfo | None] = lambda: None
     """Returns None where the part that was found turned out to be gone or damaged."""
@@ -76,17 +88,33 @@ class PartMaker:
             part_options(config), tokenizer.fingerprint, PART_SCHEMA, libraries
         )
 
-    def make(self, parts: Iterable[Part], prepared: PreparedWriter) -> Iterator[PartInfo]:
+    def key_of(self, part: Part) -> str:
+        """Return the key under which a part is kept."""
+        return part.key(self._settings_key)
+
+    def has(self, key: str) -> bool:
+        """Tell whether a part is there already."""
+        return self._store.find(key) is not None
+
+    @property
+    def settings_key(self) -> str:
+        """All that decides a part's rows, beside its conversations."""
+        return self._settings_key
+
+    def make(self, parts: Iterable[Part | Known], prepared: PreparedWriter) -> Iterator[PartInfo]:
         """Add the rows of parts to a prepared folder, in order; yield each part's counts.
 
         Parts are read on while others are under way, but only so many: memory stays flat.
+
+        Raises:
+            LostPartError: A passage is known, but its part is not there any more.
         """
         pending: deque[_Pending] = deque()
         for part in parts:
-            key = part.key(self._settings_key)
+            key = part.passage.part if isinstance(part, Known) else self.key_of(part)
             while any(p.key == key for p in pending):  # the same part twice is made once
                 yield self._finish(pending.popleft(), prepared)
-            pending.append(self._start(part, key))
+            pending.append(self._start(None if isinstance(part, Known) else part, key))
             while self._is_full(pending):
                 yield self._finish(pending.popleft(), prepared)
         while pending:
@@ -98,11 +126,11 @@ class PartMaker:
         held = [p.part.size for p in pending if p.part is not None]
         return len(held) > self._engine.slots or (len(held) > 1 and sum(held) > _MAX_UNDER_WAY)
 
-    def _start(self, part: Part, key: str) -> _Pending:
+    def _start(self, part: Part | None, key: str) -> _Pending:
         pending = _Pending(part, key)
-        found = self._store.find(pending.key)
+        found = self._store.find(key)
         if found is None:
-            pending.result = self._engine.submit(part, pending.key)
+            pending.result = self._engine.submit(_present(part), key)
         else:
             pending.result = self._checkers.submit(self._check, pending, found).result
         return pending
@@ -117,13 +145,13 @@ class PartMaker:
             pending.part = None
             return found
         self._store.unpin(found)
-        note(f"a part was damaged and is made again: {self._store.path(found.key)}")
+        if pending.part is not None:
+            note(f"a part was damaged and is made again: {self._store.path(found.key)}")
         return None
 
     def _finish(self, pending: _Pending, prepared: PreparedWriter) -> PartInfo:
         info = pending.result()
         if info is None:
-            assert pending.part is not None, "only a part that is pinned is let go"
-            info = self._engine.encode_here(pending.part, pending.key)
+            info = self._engine.encode_here(_present(pending.part), pending.key)
         prepared.add(self._store, info)
         return info

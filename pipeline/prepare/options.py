@@ -7,10 +7,12 @@ from pipeline.config import PrepareOptions
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
     """Return what decides the rows, as the fingerprint and the manifest have it."""
+    return part_options(config) | reading_options(config)
+
+
+def reading_options(config: PrepareOptions) -> dict[str, Any]:
+    """Return what decides which conversations records become."""
     return {
-        "model_max_length": config.model_max_length,
-        "max_target_length": config.target_length,
-        "eval_fraction": config.eval_fraction,
         "join_parts": config.join_parts,
         "dedup": config.dedup,
         "role": config.extra_roles(),

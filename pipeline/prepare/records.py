@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn
-from pipeline.prepare.reader import NumberText
+from pipeline.prepare.found import NumberText
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Self
 
-from pipeline.prepare.reader import Fault, Record
+from pipeline.prepare.found import Fault, Record
 from pipeline.prepare.records import RejectedError
 from pipeline.store.atomic import output_errors
+from pipeline.store.passages import Rejection
 
 
 class RejectedFile:
@@ -32,23 +33,29 @@ class RejectedFile:
         with output_errors(self._path):
             self._file.close()
 
-    def write(self, file: str, found: Record | Fault, error: RejectedError) -> None:
-        """Append a record: whole where it parsed, else its text where there is any."""
+    def write(self, file: str, rejection: Rejection) -> None:
+        """Append a record."""
         head = json.dumps(
             {
                 "file": file,
-                "position": found.position,
-                "reason": error.reason,
-                "detail": error.detail,
+                "position": rejection.position,
+                "reason": rejection.reason,
+                "detail": rejection.detail,
             }
         )
-        body = ""
-        if isinstance(found, Record):
-            body = f', "record": {_json_line(found)}'
-        elif found.text is not None:
-            body = f', "text": {json.dumps(found.text)}'
+        body = f", {rejection.body}" if rejection.body else ""
         with output_errors(self._path):
             self._file.write(f"{head[:-1]}{body}}}\n")
+
+
+def rejection_of(found: Record | Fault, error: RejectedError) -> Rejection:
+    """Return what is kept of a record: it is whole where it parsed, else its text if any."""
+    body = ""
+    if isinstance(found, Record):
+        body = f'"record": {_json_line(found)}'
+    elif found.text is not None:
+        body = f'"text": {json.dumps(found.text)}'
+    return Rejection(position=found.position, reason=error.reason, detail=error.detail, body=body)
 
 
 def content_of(found: Record | Fault, error: RejectedError) -> str:

@@ -20,6 +20,9 @@ from pipeline.prepare.formats import looks_like_records
 from pipeline.progress import note
 from pipeline.store.remote import AnyPath, RemotePath
 
+FileState = tuple[int, int, int]
+"""What changes when a file does: size, time of change, inode."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -28,8 +31,8 @@ class Source:
     path: AnyPath
     name: str
 
-    def state(self) -> tuple[int, int, int]:
-        """Return what changes when the file does: size, time of change, inode."""
+    def state(self) -> FileState:
+        """Return what changes when the file does."""
         stat = self.path.stat()
         # Of a URL only the size is known.
         return stat.st_size, getattr(stat, "st_mtime_ns", 0), getattr(stat, "st_ino", 0)

@@ -2,32 +2,26 @@
 
 import platform
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import PrepareConfig, is_url
-from pipeline.conversation import Conversation
 from pipeline.errors import InputError
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.collector import rare_collections
-from pipeline.prepare.cutting import cut_parts
+from pipeline.prepare.cutting import part_sizes
 from pipeline.prepare.formats import format_of
-from pipeline.prepare.joining import join_parts
-from pipeline.prepare.making import PartMaker
-from pipeline.prepare.options import row_options
+from pipeline.prepare.making import LostPartError, PartMaker
+from pipeline.prepare.options import reading_options, row_options
 from pipeline.prepare.part_encoder import EVAL, TRAIN
-from pipeline.prepare.reader import Fault, Record, read_records
-from pipeline.prepare.records import RejectedError, parse_record, roles_with
-from pipeline.prepare.rejections import RejectedFile, content_of
+from pipeline.prepare.passage_log import PassageLog
+from pipeline.prepare.reading import Reading
+from pipeline.prepare.rejections import RejectedFile
 from pipeline.prepare.remote_output import prepare_to_url
-from pipeline.prepare.sources import Source, find_sources
-from pipeline.prepare.tally import Tally
+from pipeline.prepare.sources import FileState, Source, find_sources
 from pipeline.progress import ByteProgress, note
 from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.fingerprint import ContentHash, key_of, sha256_of_file, turns_digest
+from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -35,6 +29,7 @@ from pipeline.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from pipeline.store.passages import Passage
 from pipeline.store.prepared import PreparedWriter
 from pipeline.store.shards import row_schema
 from pipeline.store.summary import summary
@@ -72,14 +67,29 @@ def prepare_here(config: PrepareConfig) -> Path:
     folder = cache.find()
     if folder is None:
         with cache.lock(key):
-            folder = cache.find() or _Preparation(config, sources, states, hashes, cache).run()
+            folder = cache.find() or _make(config, sources, states, hashes, cache)
     else:
         note("prepared before, from the same content with the same options")
     print(summary(read_manifest(folder), folder), file=sys.stderr)
     return folder
 
 
-def _states(sources: list[Source]) -> list[Any]:
+def _make(
+    config: PrepareConfig,
+    sources: list[Source],
+    states: list[FileState],
+    hashes: list[str],
+    cache: PreparedCache,
+) -> Path:
+    preparation = _Preparation(config, sources, states, hashes, cache)
+    try:
+        return preparation.run()
+    except LostPartError:
+        note("parts of this input were damaged or deleted meanwhile: all of it is read again")
+        return preparation.run(reread=True)
+
+
+def _states(sources: list[Source]) -> list[FileState]:
     try:
         return [source.state() for source in sources]
     except OSError as error:
@@ -103,39 +113,43 @@ class _Preparation:
         self,
         config: PrepareConfig,
         sources: list[Source],
-        states: list[Any],
+        states: list[FileState],
         hashes: list[str],
         cache: PreparedCache,
     ) -> None:
         self._config, self._sources, self._states = config, sources, states
         self._hashes, self._cache = hashes, cache
         self._total_bytes = sum(source.path.stat().st_size for source in sources)
-        self._roles = roles_with(config.extra_roles())
-        self._content, self._tally = ContentHash(), Tally()
-        self._named_after_files = False
-        self._source_counts = [Counter[str]() for _ in sources]
-        self._first_rejection = ""
 
-    def run(self) -> Path:
-        """Do the work in a temporary sibling and publish it."""
+    def run(self, *, reread: bool = False) -> Path:
+        """Do the work in a temporary sibling and publish it.
+
+        Args:
+            reread: Read all of the files, though some of it may be known from earlier runs.
+
+        Raises:
+            LostPartError: What was known turned out to be lost.
+        """
         with (
             rare_collections(),
             self._cache.temporary() as temporary,
             PartMaker(self._config, self._cache.parts(temporary)) as maker,
         ):
-            if self._total_bytes >= _BYTES_FOR_WORKERS:
+            # Where passages are known there may be little to do.
+            if self._total_bytes >= _BYTES_FOR_WORKERS and (reread or not self._cache.has_passages):
                 maker.start()
             self._tokenizer = load_tokenizer(
                 self._config.model_name_or_path, self._config.cache_dir
             )
             maker.use(self._tokenizer)
+            self._reading = self._start_reading(maker, reread)
             folder = temporary / "prepared"
             shards = self._write_rows(folder, maker)
             self._check_unchanged()
             if not any(shard.rows for shard in shards if shard.split == TRAIN):
                 raise self._nothing_left()
             fingerprint = key_of(
-                self._content.hexdigest(),
+                self._reading.content.hexdigest(),
                 row_options(self._config),
                 self._tokenizer.fingerprint,
                 SCHEMA_VERSION,
@@ -147,8 +161,21 @@ class _Preparation:
                 else:
                     names = ", ".join(source["name"] for source in read_manifest(final).sources)
                     note(f"the same content was prepared before, from {names}")
-        self._cache.remember(fingerprint, named_after_files=self._named_after_files)
+        self._cache.remember(fingerprint, named_after_files=self._reading.named_after_files)
         return final
+
+    def _start_reading(self, maker: PartMaker, reread: bool) -> Reading:
+        passages = self._cache.passages(
+            maker.settings_key, reading_options(self._config), part_sizes()
+        )
+
+        def find(kind: str, head: bytes) -> Passage | None:
+            passage = passages.find(kind, head)
+            return passage if passage is not None and maker.has(passage.part) else None
+
+        log = PassageLog(passages, self._sources, self._states)
+        is_anything_known = bool(passages) and not reread
+        return Reading(self._config, self._sources, log, find if is_anything_known else None)
 
     def _check_unchanged(self) -> None:
         """Refuse what was read of a file that is not the one that was hashed."""
@@ -180,65 +207,14 @@ class _Preparation:
             RejectedFile(folder / "rejected.jsonl") as rejected,
             ByteProgress("preparing", self._total_bytes) as progress,
         ):
-            parts = cut_parts(self._conversations(progress, rejected))
+            parts = self._reading.parts(maker.key_of, progress, rejected)
             for info in maker.make(parts, prepared):
-                self._tally.add(info)
-                progress.status = f"{self._tally.pairs:,} pairs"
+                self._reading.tally.add(info)
+                progress.status = f"{self._reading.tally.pairs:,} pairs"
         return prepared.close()
 
-    def _conversations(
-        self, progress: ByteProgress, rejected: RejectedFile
-    ) -> Iterator[tuple[Conversation, bytes]]:
-        """Yield the conversations that are kept, joined and without repeats, and their digests."""
-        records = self._accepted(progress, rejected)
-        seen: set[bytes] = set()
-        for conversation in join_parts(records) if self._config.join_parts else records:
-            digest = turns_digest(conversation.turns)
-            self._content.conversation(digest)
-            if self._config.dedup and digest in seen:
-                self._tally.reasons["duplicate"] += 1
-                continue
-            if self._config.dedup:
-                seen.add(digest)
-            self._tally.conversations += 1
-            yield conversation, digest
-
-    def _accepted(self, progress: ByteProgress, rejected: RejectedFile) -> Iterator[Conversation]:
-        """Yield the records that are conversations; write the others to ``rejected``."""
-        for source, counts in zip(self._sources, self._source_counts, strict=True):
-            for found in read_records(source, progress.advance):
-                counts["records"] += 1
-                try:
-                    conversation = self._parse(found, source)
-                except RejectedError as error:
-                    counts["rejected"] += 1
-                    self._reject(found, source, error, rejected)
-                else:
-                    self._tally.accepted += 1
-                    self._content.accepted(conversation.id, len(conversation.turns))
-                    yield conversation
-
-    def _parse(self, found: Record | Fault, source: Source) -> Conversation:
-        if isinstance(found, Fault):
-            raise RejectedError(found.reason, found.detail)
-        default_id = f"{source.stem}:{found.position}"
-        conversation = parse_record(found.value, default_id, self._roles)
-        self._named_after_files |= found.value.get("id") is None
-        return conversation
-
-    def _reject(
-        self, found: Record | Fault, source: Source, error: RejectedError, rejected: RejectedFile
-    ) -> None:
-        self._tally.rejected += 1
-        self._tally.reasons[error.reason] += 1
-        self._first_rejection = self._first_rejection or (
-            f"; the first: {source.name}, record {found.position}, {error}"
-        )
-        rejected.write(source.name, found, error)
-        self._content.rejected(error.reason, content_of(found, error))
-
     def _nothing_left(self) -> InputError:
-        tally = self._tally
+        tally = self._reading.tally
         if tally.pairs:
             return InputError(
                 "no pair is left to train on",
@@ -251,12 +227,12 @@ class _Preparation:
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),
             got=f"{tally.accepted + tally.rejected} records, {tally.rejected} rejected ({reasons})"
-            + self._first_rejection,
+            + self._reading.first_rejection,
             do="give ShareGPT records with a human turn and an assistant turn after it",
         )
 
     def _manifest(self, fingerprint: str, shards: list[Shard]) -> Manifest:
-        tally, model = self._tally, self._config.model_name_or_path
+        tally, model = self._reading.tally, self._config.model_name_or_path
         return Manifest(
             fingerprint=fingerprint,
             config=row_options(self._config)
@@ -271,7 +247,7 @@ class _Preparation:
                     "rejected": counts["rejected"],
                 }
                 for source, digest, counts in zip(
-                    self._sources, self._hashes, self._source_counts, strict=True
+                    self._sources, self._hashes, self._reading.source_counts, strict=True
                 )
             ],
             counts={

@@ -1,7 +1,8 @@
 """Encodes parts in this process, or in several on this machine.
 
-Workers get conversations and write the part's files themselves. Few parts are under way at a
-time, so memory stays flat whatever the input's size.
+Workers get conversations and write the part's files themselves. This process reads, and encodes
+too when they have enough to do: on few cores reading alone would not fill one. Few parts are
+under way at a time, so memory stays flat whatever the input's size.
 """
 
 import atexit
@@ -35,8 +36,8 @@ class LocalEngine:
 
     Args:
         store: Where to.
-        num_workers: Processes; None: one for each core. A single one is this process, and so is
-            the one that encodes a few parts where there are no more.
+        num_workers: Processes, this one among them; None: one for each core. A few parts, where
+            there are no more, are encoded in this one.
     """
 
     def __init__(self, store: PartStore, num_workers: int | None) -> None:
@@ -46,17 +47,18 @@ class LocalEngine:
         self._encoder: PartEncoder | None = None
         self._pool: ProcessPoolExecutor | None = None
         self._waiting: list[_Handed] = []
+        self._under_way: list[Future[PartInfo]] = []
 
     @property
     def slots(self) -> int:
         """How many parts may be under way: all workers busy, and each with one to go on with."""
-        return 1 if self._workers == 1 else 2 * self._workers
+        return 2 * self._workers
 
     def start(self) -> None:
         """Start the workers now, where there is surely work for them."""
         if self._workers > 1 and self._pool is None:
             self._pool = ProcessPoolExecutor(
-                self._workers,
+                self._workers - 1,
                 multiprocessing.get_context("spawn"),
                 _start_worker,
                 (self._settings_file, self._store),
@@ -72,7 +74,7 @@ class LocalEngine:
         write_file(self._settings_file, pickle.dumps(settings))
 
     def submit(self, part: Part, key: str) -> Result:
-        """Hand over a part."""
+        """Hand over a part; it is encoded at once, here, if the workers have enough to do."""
         handed = _Handed(self, part, key)
         if self._workers > 1:
             self._waiting.append(handed)
@@ -99,12 +101,20 @@ class LocalEngine:
         return self._store.temporary / "settings.pickle"
 
     def _send(self, pool: ProcessPoolExecutor) -> None:
-        """Send what waits to the workers."""
+        """Send what waits to the workers, as long as they have use for it."""
         for handed in self._waiting:
-            if not handed.is_done:
+            if handed.info is None and self._workers_are_busy():
+                handed.encode_here()
+            elif handed.info is None:
                 with hidden_main(), _no_dead_worker():
                     handed.future = pool.submit(_encode_in_worker, handed.part, handed.key)
+                self._under_way.append(handed.future)
         self._waiting = []
+
+    def _workers_are_busy(self) -> bool:
+        """Tell whether each worker has a part, and one to go on with."""
+        self._under_way = [future for future in self._under_way if not future.done()]
+        return len(self._under_way) >= 2 * (self._workers - 1)
 
 
 def usable_cores() -> int:
@@ -118,7 +128,8 @@ class _Handed:
     """A part that was handed over: with a worker, or waiting for there to be work for one."""
 
     def __init__(self, engine: LocalEngine, part: Part, key: str) -> None:
-        self.part, self.key, self.is_done = part, key, False
+        self.part, self.key = part, key
+        self.info: PartInfo | None = None
         self.future: Future[PartInfo] | None = None
         self._engine = engine
 
@@ -126,8 +137,11 @@ class _Handed:
         if self.future is not None:
             with _no_dead_worker():
                 return self.future.result()
-        self.is_done = True
-        return self._engine.encode_here(self.part, self.key)
+        return self.info or self.encode_here()
+
+    def encode_here(self) -> PartInfo:
+        self.info = self._engine.encode_here(self.part, self.key)
+        return self.info
 
 
 @contextlib.contextmanager

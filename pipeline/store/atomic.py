@@ -83,6 +83,36 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep others who ask for it out of a folder. The system takes the lock from one who dies.
+
+    Where the system or the folder's disk has no such locks, there is none.
+
+    Raises:
+        OutputError: Another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    "another process writes into this folder",
+                    where=folder,
+                    got="a lock on it",
+                    do="wait for its end, or end it, or give another folder",
+                ) from error
+            except OSError:
+                pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def output_errors(where: Path) -> Iterator[None]:
     """Turn what the file system raises while writing into one clear line."""
     try:

@@ -37,38 +37,46 @@ def sha256_of_file(path: AnyPath) -> str:
 
 
 class ContentHash:
-    """The hash of records in order: accepted ones by id and turns, others by their reason."""
+    """The hash of all records in their order and, beside them, of the conversations in theirs."""
 
     def __init__(self) -> None:
         """Start with no record."""
-        self._hash = hashlib.sha256()
+        self._records, self._conversations = hashlib.sha256(), hashlib.sha256()
 
-    def accepted(self, record_id: str, num_turns: int) -> None:
-        """Take in a record that was kept; its turns come with its conversation."""
-        self._update("accepted", record_id, str(num_turns))
+    def records(self, frames: str) -> None:
+        """Take in a record, or several one after another, as the functions below frame them."""
+        self._records.update(frames.encode("utf-8"))
 
     def conversation(self, digest: bytes) -> None:
-        """Take in the turns of a conversation, which are those of the records it was joined of."""
-        self._update("conversation", digest.hex())
-
-    def rejected(self, reason: str, record: str) -> None:
-        """Take in a record that was left out."""
-        self._update("rejected", reason, record)
+        """Take in a conversation's turns, which are those of the records it was joined of."""
+        self._conversations.update(digest)
 
     def hexdigest(self) -> str:
         """Return the hash of all that was taken in."""
-        return self._hash.hexdigest()
+        return key_of(self._records.hexdigest(), self._conversations.hexdigest())
 
-    def _update(self, *texts: str) -> None:
-        self._hash.update(_framed(texts))
+
+def accepted_frame(record_id: str, num_turns: int) -> str:
+    """Return what the hash takes of a record; its turns come with its conversation."""
+    return _framed(["accepted", record_id, str(num_turns)])
+
+
+def rejected_frame(reason: str, content: str) -> str:
+    """Return what the hash takes of a record that was left out."""
+    return _framed(["rejected", reason, sha256_of_text(content)])
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def turns_digest(turns: Sequence[Turn]) -> bytes:
     """Return 16 bytes of the SHA-256 of roles and texts: what makes two conversations the same."""
     framed = _framed([turn.role for turn in turns] + [turn.text for turn in turns])
-    return hashlib.sha256(framed).digest()[:16]
+    return hashlib.sha256(framed.encode()).digest()[:16]
 
 
-def _framed(texts: Sequence[str]) -> bytes:
-    """Return texts as bytes with their lengths before them: no two sequences look alike."""
-    return f"{list(map(len, texts))}{''.join(texts)}".encode()
+def _framed(texts: Sequence[str]) -> str:
+    """Return texts as one with their lengths before them: no two sequences look alike."""
+    return f"{list(map(len, texts))}{''.join(texts)}"

@@ -9,8 +9,6 @@ part may be deleted at any time, and prepared folders stay whole.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -22,7 +20,8 @@ from typing import Self
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.store.atomic import output_errors, publish_folder, write_file
+from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.checked import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.shards import ShardFile, ShardWriter
 
@@ -60,11 +59,9 @@ class PartStore:
     def find(self, key: str) -> PartInfo | None:
         """Return a part that is there, of this schema and of the right sizes; else None."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            text = (self.path(key) / FILENAME).read_text(encoding="utf-8")
-            written, _, body = text.partition("\n")
-            if written != _checksum(body):
+            fields = read_checked(self.path(key) / FILENAME)
+            if fields is None:
                 return None
-            fields = json.loads(body)
             shards = {split: ShardFile(**shard) for split, shard in fields.pop("shards").items()}
             info = PartInfo(shards=shards, **fields)
             sizes = [
@@ -151,8 +148,7 @@ class PartStore:
         # Not asdict(), which copies each number of the histograms.
         fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
         fields["shards"] = {split: dataclasses.asdict(s) for split, s in info.shards.items()}
-        body = json.dumps(fields)
-        write_file(temporary / FILENAME, f"{_checksum(body)}\n{body}")
+        write_checked(temporary / FILENAME, fields)
         self.unpin(info)
         for split in info.shards:
             self.pin_file(temporary / f"{split}.arrow", info.key, split)
@@ -205,10 +201,6 @@ class PartWriter:
         )
         self._store.publish(info, self._temporary)
         return info
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _make_empty(folder: Path) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from pipeline.config import FitConfig
 from pipeline.fit.attention import share_bias
 from pipeline.fit.compiling import BUCKET, compile_layers
 from pipeline.fit.layers import fuse_layers
 from pipeline.fit.loss import SummedTokenLoss
-from pipeline.fit.model import quiet_transformers
-from tests.fit.helpers import NOT_A_LEAF, pad_to_multiple
+from pipeline.fit.model import load_model, quiet_transformers
+from pipeline.tokenizer import TextTokenizer
+from tests.fit.helpers import NOT_A_LEAF, changed, pad_to_multiple
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,31 @@ def test_no_more_graphs_than_kinds_of_layers(still: Path) -> None:
         for shape in shapes[:10]:
             with_loss(**pad_to_multiple(batch(*shape), 0, BUCKET))
     assert counter.graphs <= 12
+
+
+@pytest.mark.slow
+@NOT_A_LEAF
+def test_layers_with_an_adapter_are_as_few_and_compute_the_same(
+    config: FitConfig, still: Path, tokenizer: TextTokenizer
+) -> None:
+    pytest.importorskip("peft", reason="the extra peft is not installed")
+    config = changed(config, model_name_or_path=str(still), lora_r=4, lora_dropout=0.0)
+    model = load_model(config, tokenizer).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():  # B is zero at first, and so is A's gradient
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    counter, found = CountGraphs(), []
+    for compiled in (False, True):
+        if compiled:
+            compile_layers(model, counter)  # type: ignore[arg-type]
+        loss = SummedTokenLoss(model)(**pad_to_multiple(batch(4, 20, 30), 0, BUCKET))
+        model.zero_grad()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in trained.values())])
+    assert counter.graphs == 4
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def test_lengths_are_multiples_and_few() -> None:

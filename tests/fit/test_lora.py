@@ -290,3 +290,43 @@ def test_an_adapter_that_does_not_tell_its_base(small: FitConfig, tmp_path: Path
     path.write_text(json.dumps(values), "utf-8")
     with pytest.raises(ModelError, match="adapter's config"):
         load_trained(broken)
+
+
+def test_another_adapter_or_another_base_is_another_run(
+    small: FitConfig, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_and_stop(small, monkeypatch)
+    base = with_config(tiny, tmp_path / "base")
+    fit_and_stop(changed(small, model_name_or_path=str(base)), monkeypatch)  # a copy is the same
+    file = bytearray((base / "model.safetensors").read_bytes())
+    file[-1000] ^= 1
+    (base / "model.safetensors").write_bytes(file)
+    refused: dict[str, dict[str, Any]] = {
+        "--lora-r": {"lora_r": 8},
+        "--lora-alpha": {"lora_alpha": 8},
+        "--lora-dropout": {"lora_dropout": 0.2},
+        "--lora-target-modules": {"lora_target_modules": "q,v"},
+        "--model-name-or-path (weights)": {"model_name_or_path": str(base)},
+    }
+    for where, changes in refused.items():
+        with pytest.raises(CheckpointError, match="other settings") as caught:
+            fit(changed(small, resume_anyway=True, **changes))
+        assert caught.value.where == where
+
+
+def test_the_name_of_weights_in_several_files(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) > 2
+    before = lora.name_of_weights(str(tmp_path), None)
+    for part in (parts[0], parts[-1]):
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+        assert lora.name_of_weights(str(tmp_path), None) != before
+        content[-1] ^= 1
+        part.write_bytes(content)
+    assert lora.name_of_weights(str(tmp_path), None) == before

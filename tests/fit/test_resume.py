@@ -1,5 +1,6 @@
 """A run that was stopped goes on as if it had not been; another run's checkpoint is refused."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import FitConfig
-from pipeline.errors import CheckpointError, DuetError
+from pipeline.config import FitConfig, FitOptions
+from pipeline.errors import CheckpointError, DuetError, OutputError
 from pipeline.fit import checkpoint as checkpoints
 from pipeline.fit.checkpoint import delete_oldest, find_checkpoint
 from pipeline.fit.rng import restore_rng_state, rng_state
 from pipeline.fit.stage import fit
+from pipeline.store.atomic import locked_folder
 from tests.fit.helpers import (
     assert_same_weights,
     changed,
@@ -125,21 +127,46 @@ def test_a_finished_run_without_its_trained_folder_writes_it_again(
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"train_batch_size": 5}, "rows per step"),
+    ({"per_device_train_batch_size": 2}, "rows per step"),
     ({"gradient_accumulation_steps": 2}, "rows per step"),
     ({"max_steps": 7}, "steps in all"),
+    ({"max_steps": -1, "num_train_epochs": 2.0}, "steps in all"),
     ({"num_data": 12}, "rows to train on"),
     ({"seed": 1}, "--seed"),
     ({"group_by_length": False}, "--group-by-length"),
     ({"learning_rate": 2e-2}, "--learning-rate"),
     ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type"),
     ({"warmup_steps": 3}, "warmup steps"),
+    ({"warmup_steps": 0, "warmup_ratio": 0.5}, "warmup steps"),
     ({"weight_decay": 0.0}, "--weight-decay"),
     ({"max_grad_norm": 2.0}, "--max-grad-norm"),
     ({"optim": "adafactor"}, "--optim"),
     ({"bf16": True}, "--bf16"),
     ({"from_scratch": True}, "--from-scratch"),
+    ({"adam_beta1": 0.8}, "--adam-beta1"),
     ({"adam_beta2": 0.9}, "--adam-beta2"),
+    ({"adam_epsilon": 1e-6}, "--adam-epsilon"),
 ]
+OFFERS = {
+    "rows per step": "give --train-batch-size 4, --resume-anyway to go on with this one, ",
+    "steps in all": "give --max-steps 6, --resume-anyway to go on with this one, ",
+    "warmup steps": "give --warmup-steps 2, --resume-anyway to go on with this one, ",
+}
+OF_AN_ADAPTER = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize"}
+"""Refused, too: see ``test_lora.py``."""
+NO_OTHER_RUN = {
+    *("per_device_eval_batch_size", "auto_batch_size", "tf32", "gradient_checkpointing"),
+    *("torch_compile", "logging_steps", "eval_strategy", "eval_steps", "save_strategy"),
+    *("save_steps", "save_total_limit", "resume_anyway", "report_to", "run_name", "cache_dir"),
+    *("fp16", "fsdp", "fsdp_transformer_layer_cls_to_wrap"),
+}
+"""What may change: the steps are the same, but for rounding."""
+
+
+def test_of_each_option_it_is_known_whether_it_changes_the_run() -> None:
+    refused = {name for changes, _ in REFUSALS for name in changes}
+    names = {field.name for field in dataclasses.fields(FitOptions)}
+    assert names == refused | OF_AN_ADAPTER | NO_OTHER_RUN
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +196,8 @@ def test_other_settings_are_refused_by_name(
         fit(changed(finished, **changes))
     assert caught.value.where == name
     assert "checkpoint-6 was made with" in caught.value.got
+    assert caught.value.do.startswith(OFFERS.get(name, "give the value it was made with, "))
+    assert caught.value.do.endswith(" or another --output-dir")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +254,9 @@ def test_what_no_run_can_go_on_with(
     with pytest.raises(CheckpointError, match="other settings") as caught:
         fit(changed(finished, resume_anyway=True, **changes))
     assert caught.value.where == name
-    assert caught.value.do == "give the value it was made with, or another --output-dir"
+    assert caught.value.do.startswith("give ")
+    assert caught.value.do.endswith(", or another --output-dir")
+    assert "--resume-anyway" not in caught.value.do
 
 
 def test_no_run_goes_on_with_another_model_or_vocabulary(
@@ -499,6 +530,17 @@ def test_a_checkpoint_that_was_being_deleted_is_a_leftover(
     assert [path.name[:13] for path in tmp_path.iterdir()] == [".checkpoint-1"]
     checkpoints.delete_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_do_not_write_into_one_folder(run: FitConfig) -> None:
+    out = Path(run.output_dir)
+    (out / ".checkpoint-3.1.tmp").mkdir(parents=True)
+    with locked_folder(out), pytest.raises(OutputError, match="another process") as caught:
+        fit(run)
+    assert caught.value.where == str(out)
+    assert (out / ".checkpoint-3.1.tmp").is_dir(), "it may be the other's"
+    fit(run)
+    assert not list(out.glob(".*"))
 
 
 def test_a_write_that_fails_leaves_no_checkpoint(

@@ -4,11 +4,10 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.cli import main
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit import loop
@@ -26,6 +26,7 @@ from pipeline.fit.feeding import cutter_for
 from pipeline.fit.model import load_model
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
+from scripts.ranks import Ranks
 from tests.fit.helpers import assert_same_weights, changed, log_of, with_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,56 +103,19 @@ with StopRequest() as stop:
     assert done.stderr == "note: SIGTERM: stopping after this step; again: at once\n"
 
 
-class Ranks:
-    """Processes of one run without a launcher that would signal the others."""
-
-    def __init__(self, count: int, *flags: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "fit", *flags],
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    **{name: str(value) for name, value in shared.items() if count > 1},
-                    **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}),
-                },
-                cwd=ROOT,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-
-    def wait_for(self, words: str) -> str:
-        """Return what the first process says up to some words."""
-        said = ""
-        assert self.processes[0].stderr is not None
-        while words not in said:
-            line = self.processes[0].stderr.readline()
-            assert line, said
-            said += line
-        return said
-
-    def end(self) -> tuple[list[int], list[str]]:
-        """Return exit codes and what was said since, when all have ended."""
-        said = [process.communicate(timeout=60)[1] for process in self.processes]
-        return [process.returncode for process in self.processes], said
-
-
 @pytest.fixture
-def started() -> Iterator[list[Ranks]]:
-    """What a test starts; nothing of it is left behind."""
-    ranks: list[Ranks] = []
-    yield ranks
-    for each in ranks:
-        for process in each.processes:
-            process.kill()
-            process.communicate()
+def start(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
+    """Start the command in so many processes; nothing of it is left behind."""
+    started: list[Ranks] = []
+
+    def begin(count: int, *flags: str) -> Ranks:
+        folder = tmp_path / f"said-{len(started)}"
+        started.append(Ranks(count, main, ["fit", *flags], folder=folder))
+        return started[-1]
+
+    yield begin
+    for ranks in started:
+        ranks.end(timeout=0)
 
 
 def flags_of(config: FitConfig, **changes: Any) -> list[str]:
@@ -170,20 +134,19 @@ def long(config: FitConfig) -> FitConfig:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_processes_stop_together_wherever_the_signal_went(
-    long: FitConfig, tmp_path: Path, started: list[Ranks], count: int
+    long: FitConfig, tmp_path: Path, start: Callable[..., Ranks], count: int
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for out, stop in ((whole, False), (parts, True), (parts, False)):
-        started.append(Ranks(count, *flags_of(long, output_dir=out)))
+        ranks = start(count, *flags_of(long, output_dir=out))
         if stop:
-            said = started[-1].wait_for(f"step {random.randint(1, 40)}/60: ")
-            started[-1].processes[-1].send_signal(signal.SIGTERM)
-        codes, ends = started[-1].end()
-        assert codes == [143 if stop else 0] * count, ends
+            ranks.wait_for(f"step {random.randint(1, 40)}/60: ")
+            os.kill(ranks.processes[-1].pid or 0, signal.SIGTERM)
+        assert ranks.end() == [143 if stop else 0] * count, ranks.said()
         if stop:
-            said += ends[0]
-            at = re.search(r"SIGTERM: stopped after step (\d+) of 60, saved as checkpoint-\1", said)
-            assert at is not None, said
+            words = r"SIGTERM: stopped after step (\d+) of 60, saved as checkpoint-\1"
+            at = re.search(words, ranks.said())
+            assert at is not None, ranks.said()
             assert [path.name for path in parts.iterdir()] == [f"checkpoint-{at[1]}"]
     assert log_of(whole) == log_of(parts)
     assert_same_weights(whole, parts)
@@ -239,29 +202,92 @@ def test_a_loss_that_is_no_number_names_its_rows(
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_is_told_alike_by_all(
-    long: FitConfig, poisoned: tuple[Path, int], started: list[Ranks]
+    long: FitConfig, poisoned: tuple[Path, int], start: Callable[..., Ranks]
 ) -> None:
     flags = flags_of(long, model_name_or_path=poisoned[0], per_device_train_batch_size=1)
-    started.append(Ranks(2, *flags))
-    codes, said = started[0].end()
-    assert codes == [1, 1]
-    first, second = (re.findall("^error: .*$", text, re.MULTILINE) for text in said)
+    ranks = start(2, *flags)
+    assert ranks.end() == [1, 1]
+    first, second = (re.findall("^error: .*$", ranks.said(i), re.MULTILINE) for i in (0, 1))
     assert first == second
     assert len(first) == 1
     assert "loss nan in row" in first[0]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_when_a_process_is_killed_the_others_end_with_the_reason(
-    long: FitConfig, started: list[Ranks]
+    long: FitConfig, start: Callable[..., Ranks], count: int
 ) -> None:
-    started.append(Ranks(2, *flags_of(long, max_steps=5000)))
-    started[0].wait_for("step 3/5000: ")
-    started[0].processes[1].kill()
+    ranks = start(count, *flags_of(long, max_steps=5000))
+    ranks.wait_for("step 3/5000: ")
+    ranks.processes[-1].kill()
     since = time.monotonic()
-    codes, said = started[0].end()
+    codes = ranks.end(timeout=60)
     assert time.monotonic() - since < 60
-    assert codes == [1, -signal.SIGKILL]
-    (line,) = [line for line in said[0].splitlines() if not line.startswith(("step", "note"))]
-    assert line.startswith("error: another process of the run has ended; where: ")
-    assert "Connection" in line
+    assert codes == [1] * (count - 1) + [-signal.SIGKILL]
+    for rank in range(count - 1):
+        said = ranks.said(rank).splitlines()
+        (line,) = [line for line in said if not line.startswith(("step", "note"))]
+        assert line.startswith("error: another process of the run has ended; where: ")
+        assert "Connection" in line
+
+
+@pytest.mark.slow
+def test_processes_killed_at_any_moment_lose_no_more_than_steps(
+    long: FitConfig, tmp_path: Path, start: Callable[..., Ranks]
+) -> None:
+    """Both at once, as when a machine goes down; a checkpoint is written every other step."""
+    long = changed(long, logging_steps=7)
+    flags = ("--save-strategy=steps", "--save-steps=2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    ranks = start(2, *flags_of(long, output_dir=whole), *flags)
+    since = time.monotonic()
+    assert ranks.end() == [0, 0], ranks.said()
+    took = time.monotonic() - since
+    killed, seed = 0, random.randrange(1 << 32)
+    moments = random.Random(seed)
+    for _ in range(12):
+        ranks = start(2, *flags_of(long, output_dir=parts), *flags)
+        ranks.end(timeout=moments.uniform(0.25, 0.7) * took)  # then they are killed
+        newest = max((int(p.name[11:]) for p in parts.glob("checkpoint-*")), default=0)
+        print(f"seed {seed}: killed, newest checkpoint {newest}")
+        killed += 0 < newest < 60
+    assert killed, "no kill met a run that had begun: the machine is too busy"
+    ranks = start(2, *flags_of(long, output_dir=parts), *flags)
+    assert ranks.end() == [0, 0], ranks.said()
+    assert log_of(whole) == log_of(parts)
+    assert_same_weights(whole, parts)
+    assert not list(parts.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_asked_to_stop(long: FitConfig, tmp_path: Path) -> None:
+    """As a scheduler does it: SIGTERM to torchrun, which passes it on and has a code of its own."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node=2", "-m", "pipeline", "fit"]
+    for out, stop in ((whole, False), (parts, True), (parts, False)):
+        with subprocess.Popen(
+            [*launcher, *flags_of(long, output_dir=out, max_steps=150)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            said = ""
+            while stop and "step 5/150: " not in said:
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+            if stop:
+                process.send_signal(signal.SIGTERM)
+            said += process.communicate(timeout=300)[1]
+        assert process.returncode == (1 if stop else 0), said
+        if stop:
+            at = re.search(r"SIGTERM: stopped after step (\d+) of 150, saved as checkpoint-", said)
+            assert at is not None, said
+            assert [path.name for path in parts.iterdir()] == [f"checkpoint-{at[1]}"]
+    assert log_of(whole) == log_of(parts)
+    assert_same_weights(whole, parts)

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.prepare import formats, reader
-from pipeline.prepare.reader import Fault, Record, read_records
+from pipeline.prepare.found import Fault, Record
+from pipeline.prepare.reader import read_records
 from pipeline.prepare.sources import Source
 from tests.conftest import record
 

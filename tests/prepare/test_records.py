@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.conversation import Role, Turn
-from pipeline.prepare.reader import NumberText
+from pipeline.prepare.found import NumberText
 from pipeline.prepare.records import RejectedError, parse_record, roles_with
 
 H, A, S, T = Role.HUMAN, Role.ASSISTANT, Role.SYSTEM, Role.TOOL

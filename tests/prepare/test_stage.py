@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -255,10 +256,16 @@ def test_one_worker_and_two_give_the_same_bytes(
         one = prepare(SAMPLE, num_workers=1, eval_fraction=0.2, output_dir=str(tmp_path / "one"))
     assert len(list(iterate_parts(tmp_path / "one" / ".parts"))) > 4
     with monkeypatch.context() as patch:
+        patch.setattr(workers.LocalEngine, "_workers_are_busy", lambda _: False)
         patch.setattr(workers.LocalEngine, "encode_here", None)  # none in this process
         two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
     assert one.name == two.name
     assert shard_bytes(one) == shard_bytes(two)
+    busy = itertools.cycle([False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.LocalEngine, "_workers_are_busy", lambda _: next(busy))
+        both = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "both"))
+    assert shard_bytes(one) == shard_bytes(both)
     _cut_small(monkeypatch, *by_default)
     whole = prepare(SAMPLE, eval_fraction=0.2, output_dir=str(tmp_path / "whole"))
     assert whole.name == one.name
@@ -401,6 +408,7 @@ def test_a_script_without_a_main_guard_can_use_workers(tiny_t5: Path, tmp_path: 
 import pipeline
 from pipeline.prepare import cutting, workers
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
+workers.LocalEngine._workers_are_busy = lambda engine: False
 workers.LocalEngine.encode_here = None
 print("started")
 pipeline.prepare(pipeline.PrepareConfig(

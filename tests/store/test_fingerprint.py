@@ -11,7 +11,9 @@ from pipeline.errors import InputError
 from pipeline.store.fingerprint import (
     ContentHash,
     _framed,
+    accepted_frame,
     key_of,
+    rejected_frame,
     sha256_of_file,
     turns_digest,
 )
@@ -23,10 +25,10 @@ def digest(*items: Conversation | tuple[str, str]) -> str:
     content = ContentHash()
     for item in items:
         if isinstance(item, Conversation):
-            content.accepted(item.id, len(item.turns))
+            content.records(accepted_frame(item.id, len(item.turns)))
             content.conversation(turns_digest(item.turns))
         else:
-            content.rejected(*item)
+            content.records(rejected_frame(*item))
     return content.hexdigest()
 
 
@@ -56,7 +58,7 @@ def test_records_cut_elsewhere_change_it_though_they_join_to_the_same() -> None:
     for sizes in ((4,), (1, 3), (2, 2), (3, 1), (2, 3)):  # the last two overlap by a turn
         content = ContentHash()
         for i, size in enumerate(sizes):
-            content.accepted(f"a_{i}", size)
+            content.records(accepted_frame(f"a_{i}", size))
         content.conversation(turns_digest(turns))
         digests.add(content.hexdigest())
     assert len(digests) == 5

@@ -1,0 +1,384 @@
+"""Text that was read before: passed over where it stands again, and never where that would show."""
+
+import copy
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline.config import PrepareConfig
+from pipeline.prepare import reading
+from pipeline.prepare.found import Known
+from pipeline.store.parts import PartStore, iterate_parts
+from tests.conftest import record
+from tests.prepare.helpers import WORDS, contents, cut_at, generated, leftovers, write
+
+Prepare = Callable[..., dict[str, bytes]]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_at(monkeypatch)
+
+
+@pytest.fixture
+def prepare(tiny_t5: Path, tmp_path: Path) -> Prepare:
+    """Return a function that prepares some paths and returns every file of the result."""
+
+    def run(*paths: Path, output: str = "processed", **options: Any) -> dict[str, bytes]:
+        config = PrepareConfig(
+            data_path=tuple(map(str, paths)),
+            model_name_or_path=str(tiny_t5),
+            output_dir=str(tmp_path / output),
+            **{"num_workers": 1, "eval_fraction": 0.2, "model_max_length": 128} | options,
+        )
+        folder = pipeline.prepare(config)
+        assert isinstance(folder, Path)
+        return contents(folder)
+
+    return run
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Known]:
+    """Return a list that takes note of each passage that is passed over."""
+    found: list[Known] = []
+    take = reading.Reading._take
+
+    def note(self: reading.Reading, known: Known) -> None:
+        found.append(known)
+        take(self, known)
+
+    monkeypatch.setattr(reading.Reading, "_take", note)
+    return found
+
+
+def passages(tmp_path: Path, output: str = "processed") -> list[Path]:
+    return sorted((tmp_path / output / ".parts" / "passages").glob("*.json"))
+
+
+# --- Any change gives what a cold run gives -------------------------------------------------------
+
+
+def rich(draw: random.Random, count: int, name: str) -> list[Any]:
+    """Return records of every kind: parts that join, repeats, rejected ones, some without an id."""
+    records: list[Any] = []
+    while len(records) < count:
+        base, kind = f"{name}{len(records)}", draw.random()
+        texts = [
+            draw.choice(("", "é ", "😀", "“", "\t")) + " ".join(draw.choices(WORDS, k=k))
+            for k in (draw.randint(1, 25) for _ in range(draw.choice((2, 4, 6))))
+        ]
+        if kind < 0.3:  # a conversation in parts, the second of which may repeat a turn
+            cut = draw.randrange(1, len(texts))
+            start = draw.choice((cut, cut - 1))
+            records += [record(f"{base}_0", *texts[:cut]), part(f"{base}_{start}", start, texts)]
+        elif kind < 0.4 and records:
+            records.append(copy.deepcopy(draw.choice(records)))
+        elif kind < 0.55:
+            bad = [{"id": base}, record(base), {"id": base, "conversations": [{"from": "x"}]}, 3]
+            records.append(draw.choice(bad))
+        elif kind < 0.56:
+            records.append({"conversations": record("", *texts)["conversations"]})
+        else:
+            records.append(record(base, *texts))
+    return records
+
+
+def part(name: str, start: int, texts: list[str]) -> Any:
+    """Return the part of a conversation from a turn on."""
+    whole = record(name, *texts)
+    return whole | {"conversations": whole["conversations"][start:]}
+
+
+def changed(draw: random.Random, records: list[Any]) -> list[Any]:
+    """Return records with a change somewhere."""
+    at, size = draw.randrange(len(records)), draw.randint(1, 20)
+    some, kind = records[at : at + size], draw.randrange(7)
+    if kind == 0:
+        return records[:at] + rich(draw, size, f"new{at}") + records[at:]
+    if kind == 1:
+        return records[:at] + records[at + size :]
+    if kind == 2:
+        return records[:at] + records[at + size :] + some
+    if kind == 3:  # what was first becomes a repeat
+        return some + records
+    if kind == 4:
+        return records + rich(draw, size, "end")
+    if kind == 5:
+        return records[at:] + records[:at]
+    # A conversation goes on where it ended before.
+    follow = [
+        r
+        for r in records
+        if isinstance(r, dict) and r.get("conversations") and str(r.get("id")).endswith("_0")
+    ]
+    if not follow:
+        return records[1:]
+    chosen = draw.choice(follow)
+    turns = len(chosen["conversations"])
+    more = part(f"{chosen['id'][:-2]}_{turns}", turns, ["."] * turns + ["more", "and more"])
+    at = max(i for i, r in enumerate(records) if r is chosen) + 1
+    return [*records[:at], more, *records[at:]]
+
+
+def as_lines(records: list[Any]) -> bytes:
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    return text.replace("\n", "\n\n", 3).encode()
+
+
+def as_array(records: list[Any]) -> bytes:
+    return json.dumps(records, ensure_ascii=False, indent=1).encode()
+
+
+def as_array_with_bom(records: list[Any]) -> bytes:
+    return b"\xef\xbb\xbf" + json.dumps(records).encode()
+
+
+FORMS = [as_lines, as_array, as_array_with_bom]
+
+
+def check_changes(
+    prepare: Prepare, path: Path, taken: list[Known], seed: int, changes: int
+) -> None:
+    """Prepare records with one change after another, warm and cold, in parts of a few records."""
+    draw, form = random.Random(seed), FORMS[seed % 3]
+    records = rich(draw, 120, "a")
+    options = {"dedup": seed % 5 != 4, "join_parts": seed % 7 != 6}
+    path.write_bytes(form(records))
+    prepare(path, **options)
+    for i in range(changes):
+        records = changed(draw, records)
+        path.write_bytes(form(records))
+        del taken[:]
+        warm = prepare(path, **options)
+        assert taken
+        assert warm == prepare(path, output=f"cold{i}", **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_change_gives_what_a_cold_run_gives(
+    prepare: Prepare,
+    tmp_path: Path,
+    taken: list[Known],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    cut_at(monkeypatch, (700, 2_500, 6_000))
+    check_changes(prepare, tmp_path / "x.json", taken, seed, changes=1)
+    assert leftovers(tmp_path / "processed") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_many_changes_give_what_cold_runs_give(
+    prepare: Prepare,
+    tmp_path: Path,
+    taken: list[Known],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    cut_at(monkeypatch, (700, 2_500, 6_000))
+    check_changes(prepare, tmp_path / "x.json", taken, seed, changes=4)
+
+
+# --- What is passed over --------------------------------------------------------------------------
+
+
+def test_what_did_not_change_is_not_parsed(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = generated(200, 1)
+    path = write(tmp_path / "x.jsonl", old)
+    prepare(path)
+    kept = len(passages(tmp_path))
+    assert kept == len(list(iterate_parts(tmp_path / "processed" / ".parts"))) - 1  # not the last
+    parsed = []
+    parse = reading.parse_record
+
+    def note(value: Any, *args: Any) -> Any:
+        parsed.append(value["id"])
+        return parse(value, *args)
+
+    monkeypatch.setattr(reading, "parse_record", note)
+    write(path, [*old[:100], *generated(2, 2), *old[100:]])
+    warm = prepare(path)
+    # Two parts or three, and after each passage one record.
+    assert len(set(parsed)) < 3 * 200 / kept + kept + 2
+    del parsed[:]
+    assert prepare(path, output="cold") == warm
+    assert len(parsed) == 202
+
+
+@pytest.mark.parametrize(
+    "change", [{"dedup": False}, {"join_parts": False}, {"role": ("bot=assistant",)}]
+)
+def test_what_was_read_under_other_options_is_not_known(
+    prepare: Prepare, tmp_path: Path, taken: list[Known], change: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "x.jsonl", generated(100, 3))
+    prepare(path)
+    prepare(path, **change)
+    assert not taken
+    write(path, generated(101, 3))
+    prepare(path, **change)
+    assert taken
+
+
+def test_a_packed_file_and_records_without_ids_are_read_whole(
+    prepare: Prepare, tmp_path: Path, taken: list[Known]
+) -> None:
+    records = generated(100, 4)
+    packed, nameless = tmp_path / "x.jsonl.gz", tmp_path / "y.jsonl"
+    packed.write_bytes(gzip.compress(as_lines(records)))
+    write(nameless, [{"conversations": r["conversations"]} for r in records])
+    for path in (packed, nameless):
+        first = prepare(path)
+        assert passages(tmp_path) == []
+        assert prepare(path, output="again") == first
+    assert not taken
+
+
+def test_lines_that_look_like_a_piece_of_an_array_are_none(
+    prepare: Prepare, tmp_path: Path, taken: list[Known]
+) -> None:
+    records = generated(100, 5)
+    array, lines = tmp_path / "x.json", tmp_path / "y.jsonl"
+    body = ",\n".join(json.dumps(r) for r in records)
+    array.write_text(f"[{body}]")
+    prepare(array)
+    assert passages(tmp_path)
+    lines.write_text(f"{json.dumps(record('first', 'q', 'a'))}\n{body}\n")
+    warm = prepare(lines)
+    assert not taken
+    assert json.loads(warm["manifest.json"])["counts"]["rejected"] == 99
+    assert warm == prepare(lines, output="cold")
+
+
+# --- Borders --------------------------------------------------------------------------------------
+
+
+def test_a_record_that_goes_on_with_a_passage_joins_it(
+    prepare: Prepare, tmp_path: Path, taken: list[Known]
+) -> None:
+    records = [r | {"id": f"{r['id']}_0"} for r in generated(100, 6)]
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path)
+    write(path, records[1:])
+    prepare(path)
+    ends = [known.following_id for known in taken]
+    assert len(ends) >= 3
+    del taken[:]
+    at = [r["id"] for r in records].index(ends[1])
+    before = records[at - 1]
+    more = part(f"{before['id'][:-2]}_4", 4, ["."] * 4 + ["more", "and more"])
+    write(path, [*records[:at], more, *records[at:]])
+    warm = prepare(path)
+    assert len(taken) >= len(ends) - 1
+    assert warm == prepare(path, output="cold")
+    assert json.loads(warm["manifest.json"])["counts"]["conversations"] == 100
+
+
+def test_the_first_of_two_repeats_is_kept(
+    prepare: Prepare, tmp_path: Path, taken: list[Known]
+) -> None:
+    records = generated(100, 7)
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path)
+    # One that stands in a passage further down comes first now.
+    write(path, [records[70] | {"id": "first"}, *records])
+    warm = prepare(path)
+    assert taken
+    assert warm == prepare(path, output="cold")
+    assert json.loads(warm["manifest.json"])["counts"]["reasons"]["duplicate"] == 1
+
+
+def test_a_part_that_only_a_long_neighbour_ended_is_not_taken_without_it(
+    prepare: Prepare, tmp_path: Path, taken: list[Known], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_at(monkeypatch, (4_000, 1 << 40, 4_000))  # parts end where they are full, nowhere else
+    records = generated(60, 8)
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path)
+    assert len(passages(tmp_path)) > 3
+    for size in (1, 5, 40):
+        short = record(f"short{size}", "q", "a" * size)
+        write(path, [*records[:30], short, *records[30:]])
+        warm = prepare(path)
+        assert warm == prepare(path, output=f"cold{size}")
+    assert taken
+
+
+# --- What is lost ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_passage_is_read_again(
+    prepare: Prepare, tmp_path: Path, taken: list[Known]
+) -> None:
+    records = generated(100, 9)
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path)
+    files = passages(tmp_path)
+    for file in files:
+        file.write_bytes(file.read_bytes().replace(b'"records": ', b'"records": 1'))
+    write(path, records[:-1])
+    warm = prepare(path)
+    assert not taken
+    assert warm == prepare(path, output="cold")
+    write(path, records[:-2])  # and is kept again
+    prepare(path)
+    assert len(taken) >= len(files) - 2
+
+
+def test_a_part_that_goes_while_its_passage_is_taken_has_all_read_again(
+    prepare: Prepare,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    records = generated(100, 10)
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path)
+    write(path, records[:-1])
+    pin, lost = PartStore.pin, []
+
+    def lose(self: PartStore, info: Any) -> None:
+        if not lost:
+            lost.append(info.key)
+            raise FileNotFoundError
+        pin(self, info)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartStore, "pin", lose)
+        warm = prepare(path)
+    assert lost
+    assert "all of it is read again" in capsys.readouterr().err
+    assert warm == prepare(path, output="cold")
+    assert leftovers(tmp_path / "processed") == []
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_passage(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = generated(100, 11)
+    path = write(tmp_path / "x.jsonl", records)
+    conversation, seen = reading.Reading._conversation, []
+
+    def change(self: reading.Reading, *args: Any) -> Any:
+        seen.append(args)
+        if len(seen) == 3:
+            with path.open("ab") as file:
+                file.write(as_lines([record("late", "q", "a")]))
+        return conversation(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading.Reading, "_conversation", change)
+        with pytest.raises(pipeline.DuetError, match="changed while it was read"):
+            prepare(path)
+    assert passages(tmp_path) == []
+    assert prepare(path) == prepare(path, output="cold")
