@@ -22,6 +22,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, DuetError, InputError
 from pipeline.fit.optim import warmup_steps
 from pipeline.fit.plan import RunPlan
+from pipeline.fit.snapshot import Weights
 from pipeline.fit.state import RunState
 from pipeline.fit.trained import STATE_FILE, save_model, writing_errors
 from pipeline.progress import note
@@ -176,6 +177,7 @@ def write_checkpoint(
     output: Path,
     *,
     model: Any,
+    weights: Weights,
     tokenizer: Path,
     optimizer: dict[str, Any],
     schedule: dict[str, Any],
@@ -189,6 +191,7 @@ def write_checkpoint(
     Args:
         output: The run's output folder.
         model: The model, not wrapped.
+        weights: Its weights at the time of ``state``.
         tokenizer: The folder of the tokenizer's files.
         optimizer: The optimizer's state.
         schedule: The schedule's state.
@@ -204,7 +207,7 @@ def write_checkpoint(
     temporary = output / f".{final.name}.{os.getpid()}.tmp"
     parts = {"optimizer.pt": optimizer, "scheduler.pt": schedule}
     parts |= {_rng_file(i, len(rng_states)): rng for i, rng in enumerate(rng_states)}
-    save_model(temporary, model, tokenizer)
+    save_model(temporary, model, tokenizer, weights)
     with writing_errors(final):
         for name, part in parts.items():
             torch.save(part, temporary / name)
