@@ -174,12 +174,12 @@ def check_joined(accelerator: Any, processes: int) -> None:
         ConfigError: Sharding that the launcher set up, or processes that do not know each other.
     """
     kind = str(accelerator.distributed_type).rpartition(".")[2]
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # the first two: not by the launcher
         raise ConfigError(
-            "the launcher set up sharding, which this version does not have",
+            "accelerate was set up with sharding that is not to be had here",
             where="accelerate launch",
             got=kind,
-            do="launch without it: each process then holds the whole model",
+            do='launch without it, and give --fsdp "full_shard"',
         )
     if accelerator.num_processes != processes:
         raise ConfigError(

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.config import FitOptions
 from pipeline.errors import ConfigError
+from pipeline.fit.loss import SummedTokenLoss
 
 _WORDS = {"full_shard": True, "shard_grad_op": False, "auto_wrap": None}
 """What ``--fsdp`` takes, and whether weights are let go of between forward and backward pass."""
@@ -98,11 +99,11 @@ def _check_others(options: FitOptions) -> None:
         ) from None
 
 
-def shard(model: nn.Module, sharding: Sharding, accelerator: Any) -> nn.Module:
+def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Module:
     """Shard a model over all processes, in place; each must have it with the same weights.
 
     Args:
-        model: A ``SummedTokenLoss``, in main memory: a group at a time goes to the device.
+        model: With its loss, in main memory: a group at a time goes to the device.
         sharding: How.
         accelerator: accelerate's Accelerator, with autocast that keeps no copies of weights.
 
@@ -118,14 +119,19 @@ def shard(model: nn.Module, sharding: Sharding, accelerator: Any) -> nn.Module:
         model, device_placement=False, evaluation_mode=True
     )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in _layers(model, sharding.layers):
+    for layer in layers_of(model.model, sharding.layers):
         fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard)
     fully_shard(prepared, mesh=mesh)
     return prepared
 
 
-def _layers(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
-    names = names or tuple(model.model._no_split_modules or ())
+def layers_of(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
+    """Return the layers of a transformers model that are a group each.
+
+    Raises:
+        ConfigError: There are none of the classes named.
+    """
+    names = names or tuple(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         known = {type(m).__name__ for m in model.modules() if isinstance(m, nn.Module)}
@@ -136,6 +142,23 @@ def _layers(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
             do="give one of " + ", ".join(sorted(known)),
         )
     return layers
+
+
+def gathered_bytes(model: Any, sharding: Sharding) -> int:
+    """Return what a process holds of a transformers model at most, beside its shares.
+
+    That is the root's group, the layer that runs and the one that is gathered meanwhile; or all of
+    it, where layers are not let go of.
+    """
+    everything = _bytes(model)
+    if not sharding.reshard:
+        return everything
+    layers = sorted(map(_bytes, layers_of(model, sharding.layers)))
+    return everything - sum(layers) + sum(layers[-2:])
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def at_rest(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.dry_run import print_dry_run
 from pipeline.fit.evaluate import Evaluator
 from pipeline.fit.feeding import Feeder, cutter_for
+from pipeline.fit.launcher import hidden_sharding, with_launchers_sharding
 from pipeline.fit.loop import TrainingLoop, TrainingStep
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.memory import optimizer_bytes
@@ -60,11 +61,12 @@ def fit(config: FitConfig) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
+    config = with_launchers_sharding(config)
     if config.dry_run:
         print_dry_run(config)
         return Path(config.output_dir)
     data = open_data(config)
-    with join_processes(config) as accelerator:
+    with hidden_sharding(), join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
         checkpoint, finished = _find_state(setup)
         stop = None
