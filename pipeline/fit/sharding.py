@@ -134,7 +134,7 @@ def layers_of(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
     names = names or tuple(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        known = {type(m).__name__ for m in model.modules() if isinstance(m, nn.Module)}
+        known = {type(module).__name__ for module in model.modules()}
         raise ConfigError(
             "the model has no such layers",
             where="--fsdp-transformer-layer-cls-to-wrap",
