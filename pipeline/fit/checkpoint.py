@@ -134,14 +134,21 @@ class Checkpoint:
             return bool(now >= self.state.step)
         return name not in _OTHER_RUN and not name.startswith("--lora-")
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str, *, mapped: bool = False) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
+
+        Args:
+            name: The file.
+            mapped: Leave tensors in the file until they are used: of a process that takes its
+                share alone, the rest is then never its memory.
 
         Raises:
             CheckpointError: The file is damaged.
         """
         try:
-            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
+            return torch.load(
+                self.folder / name, map_location="cpu", weights_only=True, mmap=mapped
+            )
         except Exception as error:  # torch, zip and pickle have many words for a damaged file
             raise damaged(self.folder / name, error) from error
 

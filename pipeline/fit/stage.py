@@ -207,7 +207,9 @@ class Run:
         if checkpoint is None:
             return
         try:
-            optimizer = share_out(self._optimizer, checkpoint.load("optimizer.pt"))
+            mapped = self._setup.sharding is not None
+            optimizer = checkpoint.load("optimizer.pt", mapped=mapped)
+            optimizer = share_out(self._optimizer, optimizer)
             if checkpoint.differences(self._setup.identity):
                 take_over(self._optimizer, self._schedule, optimizer, self._state.step)
             else:
