@@ -29,10 +29,11 @@ class Background:
     def wait(self) -> None:
         """Wait for the piece of work that is running, and raise what it raises, once.
 
-        >>> background = Background()
-        >>> background.start(lambda: print("written"))
+        >>> background, written = Background(), []
+        >>> background.start(lambda: written.append("checkpoint-300"))
         >>> background.wait()
-        written
+        >>> written
+        ['checkpoint-300']
         """
         running, self._running = self._running, None
         if running is not None:
