@@ -223,8 +223,14 @@ class FitOptions:
     )
     num_data: int = option(-1, help="Train on the first so many rows. -1: all.")
     cache_dir: str | None = option(None, help="Where models from the hub are kept.")
-    fsdp: str = option("", help="Sharding, in the Hugging Face trainer's words.")
-    fsdp_transformer_layer_cls_to_wrap: str = option("", help="The layer class that FSDP wraps.")
+    fsdp: str = option(
+        "",
+        help="Share weights, gradients and optimizer out over the processes: full_shard (least "
+        "memory) or shard_grad_op (less communication).",
+    )
+    fsdp_transformer_layer_cls_to_wrap: str = option(
+        "", help="Layers that FSDP gathers one at a time. Default: T5Block, or the model's own."
+    )
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""

@@ -19,6 +19,8 @@
     cpu_attention.py  attention on a CPU, a few heads at a time
     layers.py      norms and activations in one operation each
     compiling.py   --torch-compile: layers in a handful of graphs
+    sharding.py    --fsdp: a model, its gradients and averages in shares
+    launcher.py    accelerate's config -> --fsdp
     loss.py        a batch -> summed token loss, its logits a chunk at a time
     optim.py       settings -> optimizer and schedule
     memory.py      settings, model -> the bytes that training takes
@@ -28,7 +30,10 @@
     state.py       what a run has done so far; trainer_state.json
     rng.py         the state of the random number generators
     trained.py     the model as a folder in Hugging Face's layout
+    snapshot.py    a copy of what training changes, whole, in main memory
     checkpoint.py  write, find, resume checkpoints
+    background.py  one piece of work at a time in a thread
+    saving.py      checkpoints while the steps go on, the trained folder at the end
     metrics.py     what a run costs: tokens a second, share of peak, padding, waiting, memory
     report.py      what a run says: terminal, log, trackers
     loop.py        the optimizer steps

@@ -22,6 +22,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, DuetError, InputError
 from pipeline.fit.optim import warmup_steps
 from pipeline.fit.plan import RunPlan
+from pipeline.fit.snapshot import Weights
 from pipeline.fit.state import RunState
 from pipeline.fit.trained import STATE_FILE, save_model, writing_errors
 from pipeline.progress import note
@@ -145,14 +146,21 @@ class Checkpoint:
             return bool(now >= self.state.step)
         return name not in _OTHER_RUN and not name.startswith("--lora-")
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str, *, mapped: bool = False) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
+
+        Args:
+            name: The file.
+            mapped: Leave tensors in the file until they are used: of a process that takes its
+                share alone, the rest is then never its memory.
 
         Raises:
             CheckpointError: The file is damaged.
         """
         try:
-            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
+            return torch.load(
+                self.folder / name, map_location="cpu", weights_only=True, mmap=mapped
+            )
         except Exception as error:  # torch, zip and pickle have many words for a damaged file
             raise damaged(self.folder / name, error) from error
 
@@ -188,6 +196,7 @@ def write_checkpoint(
     output: Path,
     *,
     model: Any,
+    weights: Weights,
     tokenizer: Path,
     optimizer: dict[str, Any],
     schedule: dict[str, Any],
@@ -201,6 +210,7 @@ def write_checkpoint(
     Args:
         output: The run's output folder.
         model: The model, not wrapped.
+        weights: Its weights at the time of ``state``.
         tokenizer: The folder of the tokenizer's files.
         optimizer: The optimizer's state.
         schedule: The schedule's state.
@@ -216,7 +226,7 @@ def write_checkpoint(
     temporary = output / f".{final.name}.{os.getpid()}.tmp"
     parts = {"optimizer.pt": optimizer, "scheduler.pt": schedule}
     parts |= {_rng_file(i, len(rng_states)): rng for i, rng in enumerate(rng_states)}
-    save_model(temporary, model, tokenizer)
+    save_model(temporary, model, tokenizer, weights)
     with writing_errors(final):
         for name, part in parts.items():
             torch.save(part, temporary / name)

@@ -1,14 +1,25 @@
-"""Which rows a loss that is no finite number comes from, on all processes."""
+"""A loss, a gradient or a weight that is no finite number, and the rows it comes from."""
 
 from collections.abc import Sequence
 
 import torch
 
+from pipeline.errors import ModelError
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.grouping import IntArray
 
 _NAMED = 16
 """Rows that a message names."""
+
+
+def diverged(step: int, got: object) -> ModelError:
+    """Return the error for a run that cannot go on."""
+    return ModelError(
+        "training diverged",
+        where=f"step {step}",
+        got=got,
+        do="start again with a lower --learning-rate or with --warmup-steps",
+    )
 
 
 def rows_without_loss(

@@ -69,7 +69,7 @@ def dry_run(config: FitConfig) -> Iterator[str]:
     costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
     yield from _plan(config, plan, data.train, eval_rows)
     yield from _padding(config, plan, costs, processes)
-    yield from _memory(training_memory(model, config, costs.largest))
+    yield from _memory(training_memory(model, config, costs.largest, processes))
     yield from _time(config, plan, costs, device)
 
 

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.errors import ModelError
 from pipeline.fit.batching import StepPlan
-from pipeline.fit.culprits import rows_without_loss
+from pipeline.fit.culprits import diverged, rows_without_loss
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import Feeder, StepFeed, to_device
 from pipeline.fit.metrics import Meter
 from pipeline.fit.plan import RunPlan
 from pipeline.fit.report import Reporter
+from pipeline.fit.saving import Saver
+from pipeline.fit.sharding import whole
 from pipeline.fit.state import RunState, Sums
 from pipeline.fit.stopping import StopRequest, asked_for
 
@@ -42,16 +43,6 @@ class StepResult:
     """The rate that the step used."""
     stop: signal.Signals | None = None
     """The signal by which a process was asked to stop; the same on all of them."""
-
-
-def diverged(step: int, got: object) -> ModelError:
-    """Return the error for a run that cannot go on."""
-    return ModelError(
-        "training diverged",
-        where=f"step {step}",
-        got=got,
-        do="start again with a lower --learning-rate or with --warmup-steps",
-    )
 
 
 class TrainingStep:
@@ -131,7 +122,7 @@ class TrainingStep:
         """Clip the gradient; return its total norm before."""
         limit = self._config.max_grad_norm or math.inf
         norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        return float(norm)
+        return float(whole(norm))
 
 
 class TrainingLoop:
@@ -145,7 +136,7 @@ class TrainingLoop:
         feeder: Feeder,
         take_step: TrainingStep,
         evaluate: Callable[[], dict[str, float]],
-        save: Callable[[], None],
+        save: Saver,
         meter: Meter,
         reporter: Reporter,
     ) -> None:
@@ -158,7 +149,7 @@ class TrainingLoop:
             feeder: Makes batches of them.
             take_step: Trains on the batches of a step.
             evaluate: Returns the values of an evaluation.
-            save: Writes a checkpoint of ``state``.
+            save: Saves a checkpoint of ``state``.
             meter: Measures the steps.
             reporter: Shows what happens.
         """
@@ -181,6 +172,7 @@ class TrainingLoop:
             for step, feed in enumerate(feeds, state.step + 1):
                 result = self._take_step(feed, step)
                 self._count(feed, result)
+                self._save.check()
                 self._reporter.step_done(
                     step, result.loss / max(result.tokens, 1), result.learning_rate
                 )

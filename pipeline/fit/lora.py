@@ -156,10 +156,10 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_FILES[1]).is_file()
 
 
-def save_adapter(folder: Path, model: Any) -> None:
-    """Write the adapter's two files, not atomically."""
+def save_adapter(folder: Path, model: Any, tensors: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter's two files, not atomically; ``tensors``: in place of the model's own."""
     with _quiet_peft():
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form for a model card, left blank
 
 

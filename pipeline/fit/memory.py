@@ -14,6 +14,7 @@ from pipeline.config import FitOptions
 from pipeline.fit.flops import ModelFlops, Side
 from pipeline.fit.micro_batches import Shape
 from pipeline.fit.quantizing import QUANTIZED, WHOLE
+from pipeline.fit.sharding import gathered_bytes, sharding_of
 
 _FLOAT32 = 4
 _KEPT_UNDER_BF16 = 2.6
@@ -25,7 +26,10 @@ class Memory:
     """Bytes on one device."""
 
     parameters: int
-    """The weights; under bf16 also their copies for the matrix products."""
+    """The weights; under bf16 also their copies for the matrix products.
+
+    Of a model in shares, this process's and what it gathers at once.
+    """
     gradients: int
     optimizer: int
     activations: int
@@ -37,25 +41,32 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
-def training_memory(model: Any, options: FitOptions, shape: Shape) -> Memory:
+def training_memory(model: Any, options: FitOptions, shape: Shape, processes: int = 1) -> Memory:
     """Return what training takes if its largest micro-batch is of this shape.
 
     Args:
         model: A transformers model; it may be on the device ``meta``, without weights.
-        options: Optimizer, precision and checkpointing.
+        options: Optimizer, precision, checkpointing and sharding.
         shape: Of the largest micro-batch.
+        processes: That the model is shared out over, if the settings say so.
 
     Raises:
         ModelError: The model's config does not name its sizes.
     """
-    whole = sum(parameter.nbytes for parameter in model.parameters())
     quantized = quantized_bytes(model) if options.quantize else 0
-    whole -= quantized
+    weights = sum(parameter.nbytes for parameter in model.parameters()) - quantized
     trained = sum(parameter.nbytes for parameter in _trained(model))
+    sharding = sharding_of(options, processes)
+    shares, gathered = processes, 0
+    if sharding is None:
+        shares = 1
+    else:
+        gathered = gathered_bytes(model, sharding)
+    copies = weights // 2 if options.bf16 else 0
     return Memory(
-        parameters=(whole * 3 // 2 if options.bf16 else whole) + round(quantized * QUANTIZED),
-        gradients=trained,
-        optimizer=optimizer_bytes(model, options),
+        parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
+        gradients=trained // shares + gathered,
+        optimizer=optimizer_bytes(model, options) // shares,
         activations=activation_bytes(ModelFlops.of(model.config), options, shape),
     )
 

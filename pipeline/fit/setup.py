@@ -22,6 +22,7 @@ from pipeline.fit.lora import name_of_weights, require_peft
 from pipeline.fit.model import architecture
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.fit.quantizing import require_bitsandbytes, require_gpu
+from pipeline.fit.sharding import Sharding, sharding_of
 from pipeline.progress import note
 from pipeline.store.atomic import locked_folder, output_errors
 from pipeline.store.fingerprint import key_of, sha256_of_file
@@ -62,6 +63,11 @@ class Setup:
     plan: RunPlan
     identity: dict[str, Any]
     """What must be the same for the run to go on: see ``checkpoint.run_identity``."""
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """How the model is shared out; None where each process holds it whole."""
+        return sharding_of(self.config, self.accelerator.num_processes)
 
     @property
     def output(self) -> Path:
@@ -107,11 +113,9 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
         ConfigError: A tracker's package is missing, or the launcher asks for what is not here.
         ProcessError: Another process ended while this one waited for it.
     """
-    from accelerate import (
-        Accelerator,
-        DistributedDataParallelKwargs,
-    )
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
+    from accelerate.utils import AutocastKwargs
 
     _check_trackers(config)
     if config.lora_r:
@@ -122,14 +126,17 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sharded = sharding_of(config, processes) is not None
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # Kept until the end of the forward pass, copies in bfloat16 would be the whole model.
+    autocast = AutocastKwargs(cache_enabled=not sharded)
     accelerator = Accelerator(
         # Unless told so, accelerate does not join processes that have no GPU.
         cpu=processes > 1 and not _has_gpu(),
         mixed_precision="bf16" if config.bf16 else "no",
         log_with=config.trackers or None,
         project_dir=config.output_dir,
-        kwargs_handlers=[parallel],
+        kwargs_handlers=[parallel, autocast],
     )
     check_joined(accelerator, processes)
     if config.quantize:
@@ -172,12 +179,12 @@ def check_joined(accelerator: Any, processes: int) -> None:
         ConfigError: Sharding that the launcher set up, or processes that do not know each other.
     """
     kind = str(accelerator.distributed_type).rpartition(".")[2]
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # the first two: not by the launcher
         raise ConfigError(
-            "the launcher set up sharding, which this version does not have",
+            "accelerate was set up with sharding that is not to be had here",
             where="accelerate launch",
             got=kind,
-            do="launch without it: each process then holds the whole model",
+            do='launch without it, and give --fsdp "full_shard"',
         )
     if accelerator.num_processes != processes:
         raise ConfigError(
@@ -329,6 +336,5 @@ def _note_what_means_nothing(setup: Setup) -> None:
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         elif config.tf32:
             setup.say("--tf32 means nothing on this device; ignored")
-    if config.fsdp:
-        reason = "in one process" if accelerator.num_processes == 1 else "in this version"
-        setup.say(f"--fsdp means nothing {reason}; every process holds the whole model")
+    if config.fsdp and accelerator.num_processes == 1:
+        setup.say("--fsdp means nothing in one process, which holds the whole model")

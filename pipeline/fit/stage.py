@@ -15,20 +15,14 @@ from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError, DuetError, ModelError
 from pipeline.fit.batch_size import find_batch_size, trains
 from pipeline.fit.batching import StepPlan
-from pipeline.fit.card import model_card, write_card
-from pipeline.fit.checkpoint import (
-    Checkpoint,
-    damaged,
-    delete_oldest,
-    find_checkpoint,
-    write_checkpoint,
-)
+from pipeline.fit.checkpoint import Checkpoint, damaged, find_checkpoint
 from pipeline.fit.compiling import BUCKET, compile_layers
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.dry_run import print_dry_run
 from pipeline.fit.evaluate import Evaluator
 from pipeline.fit.feeding import Feeder, cutter_for
-from pipeline.fit.loop import TrainingLoop, TrainingStep, diverged
+from pipeline.fit.launcher import hidden_sharding, with_launchers_sharding
+from pipeline.fit.loop import TrainingLoop, TrainingStep
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.memory import optimizer_bytes
 from pipeline.fit.metrics import Meter
@@ -37,7 +31,8 @@ from pipeline.fit.model import load_checkpoint_model, load_model
 from pipeline.fit.optim import make_optimizer, make_schedule, take_over
 from pipeline.fit.probe import MOST_ROWS, biggest, pays_off, settle_buckets, try_out
 from pipeline.fit.report import Reporter
-from pipeline.fit.rng import restore_rng_state, rng_state
+from pipeline.fit.rng import restore_rng_state
+from pipeline.fit.saving import Saver
 from pipeline.fit.setup import (
     Setup,
     holding_output,
@@ -46,9 +41,10 @@ from pipeline.fit.setup import (
     set_up,
     start_trackers,
 )
-from pipeline.fit.state import RunState, trainer_state_json
+from pipeline.fit.sharding import shard, share_out, start_averages
+from pipeline.fit.state import RunState
 from pipeline.fit.stopping import StopRequest, exit_code
-from pipeline.fit.trained import is_trained, write_trained
+from pipeline.fit.trained import is_trained
 
 
 def fit(config: FitConfig) -> Path:
@@ -72,11 +68,12 @@ def fit(config: FitConfig) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
+    config = with_launchers_sharding(config)
     if config.dry_run:
         print_dry_run(config)
         return Path(config.output_dir)
     data = open_data(config)
-    with join_processes(config) as accelerator:
+    with hidden_sharding(), join_processes(config) as accelerator:
         setup = set_up(config, accelerator, data)
         with holding_output(setup):
             checkpoint, finished = _find_state(setup)
@@ -133,24 +130,29 @@ class Run:
     def __init__(self, setup: Setup, checkpoint: Checkpoint | None) -> None:
         """Load or make everything that changes while training."""
         self._setup, config, plan = setup, setup.config, setup.plan
-        accelerator = setup.accelerator
         self._state = checkpoint.state if checkpoint is not None else RunState()
         # Now, not at the end: nothing in it may fail once the training is done.
         self._facts = run_facts(setup)
         setup.say(f"rows per step {plan.rows_per_step} {plan.rows_source}")
         self._model = self._load_model(checkpoint)
-        self._wrapped = accelerator.prepare_model(SummedTokenLoss(self._model))
+        self._wrapped = self._wrap(SummedTokenLoss(self._model))
         if config.torch_compile:
             compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, config)
+        start_averages(self._optimizer)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
         self._stop = StopRequest()
         self._evaluator: Evaluator | None = None
         self._max_rows = self._find_max_rows()
         self._restore(checkpoint)
+        self._saver = Saver(setup, self._wrapped, self._optimizer, self._schedule, self._state)
 
     def run(self) -> signal.Signals | None:
         """Train, and write the trained folder; return the signal that stopped it before."""
+        with self._saver:
+            return self._run()
+
+    def _run(self) -> signal.Signals | None:
         setup, state = self._setup, self._state
         start_trackers(setup)
         with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
@@ -163,21 +165,12 @@ class Run:
             loop = self._loop(steps, feeder, reporter)
             with self._stop:
                 stop = loop.run()
+                self._saver.wait()
             if stop is not None:
                 self._say_how_to_go_on(stop)
                 return stop
-            self._check_weights()
             loop.finish()
-        if setup.accelerator.is_main_process:
-            facts = json.loads(self._facts)
-            write_card(setup.output, model_card(setup.config, facts, state))
-            write_trained(
-                setup.output,
-                self._model,
-                setup.data.tokenizer_folder,
-                run=self._facts,
-                trainer_state=self._trainer_state(),
-            )
+        self._saver.write_trained(self._facts)
         return None
 
     def _say_how_to_go_on(self, stop: signal.Signals) -> None:
@@ -196,6 +189,14 @@ class Run:
             return load_checkpoint_model(checkpoint.folder, config, tokenizer)
         except ModelError as error:
             raise damaged(checkpoint.folder, error) from error
+
+    def _wrap(self, model: SummedTokenLoss) -> torch.nn.Module:
+        """Return the model as the processes train it: shared out, or whole in each."""
+        setup = self._setup
+        if setup.sharding is not None:
+            return shard(model, setup.sharding, setup.accelerator)
+        wrapped: torch.nn.Module = setup.accelerator.prepare_model(model)
+        return wrapped
 
     def _find_max_rows(self) -> int:
         """Return how many rows of full length a micro-batch may have."""
@@ -226,7 +227,9 @@ class Run:
         if checkpoint is None:
             return
         try:
-            optimizer = checkpoint.load("optimizer.pt")
+            mapped = self._setup.sharding is not None
+            optimizer = checkpoint.load("optimizer.pt", mapped=mapped)
+            optimizer = share_out(self._optimizer, optimizer)
             if checkpoint.differences(self._setup.identity):
                 take_over(self._optimizer, self._schedule, optimizer, self._state.step)
             else:
@@ -306,7 +309,7 @@ class Run:
             feeder,
             take_step,
             self._evaluate,
-            self._save,
+            self._saver,
             meter,
             reporter,
         )
@@ -332,40 +335,6 @@ class Run:
                 setup.accelerator,
             )
         return self._evaluator.run(self._wrapped)
-
-    def _check_weights(self) -> None:
-        """Refuse to save weights that are no numbers; a loss tells only those of the step before.
-
-        Raises:
-            ModelError: A weight is infinite or NaN.
-        """
-        for name, weight in self._model.named_parameters():
-            if not weight.isfinite().all():
-                raise diverged(self._state.step, f"{name} with values that are not finite")
-
-    def _save(self) -> None:
-        from accelerate.utils import gather_object
-
-        setup = self._setup
-        self._check_weights()
-        rng_states = gather_object([rng_state()])
-        if setup.accelerator.is_main_process:
-            write_checkpoint(
-                setup.output,
-                model=self._model,
-                tokenizer=setup.data.tokenizer_folder,
-                optimizer=self._optimizer.state_dict(),
-                schedule=self._schedule.state_dict(),
-                rng_states=rng_states,
-                identity=setup.identity,
-                state=self._state,
-                trainer_state=self._trainer_state(),
-            )
-            delete_oldest(setup.output, self._state.step, setup.config.save_total_limit)
-        setup.accelerator.wait_for_everyone()
-
-    def _trainer_state(self) -> str:
-        return trainer_state_json(self._state, self._setup.plan, self._setup.config)
 
 
 def _on_other_processes(checkpoint: Checkpoint, setup: Setup) -> str:

@@ -19,6 +19,7 @@ from pipeline.errors import OutputError
 from pipeline.fit.embedding import is_tied
 from pipeline.fit.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
 from pipeline.fit.model import quiet_transformers
+from pipeline.fit.snapshot import Weights
 from pipeline.fit.state import RunState
 from pipeline.store.atomic import output_errors, sync_folder, write_file
 from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
@@ -56,24 +57,27 @@ def writing_errors(where: Path) -> Iterator[None]:
             ) from error
 
 
-def save_model(folder: Path, model: Any, tokenizer: Path) -> None:
+def save_model(folder: Path, model: Any, tokenizer: Path, weights: Weights | None = None) -> None:
     """Write a model and its tokenizer into a folder, not atomically.
 
     Args:
         folder: Made if it is not there.
         model: A transformers model, not wrapped; of one with an adapter, the adapter is written.
         tokenizer: The folder that the tokenizer's files are copied from.
+        weights: What is written in place of the model's own, which may be changing or in shares.
 
     Raises:
         OutputError: It cannot be written.
     """
     with writing_errors(folder), quiet_transformers():
         folder.mkdir(parents=True, exist_ok=True)
+        tensors = None if weights is None else dict(weights.tensors)  # it takes from the dict
         if is_adapted(model):
-            save_adapter(folder, model)
+            save_adapter(folder, model, tensors)
         else:
-            model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-            _state_tying(folder / "config.json", is_tied(model))
+            model.save_pretrained(folder, state_dict=tensors, max_shard_size=MAX_SHARD_SIZE)
+            tied = is_tied(model) if weights is None else weights.tied
+            _state_tying(folder / "config.json", tied)
         copy_tokenizer(tokenizer, folder)
 
 
@@ -89,7 +93,13 @@ def _state_tying(path: Path, tied: bool) -> None:
 
 
 def write_trained(
-    output: Path, model: Any, tokenizer: Path, *, run: str, trainer_state: str
+    output: Path,
+    model: Any,
+    tokenizer: Path,
+    weights: Weights | None = None,
+    *,
+    run: str,
+    trainer_state: str,
 ) -> None:
     """Write the trained model into the output folder, ``trainer_state.json`` last.
 
@@ -98,6 +108,7 @@ def write_trained(
             from, the files of that one's tokenizer and weights go.
         model: The model, not wrapped.
         tokenizer: The folder of the tokenizer's files.
+        weights: What is written in place of the model's own.
         run: The content of ``run.json``.
         trainer_state: The content of ``trainer_state.json``.
 
@@ -105,7 +116,7 @@ def write_trained(
         OutputError: It cannot be written.
     """
     temporary = output / f".trained.{os.getpid()}.tmp"
-    save_model(temporary, model, tokenizer)
+    save_model(temporary, model, tokenizer, weights)
     with output_errors(output):
         (output / STATE_FILE).unlink(missing_ok=True)  # until it is back, this is not complete
         new = sorted(path.name for path in temporary.iterdir())

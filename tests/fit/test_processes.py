@@ -11,7 +11,12 @@ from pipeline.fit.stage import fit
 from tests.fit.helpers import changed, log_of, state_of, weights_of
 
 
-def torchrun(config: FitConfig, processes: int, *flags: str) -> str:
+def torchrun(
+    config: FitConfig,
+    processes: int,
+    *flags: str,
+    program: tuple[str, ...] = ("-m", "pipeline", "fit"),
+) -> str:
     """Run ``fit`` in several processes; return what they printed on stderr."""
     names = (
         "data_path",
@@ -35,9 +40,7 @@ def torchrun(config: FitConfig, processes: int, *flags: str) -> str:
         "--standalone",
         "--nproc-per-node",
         str(processes),
-        "-m",
-        "pipeline",
-        "fit",
+        *program,
         *given,
         *flags,
     ]

@@ -50,7 +50,7 @@ def run(config: FitConfig) -> FitConfig:
 
 def fit_and_stop(config: FitConfig, monkeypatch: pytest.MonkeyPatch, saves: int = 1) -> None:
     """Run until so many checkpoints are complete."""
-    import pipeline.fit.stage as stage
+    import pipeline.fit.saving as saving
 
     left = [saves]
 
@@ -61,7 +61,7 @@ def fit_and_stop(config: FitConfig, monkeypatch: pytest.MonkeyPatch, saves: int 
             raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "delete_oldest", delete_and_stop)
+        patch.setattr(saving, "delete_oldest", delete_and_stop)
         with pytest.raises(StoppedError):
             fit(config)
 
