@@ -29,6 +29,8 @@ from pipeline.store.parts import PartInfo, PartStore
 
 # Starting workers takes as long as encoding some parts.
 _PARTS_FOR_WORKERS = 3
+# One that is encoded and two that wait: while this process encodes one itself, nobody reads.
+_PARTS_A_WORKER = 3
 
 
 class LocalEngine:
@@ -51,8 +53,8 @@ class LocalEngine:
 
     @property
     def slots(self) -> int:
-        """How many parts may be under way: all workers busy, and each with one to go on with."""
-        return 2 * self._workers
+        """How many parts may be under way: all workers busy, and each with two to go on with."""
+        return _PARTS_A_WORKER * self._workers
 
     def start(self) -> None:
         """Start the workers now, where there is surely work for them."""
@@ -112,9 +114,9 @@ class LocalEngine:
         self._waiting = []
 
     def _workers_are_busy(self) -> bool:
-        """Tell whether each worker has a part, and one to go on with."""
+        """Tell whether each worker has a part, and two to go on with."""
         self._under_way = [future for future in self._under_way if not future.done()]
-        return len(self._under_way) >= 2 * (self._workers - 1)
+        return len(self._under_way) >= _PARTS_A_WORKER * (self._workers - 1)
 
 
 def usable_cores() -> int:
@@ -134,7 +136,7 @@ class _Handed:
         self._engine = engine
 
     def result(self) -> PartInfo:
-        if self.future is not None:
+        if self.future is not None and not self.future.cancel():  # else it waits for a worker
             with _no_dead_worker():
                 return self.future.result()
         return self.info or self.encode_here()
