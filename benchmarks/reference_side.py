@@ -1,6 +1,6 @@
 """The reference's half of ``reference.py``; runs where FastChat (``fschat``) is installed.
 
-    python reference_side.py RECORDS.json TOKENIZER MAX_LENGTH [--measure] [--rows ROWS.npz --decode]
+    python reference_side.py RECORDS.json TOKENIZER LENGTH [--measure] [--rows ROWS.npz] [--decode]
 
 Runs FastChat's own ``preprocess`` on the records, as ``train_flant5`` does, and prints what it
 gave as JSON. With ``--measure`` it also encodes and decodes each answer; with ``--rows`` it writes
