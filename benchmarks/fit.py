@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fit_page import page, plot
+from fit_page import write
 from fit_reference import BYTES, reference_folder
 
 SIDE = Path(__file__).with_name("fit_side.py")
@@ -77,33 +77,27 @@ def main() -> None:
     parser.add_argument("--reference-tokenizer", help="folder with T5's spiece.model")
     parser.add_argument("--write", type=Path, help="folder for fit.md and fit.svg")
     args = parser.parse_args()
-    speeds, qualities = speed(args), quality(args)
-    text = page(args, speeds, qualities)
-    print(text)
-    if args.write:
-        args.write.mkdir(parents=True, exist_ok=True)
-        (args.write / "fit.md").write_text(text, encoding="utf-8")
-        plot(qualities, args.write / "fit.svg")
+    speed(args)
+    quality(args)
+    write([args.work], args.write)
 
 
-def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
+def speed(args: argparse.Namespace) -> None:
     """Time a few steps of each side in turn, and this as often as asked."""
-    results = []
     for rows in args.rows:
         for run in range(args.runs):
             for side in args.sides:
                 values = {"rows": rows, "steps": args.rows_per_run // rows, "seconds": FOREVER}
                 settings = settings_of(args, side, run, model_of(args, 0)) | values
                 path = args.work / "speed" / f"{rows}-{run}-{side}.json"
-                results.append(run_side(settings, path))
-    return results
+                run_side(settings, path)
 
 
-def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
+def quality(args: argparse.Namespace) -> None:
     """Train each side for some time, and evaluate the weights that it had meanwhile."""
     if not args.minutes:
-        return []
-    results, seconds = [], args.minutes * 60
+        return
+    seconds = args.minutes * 60
     marks = [seconds * i / args.snapshots for i in range(args.snapshots + 1)]
     for seed in args.seeds:
         for side in args.quality_sides:
@@ -112,20 +106,11 @@ def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
             path = args.work / "quality" / f"{seed}-{side}.json"
             result = run_side(settings | {"marks": marks}, path)
             evaluate(path, result)
-            results.append(result)
-    return results
 
 
 def settings_of(args: argparse.Namespace, side: str, seed: int, model: Path) -> dict[str, Any]:
-    names = (
-        "bf16",
-        "rows_at_once",
-        "learning_rate",
-        "warmup_steps",
-        "optim",
-        "clock",
-        "keep_freed",
-    )
+    names = ["bf16", "rows_at_once", "learning_rate", "warmup_steps", "optim"]
+    names += ["clock", "keep_freed"]
     return {name: getattr(args, name) for name in names} | {
         "side": side,
         "seed": seed,
