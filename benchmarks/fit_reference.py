@@ -60,7 +60,7 @@ def reference_folder(python: str, export: Path, tokenizer: str, prepared: Path, 
         splits["eval" if held_out else "train"].append(record)
     shards, label_bytes = [], 0
     for split, records in splits.items():
-        settings = [tokenizer, str(manifest.config["model_max_length"])]
+        settings = [tokenizer, "--max-length", str(manifest.config["model_max_length"])]
         settings += ["--decode"] if split == "eval" else []
         rows, label_bytes = rows_of(python, records, settings)
         shards.append(write_rows(to, split, rows))

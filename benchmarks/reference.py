@@ -37,7 +37,7 @@ def main() -> None:
         path = Path(folder) / "records.json"
         records = first_records(args.export, args.records)
         path.write_text(json.dumps(records), encoding="utf-8")
-        reference = [args.reference_python, str(SIDE), str(path), args.tokenizer, "2048"]
+        reference = [args.reference_python, str(SIDE), str(path), args.tokenizer]
         times: dict[str, list[float]] = {"ours": [], "reference": []}
         for run in range(args.runs):
             ours = [

@@ -1,15 +1,14 @@
-"""The reference's half of ``reference.py``; runs where FastChat (``fschat``) is installed.
+"""The reference's half of other benchmarks; runs where FastChat (``fschat``) is installed.
 
-    python reference_side.py RECORDS.json TOKENIZER LENGTH [--measure] [--rows ROWS.npz] [--decode]
+    python reference_side.py RECORDS.json TOKENIZER [--measure] [--rows ROWS.npz] [--decode]
 
 Runs FastChat's own ``preprocess`` on the records, as ``train_flant5`` does, and prints what it
-gave as JSON. With ``--measure`` it also encodes and decodes each answer; with ``--rows`` it writes
-the rows, and with ``--decode`` tells how many bytes of text their labels decode to.
+gave as JSON.
 """
 
+import argparse
 import copy
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -18,11 +17,18 @@ def main() -> None:
     from fastchat.train.train_flant5 import preprocess
     from transformers import AddedToken, T5Tokenizer
 
-    path, name, length = sys.argv[1:4]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path)
+    parser.add_argument("tokenizer")
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--measure", action="store_true", help="encode and decode each answer")
+    parser.add_argument("--rows", help="write the rows there")
+    parser.add_argument("--decode", action="store_true", help="count the bytes of all labels' text")
+    args = parser.parse_args()
     start = time.perf_counter()
-    records = json.loads(Path(path).read_text(encoding="utf-8"))
+    records = json.loads(args.records.read_text(encoding="utf-8"))
     tokenizer = T5Tokenizer.from_pretrained(
-        name, model_max_length=int(length), padding_side="right", use_fast=False
+        args.tokenizer, model_max_length=args.max_length, padding_side="right", use_fast=False
     )
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     for token in ["<", "{", "\n", "}", "`", " ", "\\", "^", "\t"]:
@@ -30,11 +36,11 @@ def main() -> None:
     sources = [copy.deepcopy(record["conversations"]) for record in records]
     rows = preprocess([source for source in sources if source], tokenizer)
     result = {"seconds": time.perf_counter() - start, "pairs": len(rows["labels"])}
-    if "--measure" in sys.argv:
+    if args.measure:
         result |= answers(records, tokenizer)
-    if "--rows" in sys.argv:
-        write_rows(sys.argv[sys.argv.index("--rows") + 1], rows)
-    if "--decode" in sys.argv:
+    if args.rows:
+        write_rows(args.rows, rows)
+    if args.decode:
         texts = (served(ids, tokenizer) for ids in rows["labels"])
         result["label_bytes"] = sum(len(text.encode()) for text in texts)
     print(json.dumps(result))
