@@ -49,6 +49,7 @@ of one quiet core but for its caches."""
 KEPT = """\
 Processes keep memory that they freed (`--keep-freed`), which spares the stock trainer's large \
 tensors most of their page faults."""
+PICTURE = "fit.svg"
 UNITS = ("target_tokens", "useful_flops")
 Results = list[dict[str, Any]]
 
@@ -72,7 +73,7 @@ def write(works: Iterable[Path], folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "fit.md").write_text(text, encoding="utf-8")
         if qualities:
-            plot(qualities, folder / "fit.svg")
+            plot(qualities, folder / PICTURE)
 
 
 def found(works: list[Path], part: str) -> Results:
@@ -90,13 +91,17 @@ def side_of(result: dict[str, Any]) -> str:
 def page(speeds: Results, qualities: Results) -> str:
     """Return the page in Markdown."""
     parts = ["# How fast `fit` trains", METHOD]
-    for conditions, results in by(speeds, conditions_of).items():
-        parts += ["## Target tokens a second", conditions, speed_table(results), SPEED_NOTE]
+    if speeds:
+        parts.append("## Target tokens a second")
+        for conditions, results in by(speeds, conditions_of).items():
+            parts += [conditions, speed_table(results)]
+        parts.append(SPEED_NOTE)
+    parts.append("## Held-out bits per byte by time")
     for conditions, results in by(qualities, conditions_of).items():
-        parts += ["## Held-out bits per byte by time", conditions, quality_table(results)]
-        parts += [quality_note(results), "![bits per byte by time and by steps](fit.svg)"]
-    if not qualities:
-        parts.append("Held-out bits per byte by time were not measured.")
+        parts += [conditions, quality_table(results), quality_note(results)]
+    parts.append(
+        f"![bits per byte by time and by steps]({PICTURE})" if qualities else "Not measured."
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,7 +159,8 @@ def compared(ours: Results, theirs: Results, what: str) -> str:
     ratios = [ours / other for ours, other in pairs if ours is not None]
     if not ratios:
         return ""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    extremes = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{extremes}"
 
 
 def quality_table(results: Results) -> str:
