@@ -223,6 +223,7 @@ def plot(results: Results, path: Path) -> None:
         taken = result["snapshots"][1:]
         bits = [snapshot["bits_per_byte"] for snapshot in taken]
         style = {"marker": "o", "markersize": 4, "color": COLORS[side]}
+        style["linestyle"] = ("-", "--", ":")[result["settings"]["seed"] % 3]
         label = None if side in seen else LABELS[side].replace("`", "")
         by_time.plot([s["seconds"] / 60 for s in taken], bits, label=label, **style)
         by_steps.plot([s["step"] for s in taken], bits, **style)
