@@ -8,10 +8,14 @@ command. Each side runs in a process of its own, all in turn, from the same weig
 that of its optimizer steps (``fit_side.py``). First how fast: a few steps of each side, repeated.
 Then how good: each side trains for ``--minutes``, and the weights that it had at times are
 evaluated afterwards, all by the same code. A side that was stopped in the middle starts again.
+
+With ``--quality-sides`` and the three settings of the reference, one side trains on rows that
+the reference's preprocessing made of the same conversations (``fit_reference.py``).
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -19,16 +23,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fit_page import page, plot
+from fit_page import write
+from fit_reference import BYTES, reference_folder
 
 SIDE = Path(__file__).with_name("fit_side.py")
 SIDES = ("ours", "ours-ungrouped", "random", "grouped")
+REFERENCE = "reference"
 SHAPES = {
     "tiny": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2},
     "base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_heads": 12, "num_layers": 12},
     "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32, "num_layers": 24},
 }
 """Of fresh models: a small one for a CPU, Flan-T5-base and Flan-T5-xl."""
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""Makes the C library's allocator map nothing anew that was in use before."""
 FOREVER = 10**9
 
 
@@ -38,7 +46,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="that are timed")
     parser.add_argument("--rows", type=int, nargs="*", default=[8, 32], help="rows per step")
     parser.add_argument("--rows-at-once", type=int, default=8, help="of full length, on the device")
     parser.add_argument("--rows-per-run", type=int, default=256, help="rows that are timed")
@@ -46,6 +54,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of each side; 0: leave it out")
     parser.add_argument("--snapshots", type=int, default=5, help="in that time, evaluated")
     parser.add_argument("--quality-rows", type=int, default=8, help="rows per step, by time")
+    parser.add_argument(
+        "--quality-sides", nargs="+", choices=(*SIDES, REFERENCE), default=SIDES, help="by time"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--warmup-steps", type=int, default=20)
@@ -55,57 +66,69 @@ def main() -> None:
         default="wall",
         help="processor: of all threads, for a CPU that others use too; then with one thread",
     )
+    parser.add_argument(
+        "--keep-freed",
+        action="store_true",
+        help="on a CPU: let processes keep memory that they freed, which spares page faults",
+    )
     parser.add_argument("--optim", default="adamw_torch_fused")
+    parser.add_argument("--reference-python", help="interpreter of an environment with fschat")
+    parser.add_argument("--records", type=Path, help="the file that PREPARED was made of")
+    parser.add_argument("--reference-tokenizer", help="folder with T5's spiece.model")
     parser.add_argument("--write", type=Path, help="folder for fit.md and fit.svg")
     args = parser.parse_args()
-    speeds, qualities = speed(args), quality(args)
-    text = page(args, speeds, qualities)
-    print(text)
-    if args.write:
-        args.write.mkdir(parents=True, exist_ok=True)
-        (args.write / "fit.md").write_text(text, encoding="utf-8")
-        plot(qualities, args.write / "fit.svg")
+    speed(args)
+    quality(args)
+    write([args.work], args.write)
 
 
-def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
+def speed(args: argparse.Namespace) -> None:
     """Time a few steps of each side in turn, and this as often as asked."""
-    results = []
     for rows in args.rows:
         for run in range(args.runs):
             for side in args.sides:
                 values = {"rows": rows, "steps": args.rows_per_run // rows, "seconds": FOREVER}
                 settings = settings_of(args, side, run, model_of(args, 0)) | values
                 path = args.work / "speed" / f"{rows}-{run}-{side}.json"
-                results.append(run_side(settings, path))
-    return results
+                run_side(settings, path)
 
 
-def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
+def quality(args: argparse.Namespace) -> None:
     """Train each side for some time, and evaluate the weights that it had meanwhile."""
     if not args.minutes:
-        return []
-    results, seconds = [], args.minutes * 60
+        return
+    seconds = args.minutes * 60
     marks = [seconds * i / args.snapshots for i in range(args.snapshots + 1)]
     for seed in args.seeds:
-        for side in args.sides:
+        for side in args.quality_sides:
             values = {"rows": args.quality_rows, "steps": FOREVER, "seconds": seconds}
             settings = settings_of(args, side, seed, model_of(args, seed)) | values
             path = args.work / "quality" / f"{seed}-{side}.json"
             result = run_side(settings | {"marks": marks}, path)
             evaluate(path, result)
-            results.append(result)
-    return results
 
 
 def settings_of(args: argparse.Namespace, side: str, seed: int, model: Path) -> dict[str, Any]:
-    names = ("bf16", "rows_at_once", "learning_rate", "warmup_steps", "optim", "clock")
+    names = ["bf16", "rows_at_once", "learning_rate", "warmup_steps", "optim"]
+    names += ["clock", "keep_freed"]
     return {name: getattr(args, name) for name in names} | {
         "side": side,
         "seed": seed,
-        "prepared": str(args.prepared.resolve()),
+        "prepared": str((prepared_of(args) if side == REFERENCE else args.prepared).resolve()),
         "model": str(model.resolve()),
         "marks": [],
     }
+
+
+def prepared_of(args: argparse.Namespace) -> Path:
+    """Return the folder of the reference's rows, which is made if it is not there."""
+    return reference_folder(
+        args.reference_python,
+        args.records,
+        args.reference_tokenizer,
+        args.prepared,
+        args.work / "reference",
+    )
 
 
 def run_side(settings: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -119,9 +142,10 @@ def run_side(settings: dict[str, Any], path: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     path.with_suffix(".settings").write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, str(SIDE), str(path.with_suffix(".settings")), str(path)]
+    variables = {"TOKENIZERS_PARALLELISM": "false"} | (KEEP_FREED if settings["keep_freed"] else {})
     done = subprocess.run(
         command,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | variables,
         capture_output=True,
         text=True,
     )
@@ -167,7 +191,7 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
     from accelerate import Accelerator
 
     from pipeline.fit.dataset import SupervisedDataset
-    from pipeline.fit.evaluate import Evaluator
+    from pipeline.fit.evaluate import Evaluator, count_target_bytes
     from pipeline.fit.feeding import cutter_for
     from pipeline.fit.loss import SummedTokenLoss
     from pipeline.fit.model import load_trained
@@ -176,6 +200,9 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
     prepared = result["settings"]["prepared"]
     data, tokenizer = SupervisedDataset(prepared, "eval"), load_tokenizer(f"{prepared}/tokenizer")
     accelerator, evaluator = Accelerator(), None
+    if "eval_bytes" not in result:  # the ids of the reference are not ours to decode
+        counted = data.manifest.counts.get(BYTES)
+        result["eval_bytes"] = counted or count_target_bytes(data, tokenizer)
     for snapshot in result["snapshots"]:
         if "bits_per_byte" in snapshot:
             continue
@@ -185,7 +212,8 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
             pad = model.config.pad_token_id
             evaluator = Evaluator(data, cutter, pad, tokenizer, accelerator)
         values = evaluator.run(SummedTokenLoss(model))
-        snapshot["bits_per_byte"] = values["eval_bits_per_byte"]
+        bits = values["eval_loss"] * int(data.lengths[1].sum()) / math.log(2)
+        snapshot["bits_per_byte"] = bits / result["eval_bytes"]
         path.write_text(json.dumps(result, indent=2), encoding="utf-8")
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 

@@ -1,98 +1,166 @@
-"""The page and the picture of ``fit.py``."""
+"""The page and the picture of what ``fit.py`` measured, of one or several of its ``WORK`` folders.
+
+    just bench fit_page WORK [WORK ...] [--write FOLDER]
+
+Sides that are not measured yet are left out, so it can be made while ``fit.py`` runs.
+"""
 
 import argparse
 import itertools
+import json
 import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from pipeline.store.manifest import read_manifest
 
 LABELS = {
     "ours": "`duet fit`",
     "ours-ungrouped": "`duet fit --no-group-by-length`",
     "random": "`Seq2SeqTrainer`, random order",
     "grouped": "`Seq2SeqTrainer`, `group_by_length`",
+    "reference": "`Seq2SeqTrainer` on the rows of `train_flant5`",
 }
-CLOCKS = {
-    "wall": "",
-    "processor": " It is processor time, as others used the machine too: with one thread, the "
-    "wall-clock time of a quiet machine but for its caches.",
-}
+COLORS = dict(zip(LABELS, ("C0", "C2", "C3", "C1", "C7"), strict=True))
+METHOD = """\
+Made by `just bench fit`. Each side is a process of its own and all run in turn, from the same \
+weights, with the same optimizer, rate and rows per step, on the rows of the same prepared folder. \
+What is given as rows at once is the stock trainer's batch size, and more rows per step are its \
+gradient accumulation. The time is that of the optimizer steps after the first; starting up is not \
+in it."""
+SPEED_NOTE = """\
+Medians of the runs; in brackets the least and the most ratio of runs that ran next to each other. \
+Runs differ in seed and so in rows; useful operations, those that the tokens need without padding, \
+weigh them. The steps of `group_by_length` come in random order: its sampler begins with its \
+longest rows. Memory: the most of any run, of tensors on a GPU, of the process on a CPU."""
+QUALITY_NOTE = """\
+No decay of the rate. Weights that a side had at times are evaluated afterwards, all by the same \
+code; neither that nor saving them is in the time."""
+REFERENCE_NOTE = """\
+`train_flant5`'s rows are what its own preprocessing makes of the same records, less the \
+conversations held out, in the ids of its own tokenizer. Its bits are those of its own labels of \
+the conversations held out, {theirs} bytes as FastChat's server decodes them; the labels of the \
+other sides decode to {ours}. (Parts of a conversation are rows of their own there, so some \
+answers come twice.)"""
+PROCESSOR = """\
+The clock is processor time with one thread, as others used the machine, too: the wall-clock time \
+of one quiet core but for its caches."""
+KEPT = """\
+Processes keep memory that they freed (`--keep-freed`), which spares the stock trainer's large \
+tensors most of their page faults."""
+PICTURE = "fit.svg"
+UNITS = ("target_tokens", "useful_flops")
 Results = list[dict[str, Any]]
 
 
-def page(args: argparse.Namespace, speeds: Results, qualities: Results) -> str:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("works", type=Path, nargs="+", metavar="WORK")
+    parser.add_argument("--write", type=Path, help="folder for fit.md and fit.svg")
+    args = parser.parse_args()
+    write(args.works, args.write)
+
+
+def write(works: Iterable[Path], folder: Path | None) -> None:
+    """Print the page; write page and picture into a folder, if there is one."""
+    works = list(works)
+    speeds = found(works, "speed")
+    qualities = [r for r in found(works, "quality") if "bits_per_byte" in r["snapshots"][-1]]
+    text = page(speeds, qualities)
+    print(text)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "fit.md").write_text(text, encoding="utf-8")
+        if qualities:
+            plot(qualities, folder / PICTURE)
+
+
+def found(works: list[Path], part: str) -> Results:
+    """Return what was measured, sides in the order of their names."""
+    paths = sorted(path for work in works for path in (work / part).glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    order = list(LABELS)
+    return sorted(results, key=lambda r: (r["settings"]["seed"], order.index(side_of(r))))
+
+
+def side_of(result: dict[str, Any]) -> str:
+    return str(result["settings"]["side"])
+
+
+def page(speeds: Results, qualities: Results) -> str:
     """Return the page in Markdown."""
-    any_result = (speeds + qualities)[0]
-    data = (
-        f"Made by `just bench fit`, shape `{args.shape}`{', bf16' if args.bf16 else ''}, on "
-        f"{any_result['device']} (threads: {any_result['threads']}). Each side is a process of its "
-        "own and all run in turn, from the same weights, on the rows of the same prepared folder, "
-        f"with the same optimizer (`{args.optim}`) and rows per step; at most {args.rows_at_once} "
-        "rows of full length at once, which for the stock trainer is its batch size, and more rows "
-        "per step are its gradient accumulation. The time is that of the optimizer steps after "
-        f"the first; starting up is not in it.{CLOCKS[args.clock]}\n"
-    )
-    parts = ["# How fast `fit` trains", data]
+    parts = ["# How fast `fit` trains", METHOD]
     if speeds:
-        parts += ["## Target tokens a second", speed_table(args, speeds)]
-    if not qualities:
-        parts.append("Held-out bits per byte by time were not measured (`--minutes 0`).")
-    else:
-        parts += ["## Held-out bits per byte by time", quality_table(qualities)]
-        parts.append("![bits per byte by time](fit.svg)\n")
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+        parts.append("## Target tokens a second")
+        for conditions, results in by(speeds, conditions_of).items():
+            parts += [conditions, speed_table(results)]
+        parts.append(SPEED_NOTE)
+    parts.append("## Held-out bits per byte by time")
+    for conditions, results in by(qualities, conditions_of).items():
+        parts += [conditions, quality_table(results), quality_note(results)]
+    parts.append(
+        f"![bits per byte by time and by steps]({PICTURE})" if qualities else "Not measured."
+    )
+    return "\n\n".join(parts) + "\n"
 
 
-def speed_table(args: argparse.Namespace, results: Results) -> str:
+def by(results: Results, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Results]:
+    """Return results by a key, in their order."""
+    groups: dict[Any, Results] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return groups
+
+
+def conditions_of(result: dict[str, Any]) -> str:
+    """Return in words what must be the same to be compared."""
+    settings = result["settings"]
+    length = read_manifest(Path(settings["prepared"])).config["model_max_length"]
+    shape = Path(settings["model"]).name.rpartition("-")[0]
+    words = (
+        f"Shape `{shape}`{' in bf16' if settings['bf16'] else ''}, rows of at most {length:,} + "
+        f"{length:,} tokens, {settings['rows_at_once']} rows at once, `{settings['optim']}`, on "
+        f"{result['device']} (threads: {result['threads']})."
+    )
+    notes = [PROCESSOR] * (settings["clock"] == "processor") + [KEPT] * settings["keep_freed"]
+    return " ".join([words, *notes])
+
+
+def speed_table(results: Results) -> str:
     """Return medians of the runs, how ours compares, and peak memory."""
     lines = [
-        "| rows per step | side | target tokens/s | `duet fit` is so many times as fast "
+        "| rows per step | side | runs | target tokens/s | `duet fit` is so many times as fast "
         "| useful GFLOP/s | times | peak memory, GiB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for rows in args.rows:
-        for side in args.sides:
-            found = at(results, rows, side)
-            ratios = [compared(at(results, rows, "ours"), found, what) for what in UNITS]
-            tokens, flops = (median(rates(found, what)) for what in UNITS)
-            memory = max(r["peak_memory"] for r in found) / 2**30
+    for rows, runs in sorted(by(results, lambda r: r["settings"]["rows"]).items()):
+        sides = by(runs, side_of)
+        for side in (side for side in LABELS if side in sides):
+            ratios = [compared(sides.get("ours", []), sides[side], what) for what in UNITS]
+            tokens, flops = (statistics.median(rate(r, u) for r in sides[side]) for u in UNITS)
+            memory = max(r["peak_memory"] for r in sides[side]) / 2**30
+            runs_of = f"{len(sides[side])} of {sides[side][0]['steps']} steps"
             lines.append(
-                f"| {rows} | {LABELS[side]} | {tokens:,.0f} | {ratios[0]} "
-                f"| {flops / 1e9:.1f} | {ratios[1]} | {memory:.2f} |"
+                f"| {rows} | {LABELS[side]} | {runs_of} "
+                f"| {tokens:,.0f} | {ratios[0]} | {flops / 1e9:.1f} | {ratios[1]} | {memory:.2f} |"
             )
-    steps = ", ".join(f"{args.rows_per_run // rows} of {rows} rows" for rows in args.rows)
-    note = (
-        f"Medians; runs of each side: {args.runs} (steps timed: {steps}); in brackets the least "
-        "and the most ratio. Runs differ in seed and so in rows; useful operations, those that the "
-        "tokens need without padding, weigh them: `group_by_length` begins with its longest rows. "
-        "Memory: the most of any run, "
-        "of tensors on a GPU, of the process on a CPU."
-    )
-    return "\n".join(lines) + "\n\n" + note
+    return "\n".join(lines)
 
 
-UNITS = ("target_tokens", "useful_flops")
-
-
-def at(results: Results, rows: int, side: str) -> Results:
-    return [r for r in results if r["settings"]["rows"] == rows and r["settings"]["side"] == side]
-
-
-def rates(results: Results, what: str) -> list[float]:
-    return [r[what] / r["seconds"] for r in results]
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)
+def rate(result: dict[str, Any], what: str) -> float:
+    return float(result[what] / result["seconds"])
 
 
 def compared(ours: Results, theirs: Results, what: str) -> str:
     """Return the median ratio of runs that ran next to each other, with the extremes."""
-    if not ours or ours == theirs:
+    mine = {r["settings"]["seed"]: rate(r, what) for r in ours}
+    pairs = [(mine.get(r["settings"]["seed"]), rate(r, what)) for r in theirs if r not in ours]
+    ratios = [ours / other for ours, other in pairs if ours is not None]
+    if not ratios:
         return ""
-    pairs = zip(rates(ours, what), rates(theirs, what), strict=True)
-    ratios = [mine / other for mine, other in pairs]
-    return f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    extremes = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{extremes}"
 
 
 def quality_table(results: Results) -> str:
@@ -103,20 +171,25 @@ def quality_table(results: Results) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
-        settings, last = result["settings"], result["snapshots"][-1]
+        last = result["snapshots"][-1]
         lines.append(
-            f"| {settings['seed']} | {LABELS[settings['side']]} | {last['seconds'] / 60:.1f} "
-            f"| {last['step']:,} | {result['target_tokens']:,} | {last['bits_per_byte']:.4f} "
-            f"| {caught_up(result, results)} |"
+            f"| {result['settings']['seed']} | {LABELS[side_of(result)]} "
+            f"| {last['seconds'] / 60:.1f} | {result['steps']:,} | {result['target_tokens']:,} "
+            f"| {last['bits_per_byte']:.4f} | {caught_up(result, results)} |"
         )
-    first = results[0]["settings"]
-    note = (
-        f"{first['rows']} rows per step, learning rate {first['learning_rate']:g} after "
-        f"{first['warmup_steps']} steps, no decay. Weights that a side had at times are evaluated "
-        "afterwards, by plain transformers; neither that nor saving them is in the time. "
-        "`train_flant5`'s preprocessing is not among the sides."
+    return "\n".join(lines)
+
+
+def quality_note(results: Results) -> str:
+    settings = results[0]["settings"]
+    words = (
+        f"{settings['rows']} rows per step, learning rate {settings['learning_rate']:g} after "
+        f"{settings['warmup_steps']} steps. {QUALITY_NOTE}"
     )
-    return "\n".join(lines) + "\n\n" + note
+    sizes = {side: f"{group[0]['eval_bytes']:,}" for side, group in by(results, side_of).items()}
+    if "reference" in sizes and "ours" in sizes:
+        words += " " + REFERENCE_NOTE.format(theirs=sizes["reference"], ours=sizes["ours"])
+    return words
 
 
 def caught_up(result: dict[str, Any], results: Results) -> str:
@@ -125,7 +198,7 @@ def caught_up(result: dict[str, Any], results: Results) -> str:
     stock = [
         r["snapshots"][-1]["bits_per_byte"]
         for r in results
-        if r["settings"]["seed"] == seed and r["settings"]["side"] == "random"
+        if r["settings"]["seed"] == seed and side_of(r) == "random"
     ]
     points = [(s["seconds"] / 60, s["bits_per_byte"]) for s in result["snapshots"]]
     for (t0, b0), (t1, b1) in itertools.pairwise(points):
@@ -135,29 +208,35 @@ def caught_up(result: dict[str, Any], results: Results) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Write the picture of bits per byte by time."""
-    if not results:
-        return
+    """Write the picture of bits per byte by time, and by steps."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    colors = dict(zip(LABELS, ("C0", "C2", "C3", "C1"), strict=True))
+    matplotlib.rcParams["svg.hashsalt"] = "fit"
+    figure, (by_time, by_steps) = pyplot.subplots(1, 2, figsize=(10, 4.5), sharey=True)
     seen = set()
     for result in results:
-        side = result["settings"]["side"]
+        side = side_of(result)
         # The first step's is that of fresh weights, far above all others.
-        points = [(s["seconds"] / 60, s["bits_per_byte"]) for s in result["snapshots"][1:]]
+        taken = result["snapshots"][1:]
+        bits = [snapshot["bits_per_byte"] for snapshot in taken]
+        style = {"marker": "o", "markersize": 4, "color": COLORS[side]}
+        style["linestyle"] = ("-", "--", ":")[result["settings"]["seed"] % 3]
         label = None if side in seen else LABELS[side].replace("`", "")
-        axes.plot(*zip(*points, strict=True), marker="o", color=colors[side], label=label)
+        by_time.plot([s["seconds"] / 60 for s in taken], bits, label=label, **style)
+        by_steps.plot([s["step"] for s in taken], bits, **style)
         seen.add(side)
-    axes.set(
-        xlabel=f"minutes of training ({results[0]['settings']['clock']} clock)",
-        ylabel="held-out bits per byte",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    clock = results[0]["settings"]["clock"]
+    by_time.set(xlabel=f"minutes of training ({clock} clock)", ylabel="held-out bits per byte")
+    by_steps.set(xlabel=f"optimizer steps of {results[0]['settings']['rows']} rows")
+    for axes in (by_time, by_steps):
+        axes.grid(alpha=0.3)
+    by_time.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

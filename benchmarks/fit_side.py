@@ -8,10 +8,12 @@ the clock stands still.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,7 +157,9 @@ def stock(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> An
         **common(settings),
     )
     trainer = Seq2SeqTrainer(model=clock.model, args=arguments, **module)
-    drawn = Drawn(trainer)
+    # Its sampler begins with the longest rows, and a short run would meet no others.
+    mixed = settings["side"] == "grouped" and not settings["marks"]
+    drawn = Drawn(trainer, mixed=settings["rows"] if mixed else None)
     with contextlib.suppress(DoneError):
         trainer.train()
     return drawn.rows_of(settings["rows"])
@@ -169,15 +173,20 @@ def common(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Drawn:
-    """Notes the rows that a trainer's sampler gives."""
+    """Notes the rows that a trainer's sampler gives.
 
-    def __init__(self, trainer: Any) -> None:
+    Args:
+        trainer: Not started yet.
+        mixed: Where given, steps of so many rows come in random order.
+    """
+
+    def __init__(self, trainer: Any, mixed: int | None) -> None:
         self.rows: list[int] = []
         self._length = len(trainer.train_dataset)
         make = trainer._get_train_sampler
 
         def noting(*args: Any) -> Any:
-            return Noting(make(*args), self.rows)
+            return Noting(make(*args), self.rows, mixed)
 
         trainer._get_train_sampler = noting
 
@@ -195,13 +204,20 @@ class Drawn:
 class Noting(torch.utils.data.Sampler[int]):
     """A sampler that notes what it gives."""
 
-    def __init__(self, sampler: Any, rows: list[int]) -> None:
-        self._sampler, self._rows = sampler, rows
+    def __init__(self, sampler: Any, rows: list[int], mixed: int | None) -> None:
+        self._sampler, self._rows, self._mixed = sampler, rows, mixed
 
     def __iter__(self) -> Any:
-        for row in self._sampler:
+        for row in self._sampler if self._mixed is None else self._mix(self._mixed):
             self._rows.append(int(row))
             yield row
+
+    def _mix(self, count: int) -> Iterator[int]:
+        rows = list(self._sampler)
+        whole = len(rows) // count * count
+        steps = [rows[i : i + count] for i in range(0, whole, count)]
+        order = torch.randperm(len(steps)).tolist()
+        return itertools.chain(*(steps[i] for i in order), rows[whole:])
 
     def __len__(self) -> int:
         return len(self._sampler)

@@ -8,7 +8,6 @@ and ``spiece.model``, ``PYTHON`` the interpreter of an environment with ``fschat
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
@@ -18,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.prepare.found import Record
-from pipeline.prepare.reader import read_records
+from fit_reference import first_records
+
 from pipeline.prepare.records import clean
-from pipeline.prepare.sources import Source
 from pipeline.tokenizer import load_tokenizer
 
 SIDE = Path(__file__).with_name("reference_side.py")
@@ -58,12 +56,6 @@ def main() -> None:
             times["reference"].append(seconds(reference))
         theirs = json.loads(output([*reference, "--measure"]).splitlines()[-1])
     print_table(times, our_answers(records, args.tokenizer), theirs, len(records))
-
-
-def first_records(export: Path, count: int) -> list[Any]:
-    """Return the first records that have turns; the reference has no answer to empty ones."""
-    found = (f.value for f in read_records(Source(export, export.name)) if isinstance(f, Record))
-    return list(itertools.islice((r for r in found if r["conversations"]), count))
 
 
 def our_answers(records: list[Any], name: str) -> dict[str, int]:

@@ -11,7 +11,6 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.fit.micro_batches import Shape
-from pipeline.fit.probe import full_batch
 
 SPARE = 0.05
 """Share of the device's memory that is left alone: not every free piece can be used."""
@@ -71,36 +70,8 @@ def find_batch_size(
     return found
 
 
-def trains(model: torch.nn.Module, accelerator: Any, shape: Shape, optimizer: int) -> bool:
-    """Tell whether a batch of this shape can be trained on; no process waits for another.
-
-    Twice, because from the second time on there are gradients beside the activations; they are
-    gone afterwards. The random number generators are used.
-
-    Args:
-        model: A ``SummedTokenLoss``, as accelerate prepared it.
-        accelerator: accelerate's Accelerator.
-        shape: Of the batch.
-        optimizer: Bytes that the optimizer will keep.
-    """
-    device = accelerator.device
-    model.train()
-    try:
-        kept = torch.empty(optimizer + _spare(device), dtype=torch.uint8, device=device)
-        for _ in range(2):
-            with accelerator.no_sync(model):
-                accelerator.backward(model(**full_batch(shape, 1, device)))
-        del kept
-    except torch.cuda.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return True
-
-
-def _spare(device: torch.device) -> int:
+def spare(device: torch.device) -> int:
+    """Return the bytes that are left alone."""
     if device.type != "cuda":
         return 0
     return round(SPARE * torch.cuda.get_device_properties(device).total_memory)

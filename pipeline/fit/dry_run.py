@@ -113,7 +113,10 @@ def _padding(config: FitConfig, plan: RunPlan, costs: StepCosts, processes: int)
 
 
 def _memory(memory: Memory) -> Iterator[str]:
-    remarks = {"activations": "about, of the largest micro-batch"}
+    remarks = {
+        "activations": "about, of the largest micro-batch; more on a CPU",
+        "loss": "at most, of the largest micro-batch",
+    }
     for field in dataclasses.fields(memory):
         size = getattr(memory, field.name)
         yield table_row(field.name, _gib(size), remarks.get(field.name, ""))

@@ -74,12 +74,18 @@ class SummedTokenLoss(nn.Module):
         }
         wanted = labels.flatten()[targets]  # [N]
         head = self.model.get_output_embeddings()
-        if config.model_type not in _HEAD_IS_LAST or getattr(head, "bias", None) is not None:
+        if not is_chunked(self.model):
             logits = _at(self.model(**inputs).logits, targets)
             return F.cross_entropy(logits.float(), wanted, reduction="sum")
         with _passing_on(head):
             hidden = self.model(**inputs).logits  # [B, T, D]: what the head would have got
         return summed_cross_entropy(_at(hidden, targets), head.weight, wanted)
+
+
+def is_chunked(model: Any) -> bool:
+    """Tell whether a model's loss is worked out without all of its logits."""
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return model.config.model_type in _HEAD_IS_LAST and bias is None
 
 
 def target_positions(labels: torch.Tensor) -> torch.Tensor:

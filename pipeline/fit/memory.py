@@ -1,17 +1,19 @@
 """Settings and a model -> the bytes that training it takes on a device.
 
 What the model, its gradient and its optimizer take is counted. What the forward pass keeps for
-the backward pass is an estimate: the values that a layer of transformers' T5 was seen to keep, with
-attention whose kernel keeps no scores, as on a GPU.
+the backward pass is an estimate: the values that a layer of T5 was seen to keep on a CPU as it is
+trained here, but for attention's scores, 5 bytes each, which no kernel of a GPU keeps. (There a
+norm keeps less, too, and what dropout drew takes a byte: how much that is was not measured.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from pipeline.config import FitOptions
 from pipeline.fit.flops import ModelFlops, Side
+from pipeline.fit.loss import GPU_CHUNK, is_chunked
 from pipeline.fit.micro_batches import Shape
 from pipeline.fit.quantizing import QUANTIZED, WHOLE
 from pipeline.fit.sharding import gathered_bytes, sharding_of
@@ -33,12 +35,14 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    """What the largest micro-batch keeps for the backward pass."""
+    """What the layers keep of the largest micro-batch for the backward pass."""
+    loss: int
+    """What its loss takes: logits, and the gradient of the output matrix."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 def training_memory(model: Any, options: FitOptions, shape: Shape, processes: int = 1) -> Memory:
@@ -63,11 +67,13 @@ def training_memory(model: Any, options: FitOptions, shape: Shape, processes: in
     else:
         gathered = gathered_bytes(model, sharding)
     copies = weights // 2 if options.bf16 else 0
+    sizes = ModelFlops.of(model.config)
     return Memory(
         parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
         gradients=trained // shares + gathered,
         optimizer=optimizer_bytes(model, options) // shares,
-        activations=activation_bytes(ModelFlops.of(model.config), options, shape),
+        activations=activation_bytes(sizes, options, shape),
+        loss=loss_bytes(sizes, shape, chunked=is_chunked(model)),
     )
 
 
@@ -111,7 +117,7 @@ def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> in
     encoder, decoder = sizes.encoder, sizes.decoder
     s, t = shape.rows * shape.encoder, shape.rows * shape.decoder  # padded tokens
     in_encoder = s * _values_a_token(encoder)
-    in_decoder = t * (_values_a_token(decoder) + 3 * decoder.width + 2 * decoder.attention)
+    in_decoder = t * (_values_a_token(decoder) + 4 * decoder.width + 2 * decoder.attention)
     in_decoder += s * 2 * decoder.attention  # cross-attention's keys and values
     if options.gradient_checkpointing:
         # Each layer's input, and all of one layer at a time.
@@ -119,18 +125,32 @@ def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> in
         layers += max(in_encoder, in_decoder)
     else:
         layers = encoder.layers * in_encoder + decoder.layers * in_decoder
-    # T5's position bias with its gradient, the mask of each row added; logits, their logarithms.
-    bias = 2 * max(encoder.heads * s * shape.encoder, decoder.heads * t * shape.decoder)
-    logits = 2 * t * sizes.output // decoder.width
-    return round((layers + bias) * (_KEPT_UNDER_BF16 if options.bf16 else _FLOAT32)) + (
-        logits * _FLOAT32
-    )
+    # T5's position bias of both stacks, the mask of each row added, and a gradient of it.
+    biases = encoder.heads * s * shape.encoder, decoder.heads * t * shape.decoder
+    values = layers + sum(biases) + max(biases)
+    return round(values * (_KEPT_UNDER_BF16 if options.bf16 else _FLOAT32))
+
+
+def loss_bytes(sizes: ModelFlops, shape: Shape, *, chunked: bool) -> int:
+    """Return what the loss over a micro-batch takes while the layers keep their values.
+
+    Args:
+        sizes: The model's.
+        shape: Of the micro-batch.
+        chunked: Whether it is worked out a chunk at a time: see ``loss.is_chunked``.
+    """
+    tokens = shape.rows * shape.decoder
+    logits = _FLOAT32 * tokens * (sizes.output // sizes.decoder.width)
+    if not chunked:
+        return 3 * logits  # their logarithms, and their gradient
+    hidden = tokens * sizes.decoder.width  # those with a label, and their gradient
+    return 2 * min(logits, GPU_CHUNK) + _FLOAT32 * (2 * hidden + sizes.output)
 
 
 def _values_a_token(side: Side) -> int:
     """Return the values that self-attention and feed-forward of a layer keep of a token.
 
-    Six of the hidden state's width around two norms, the projections of attention, and nine of
-    the feed-forward's width: its gate is worked out in many small steps.
+    Four of the hidden state's width around each of two norms, with one for what was dropped; the
+    projections of attention; and five of the feed-forward's width, if it has a gate.
     """
-    return 6 * side.width + 4 * side.attention + 3 * side.feed_forward // side.width
+    return 8 * side.width + 4 * side.attention + 5 * side.feed_forward // (3 * side.width)

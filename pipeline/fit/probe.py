@@ -1,7 +1,8 @@
-"""The biggest micro-batches of a run are run before its first step.
+"""Micro-batches are run before the first step, to see what fits on the device.
 
-A run that does not fit then ends in its first minute, and not on the third day, when the longest
-rows come together. Nothing of it is left: no gradient, no number drawn, no weight moved.
+The biggest of a run are: one that does not fit then ends in its first minute, and not on the third
+day, when the longest rows come together. With ``--auto-batch-size`` their size is looked for so.
+Nothing of it is left: no gradient, no number drawn, no weight moved.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -51,35 +52,41 @@ def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[S
 
 def try_out(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
     accelerator: Any,
     shapes: Sequence[Shape],
+    *,
     token_id: int,
+    reserved: int = 0,
 ) -> Shape | None:
-    """Run micro-batches forward and backward, as the run will.
+    """Run micro-batches forward and backward, as the run will; no process waits for another.
 
     Args:
-        model: A ``SummedTokenLoss``, wrapped or not, in training mode.
-        optimizer: What it keeps for each weight is taken into account, if it is not there yet.
+        model: A ``SummedTokenLoss``, wrapped or not.
         accelerator: accelerate's Accelerator.
         shapes: What to try.
         token_id: Any id of the vocabulary.
+        reserved: Bytes that are kept meanwhile, such as the optimizer's if it has none yet.
 
     Returns:
         The first shape that there was no memory for; None where all fit.
     """
-    generators, spare = rng_state(), _unmade_state(optimizer)
+    device, generators = accelerator.device, rng_state()
+    model.train()
+    shape, kept = SMALLEST, []
     try:
+        kept.append(torch.empty(reserved, dtype=torch.uint8, device=device))
         # The smallest makes the gradients, which are there as from a step's second micro-batch.
         for shape in (SMALLEST, *shapes):
             with accelerator.no_sync(model):
-                accelerator.backward(model(**full_batch(shape, token_id, accelerator.device)))
+                accelerator.backward(model(**full_batch(shape, token_id, device)))
     except torch.cuda.OutOfMemoryError:
         return shape
     finally:
-        del spare
-        optimizer.zero_grad(set_to_none=True)
+        kept.clear()
+        model.zero_grad(set_to_none=True)
         restore_rng_state(generators)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return None
 
 
@@ -112,11 +119,3 @@ def full_batch(shape: Shape, token_id: int, device: torch.device) -> Batch:
         name: torch.full((shape.rows, length), values[name], device=device)
         for name, length in sides.items()
     }
-
-
-def _unmade_state(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Take the memory that the optimizer's first step will: AdamW keeps two values a weight."""
-    if optimizer.state or not isinstance(optimizer, torch.optim.AdamW):
-        return []
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    return [torch.empty_like(weight) for weight in weights for _ in range(2)]

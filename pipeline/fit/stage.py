@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError, DuetError, ModelError
-from pipeline.fit.batch_size import find_batch_size, trains
+from pipeline.fit.batch_size import find_batch_size, spare
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import Checkpoint, damaged, find_checkpoint
 from pipeline.fit.compiling import BUCKET, compile_layers
@@ -207,9 +207,8 @@ class Run:
         if accelerator.device.type != "cuda":
             setup.say("--auto-batch-size means nothing on this device; ignored")
             return given
-        state = optimizer_bytes(self._model, setup.config)
         found = find_batch_size(
-            lambda shape: trains(self._wrapped, accelerator, shape, state),
+            lambda shape: self._try_out([shape], spare(accelerator.device)) is None,
             accelerator,
             longest=self._cutter(setup.data.train, given).fullest,
             limit=math.ceil(plan.rows_per_step / accelerator.num_processes),
@@ -278,11 +277,21 @@ class Run:
         cut = (cutter.deal(steps.rows_of(step), processes) for step in left)
         parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
         shapes = biggest(map(cutter.shape, parts), cutter.flops)
-        token_id = setup.data.tokenizer.eos_id
-        failed = try_out(self._wrapped, self._optimizer, setup.accelerator, shapes, token_id)
+        failed = self._try_out(shapes)
         if failed is not None:
             raise _out_of_memory(setup, failed)
         setup.say(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+
+    def _try_out(self, shapes: list[Shape], spare: int = 0) -> Shape | None:
+        """Return the first micro-batch that there is no room for beside the optimizer's values."""
+        unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, self._setup.config)
+        return try_out(
+            self._wrapped,
+            self._setup.accelerator,
+            shapes,
+            token_id=self._setup.data.tokenizer.eos_id,
+            reserved=unmade + spare,
+        )
 
     def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:
         setup, plan = self._setup, self._setup.plan

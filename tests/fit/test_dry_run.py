@@ -47,6 +47,7 @@ def test_the_command_prints_a_table_and_writes_nothing(
         "gradients",
         "optimizer",
         "activations",
+        "loss",
         "memory",
         "compute",
         "matmul peak",

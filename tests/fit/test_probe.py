@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit import probe, stage
+from pipeline.fit import stage
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.micro_batches import Shape
@@ -42,50 +42,57 @@ def model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
     return SummedTokenLoss(load_model(config, tokenizer)).train()
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_nothing_is_left(model: Any, kind: Any) -> None:
+def test_nothing_is_left(model: Any) -> None:
     seen = []
     model.model.encoder.register_forward_hook(
         lambda module, args, kwargs, made: seen.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizer, generators = kind(model.parameters(), lr=1.0), rng_state()
-    assert try_out(model, optimizer, OneOfMany(), [Shape(3, 7, 5), Shape(1, 9, 2)], 1) is None
+    generators, shapes = rng_state(), [Shape(3, 7, 5), Shape(1, 9, 2)]
+    assert try_out(model, OneOfMany(), shapes, token_id=1) is None
     assert seen == [SMALLEST[:2], (3, 7), (1, 9)]
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
-    assert not optimizer.state
     after = rng_state()
     assert torch.equal(after["cpu"], generators["cpu"])
     assert after["python"] == generators["python"]
 
 
 def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
-    model: Any, monkeypatch: pytest.MonkeyPatch
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a run keeps beside a micro-batch: four values for each weight, from the second on."""
     held: list[Any] = []
-    whole = probe._unmade_state
+    empty = torch.empty
 
-    def note(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-        made = whole(optimizer)
-        held.extend(weakref.ref(tensor) for tensor in made)
+    def note(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = empty(*args, **kwargs)
+        if kwargs.get("dtype") == torch.uint8:
+            held.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(probe, "_unmade_state", note)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
 
-    def look(*_: Any) -> None:
-        gradients = sum(p.grad.numel() for p in model.parameters() if p.grad is not None)
-        seen.append((gradients, sum(tensor().numel() for tensor in held)))
+    def look(self: SummedTokenLoss, **batch: torch.Tensor) -> torch.Tensor:
+        weights = list(self.parameters())
+        gradients = sum(p.grad.numel() for p in weights if p.grad is not None)
+        there = [tensor() for tensor in held]
+        reserved = sum(tensor.nbytes for tensor in there if tensor is not None)
+        seen.append((sum(weight.numel() for weight in weights), gradients, reserved))
+        return whole(self, **batch)
 
-    model.register_forward_pre_hook(look)
-    optimizer = torch.optim.AdamW(model.parameters())
-    try_out(model, optimizer, OneOfMany(), [Shape(2, 4, 4)], 1)
-    weights = sum(weight.numel() for weight in model.parameters())
-    assert seen == [(0, 2 * weights), (weights, 2 * weights)]
-    assert not any(tensor() is not None for tensor in held)
+    whole = SummedTokenLoss.forward
+    monkeypatch.setattr(torch, "empty", note)
+    monkeypatch.setattr(SummedTokenLoss, "forward", look)
+    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    fit(changed(config, max_steps=1, train_batch_size=1, per_device_train_batch_size=1))
+    weights = seen[0][0]
+    assert seen == [
+        (weights, 0, 8 * weights),
+        (weights, weights, 8 * weights),
+        (weights, 0, 0),  # the first step
+    ]
 
 
 def test_a_run_is_the_same_with_it(
