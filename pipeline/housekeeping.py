@@ -161,8 +161,10 @@ def _forget_passages(folder: Path, dry_run: bool) -> None:
     """Delete what is known of the text of parts that are not there any more."""
     kept = {path.name for path in iterate_parts(folder / ".parts")}
     for path in folder.glob(".parts/passages/*.json"):
-        if not dry_run and part_of(path) not in kept:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            is_old = path.stat().st_mtime < time.time() - _HOUR  # else its part may be on the way
+            if not dry_run and is_old and part_of(path) not in kept:
+                path.unlink()
 
 
 def _delete(path: Path, dry_run: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.conversation import Conversation, Role, Turn
-from pipeline.prepare.found import Known
+from pipeline.prepare.found import Known, RereadError
 from pipeline.store.fingerprint import key_of
 
 # In characters; a turn counts for some more, since it may be a row. A cut is looked for behind
@@ -21,6 +21,11 @@ _TURN_SIZE = 64
 def part_sizes() -> tuple[int, int, int]:
     """Return all that decides where a part ends, but for its conversations."""
     return MIN_SIZE, MEAN_SIZE, MAX_SIZE
+
+
+def mark_reach() -> int:
+    """Return how far any part's text is sure to go, in bytes: as far as its mark looks."""
+    return MIN_SIZE >> 6
 
 
 _ROLES = tuple(Role)
@@ -62,21 +67,30 @@ def cut_parts(
 
     A passage that is known is taken, and yielded, where it is a part of this input too: where one
     begins with it, and would end with it.
+
+    Raises:
+        RereadError: The conversation that was to end a passage, because the part would be too
+            long with it, did not come: joined to others, it was a repeat.
     """
-    part = Part()
+    part, full = Part(), 0
     for item in conversations:
         if isinstance(item, Known):
             passage = item.passage
             if part.size and part.size + passage.first_size > MAX_SIZE:
                 yield part
                 part = Part()
-            is_full = passage.part_size + item.following_size > MAX_SIZE
-            if not part.size and (passage.ends_part or is_full):
+            if not part.size and (
+                passage.ends_part or passage.part_size + item.next_size > MAX_SIZE
+            ):
+                _check_ended(full, passage.first_size)
+                full = 0 if passage.ends_part else passage.part_size
                 item.taken = True
                 yield item
             continue
         conversation, digest = item
         size = conversation_size(conversation)
+        _check_ended(full, size)
+        full = 0
         if part.size and part.size + size > MAX_SIZE:
             yield part
             part = Part()
@@ -88,6 +102,12 @@ def cut_parts(
             part = Part()
     if part.conversations:
         yield part
+
+
+def _check_ended(full: int, size: int) -> None:
+    """Check that a part that was taken as full has no room for what comes behind it."""
+    if full and full + size <= MAX_SIZE:
+        raise RereadError("a repeat stands where a part ended before")
 
 
 def conversation_size(conversation: Conversation) -> int:

@@ -1,10 +1,15 @@
 """What reading a file finds: records, faults, and passages that are known from earlier runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.conversation import Place
+from pipeline.conversation import Conversation, Place
 from pipeline.store.passages import Passage
+
+
+class RereadError(Exception):
+    """What is known of some text turned out not to help: all of it has to be read."""
 
 
 class NumberText(str):
@@ -48,7 +53,12 @@ class Known:
     following: Record
     """The record behind it, which tells whether the passage ends where it ended."""
     place: Place | None = None
-    following_id: str = ""
-    following_size: int = 0
-    """Of the conversation in the following record. These three are set by whoever parses it."""
+    next_conversation: Conversation | None = None
+    """In the following record. These two are set by whoever parses it."""
+    next_size: int = 0
+    """Of that conversation, as parts count; 0 where it is a repeat, and left out."""
     taken: bool = False
+
+
+FindAt = Callable[[int], Passage | None]
+"""Takes the byte at which a record begins; returns the passage that stands there, if any."""

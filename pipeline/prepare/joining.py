@@ -36,8 +36,9 @@ def join_parts(records: Iterable[Conversation | Known]) -> Iterator[Conversation
 
 
 def _stands_alone(known: Known, before: Conversation | None) -> bool:
-    passage = known.passage
-    behind_is_free = _base(passage.last_id) != _base(known.following_id)
+    passage, behind = known.passage, known.next_conversation
+    assert behind is not None, "it was looked at"
+    behind_is_free = _base(passage.last_id) != _base(behind.id)
     return behind_is_free and (before is None or _base(before.id) != _base(passage.first_id))
 
 

@@ -3,24 +3,12 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Iterator
 
 from pipeline.prepare.formats import BOM, BrokenStreamError, Content
-from pipeline.prepare.found import Fault, Known, NumberText, Record
-from pipeline.store.passages import HEAD_SIZE, Passage
+from pipeline.prepare.found import Fault, FindAt, Known, NumberText, Record
+from pipeline.prepare.json_value import DECODER, LONGEST_BEGUN, ends_early
 
-FindAt = Callable[[bytes, int], Passage | None]
-"""Takes a head and the byte at which it stands; returns the passage that stands there, if any."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-DECODER = json.JSONDecoder(
-    parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant
-)
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -36,10 +24,11 @@ class _Window:
         self.text, self.at, self.ended = "", 0, False
         self.fault: tuple[str, str] | None = None
         self._chunks = content.chunks(start)
+        encoding = "utf-8" if start else "utf-8-sig"  # a mark further on is none
+        self._decode = codecs.getincrementaldecoder(encoding)().decode
         if not start and content.has_places and content.at(0, len(BOM)) == BOM:
             start = len(BOM)
         self._offset, self._measured = start, 0  # the byte at which text[_measured] stands
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
 
     def offset(self) -> int:
         """Return the byte at which the window's place stands, if it began at a known one."""
@@ -47,12 +36,6 @@ class _Window:
         self._offset += len(text) if text.isascii() else len(text.encode("utf-8"))
         self._measured = self.at
         return self._offset
-
-    def head(self) -> bytes:
-        """Return the first bytes of what stands at the window's place."""
-        while len(self.text) - self.at < HEAD_SIZE and not self.ended:
-            self.grow()
-        return self.text[self.at : self.at + HEAD_SIZE].encode("utf-8")[:HEAD_SIZE]
 
     def grow(self) -> None:
         """Drop what was read, and take in at least as much as is left, so that growing is cheap."""
@@ -106,7 +89,7 @@ def read_array(content: Content, find: FindAt | None = None) -> Iterator[Record 
     mark = window.skip_space()
     while position or mark != "]":
         offset = window.offset() if content.has_places else None
-        passage = find(window.head(), offset) if find is not None and offset is not None else None
+        passage = find(offset) if find is not None and offset is not None else None
         if passage is not None and offset is not None:
             ahead, behind = _Window(content, offset + passage.size), position + passage.records
             following = _next_value(ahead, behind)
@@ -158,30 +141,18 @@ def _next_value(window: _Window, position: int) -> Record | Fault:
         else:
             # A bare number near the window's end may go on behind it.
             is_number = isinstance(value, NumberText)
-            if window.ended or not is_number or len(window.text) - end > _LONGEST_BEGUN:
+            if window.ended or not is_number or len(window.text) - end > LONGEST_BEGUN:
                 text, window.at = window.text[window.at : end], end
                 return Record(position, value, text)
         window.grow()
 
 
 _CUT_IN_RECORD = ("cut_off", "the file ends inside a record")
-# What a number, a word or an escape looks like when the text ends inside it.
-_BEGUN = re.compile(
-    r"[-+.0-9eE]*|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|N(?:a)?|-?I(?:nfinit?)?|[\\u0-9a-fA-F]{1,11}"
-)
-_LONGEST_BEGUN = 64
-
-
-def ends_early(error: json.JSONDecodeError) -> bool:
-    """Tell whether a fault is that the text ends inside a value."""
-    # "Unterminated string" points at the string's start, any other fault at its own place.
-    rest = error.doc[error.pos : error.pos + _LONGEST_BEGUN].rstrip(" \t\n\r")
-    return error.msg.startswith("Unterminated") or _BEGUN.fullmatch(rest) is not None
 
 
 def _may_go_on(error: json.JSONDecodeError) -> bool:
     """Tell whether more text might mend a fault: it is near the end of what is there."""
-    return error.msg.startswith("Unterminated") or len(error.doc) - error.pos <= _LONGEST_BEGUN
+    return error.msg.startswith("Unterminated") or len(error.doc) - error.pos <= LONGEST_BEGUN
 
 
 # A string without an end runs to the end of the text: its brackets are none.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.prepare.formats import BOM, BrokenStreamError, Content
-from pipeline.prepare.found import Fault, Known, Record
-from pipeline.prepare.json_array import DECODER, FindAt, ends_early
-from pipeline.store.passages import HEAD_SIZE, Passage
+from pipeline.prepare.found import Fault, FindAt, Known, Record
+from pipeline.prepare.json_value import DECODER, ends_early
+from pipeline.store.passages import Passage
 
 _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
 
@@ -41,7 +41,7 @@ def read_lines(content: Content, find: FindAt | None = None) -> Iterator[Record 
     try:
         while (line := next(lines, None)) is not None:
             offset = line.offset
-            passage = find(line.text[:HEAD_SIZE], offset) if find and offset is not None else None
+            passage = find(offset) if find and offset is not None else None
             if passage is not None and offset is not None:
                 ahead = _lines(content, offset + passage.size)
                 behind = next(ahead, None)

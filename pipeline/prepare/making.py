@@ -10,7 +10,7 @@ from typing import Self
 from pipeline.config import PrepareConfig
 from pipeline.prepare.cutting import MEAN_SIZE, Part
 from pipeline.prepare.engine import make_engine
-from pipeline.prepare.found import Known
+from pipeline.prepare.found import Known, RereadError
 from pipeline.prepare.options import part_options
 from pipeline.prepare.part_encoder import EncodingSettings
 from pipeline.progress import note
@@ -24,13 +24,9 @@ _MOST_PENDING = 256
 _MAX_UNDER_WAY = 128 * MEAN_SIZE
 
 
-class LostPartError(Exception):
-    """A part that was only known by its passage is gone or damaged: its text has to be read."""
-
-
 def _present(part: Part | None) -> Part:
     if part is None:
-        raise LostPartError
+        raise RereadError("some parts are gone or damaged")
     return part
 
 
@@ -107,7 +103,7 @@ class PartMaker:
         Parts are read on while others are under way, but only so many: memory stays flat.
 
         Raises:
-            LostPartError: A passage is known, but its part is not there any more.
+            RereadError: A passage is known, but its part is not there any more.
         """
         pending: deque[_Pending] = deque()
         for part in parts:

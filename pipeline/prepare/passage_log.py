@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipeline.conversation import Place
-from pipeline.prepare.cutting import Part, conversation_size
+from pipeline.errors import DuetError
+from pipeline.prepare.cutting import Part, conversation_size, mark_reach
 from pipeline.prepare.formats import Content, format_of, open_file
 from pipeline.prepare.sources import FileState, Source
-from pipeline.store.passages import HEAD_SIZE, Passage, PassageStore, Rejection
+from pipeline.progress import note
+from pipeline.store.passages import Passage, PassageStore, Rejection
 
 # In characters, of records that are in no part yet: a large file may be rejected as a whole.
 _MOST_NOTED = 1 << 24
+_OBJECT_SIZE = 400  # of a record that is noted, beside its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class _Record:
 
     @property
     def size(self) -> int:
-        return len(self.frame) + (len(self.rejection.body) if self.rejection else 0)
+        return _OBJECT_SIZE + len(self.frame) + (len(self.rejection.body) if self.rejection else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class PassageLog:
         self._records, self._conversations = deque[_Record](), deque[_Conversation]()
         self._size = 0
         self._part: _Part | None = None
+        self._is_broken = False
 
     def record(self, place: Place | None, frame: str, rejection: Rejection | None = None) -> None:
         """Take note of a record, by what the fingerprint takes of it.
@@ -103,34 +107,43 @@ class PassageLog:
         _before(self._conversations, part.start)
         records, conversations = _before(self._records, end), _before(self._conversations, end)
         self._size = sum(record.size for record in self._records)
-        if not records or records[0].place != part.start:
+        if self._is_broken or not records or records[0].place != part.start:
             return
-        source = self._sources[end.file]
+        try:
+            self._write(part, end, records, conversations)
+        except (DuetError, OSError) as error:
+            self._is_broken = True
+            note(f"the next run will read more than it needs to: {error}")
+
+    def _write(
+        self, part: _Part, end: Place, records: list[_Record], conversations: list[_Conversation]
+    ) -> None:
+        source, start = self._sources[end.file], part.start.offset
+        size = end.offset - start
         with open_file(source.path) as file:
-            content, start = Content(file), part.start.offset
-            kind, head = format_of(source.path), content.at(start, HEAD_SIZE)
-            passage = Passage(
-                size=end.offset - start,
-                sha256=content.sha256(start, end.offset - start),
-                part=part.key,
-                part_size=part.size,
-                ends_part=part.ends_itself,
-                first_size=part.first_size,
-                first_id=conversations[0].id,
-                last_id=conversations[-1].id,
-                records=len(records),
-                frames="".join(record.frame for record in records),
-                conversations=[(c.digest.hex(), c.is_kept) for c in conversations],
-                rejections=[
-                    replace(record.rejection, position=i)
-                    for i, record in enumerate(records)
-                    if record.rejection is not None
-                ],
-            )
-        if kind == "jsonl":
-            head = head.partition(b"\n")[0]
-        if source.state() == self._states[end.file]:  # else these bytes are not what was read
-            self._store.write(kind, head, passage)
+            content, kind = Content(file), format_of(source.path)
+            mark, sha256 = content.mark(start, mark_reach()), content.sha256(start, size)
+        if source.state() != self._states[end.file]:
+            return  # these bytes may not be what was read
+        passage = Passage(
+            size=size,
+            sha256=sha256,
+            part=part.key,
+            part_size=part.size,
+            ends_part=part.ends_itself,
+            first_size=part.first_size,
+            first_id=conversations[0].id,
+            last_id=conversations[-1].id,
+            records=len(records),
+            frames="".join(record.frame for record in records),
+            conversations=[(c.digest.hex(), c.is_kept) for c in conversations],
+            rejections=[
+                replace(record.rejection, position=i)
+                for i, record in enumerate(records)
+                if record.rejection is not None
+            ],
+        )
+        self._store.write(kind, mark, passage)
 
 
 def _before(noted: deque[_Noted], place: Place) -> list[_Noted]:

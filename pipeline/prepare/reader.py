@@ -9,11 +9,13 @@ keeps lone surrogates (which others refuse) for us to mend, and lets a number no
 any size.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.prepare.cutting import mark_reach
 from pipeline.prepare.formats import Content, Format, format_of, open_file
 from pipeline.prepare.found import Fault, Known, Record
 from pipeline.prepare.json_array import read_array
@@ -21,8 +23,11 @@ from pipeline.prepare.json_lines import read_lines
 from pipeline.prepare.sources import Source
 from pipeline.store.passages import Passage
 
+# Where many records have the same mark, as repeats do, hashing behind each would take long.
+_MOST_MISTAKEN = 4
+
 Find = Callable[[Format, bytes], Passage | None]
-"""Takes the kind of a file and the first bytes of a record; returns the passage that begins so."""
+"""Takes the kind of a file and the mark of a place in it; returns the passage so marked."""
 
 
 def read_records(
@@ -49,10 +54,16 @@ def read_records(
     with open_file(source.path) as file:
         content = Content(file, advance)
 
-        def find_whole(head: bytes, offset: int) -> Passage | None:
-            passage = find(kind, head) if find is not None else None
-            if passage and content.sha256(offset, passage.size) == passage.sha256:
+        mistaken = Counter[bytes]()  # how often each mark was right, and the rest was not
+
+        def find_whole(offset: int) -> Passage | None:
+            mark = content.mark(offset, mark_reach())
+            passage = find(kind, mark) if find is not None else None
+            if passage is None or mistaken[mark] == _MOST_MISTAKEN:
+                return None
+            if content.sha256(offset, passage.size) == passage.sha256:
                 return passage
+            mistaken[mark] += 1
             return None
 
         yield from read(content, find_whole if find is not None else None)

@@ -98,14 +98,22 @@ class Reading:
 
     def _agrees(self, known: Known) -> bool:
         """Tell whether the same conversations of a passage are repeats as when it was read."""
+        behind, seen = known.next_conversation, set[bytes]()
+        assert behind is not None, "it was looked at"
+        known.next_size = conversation_size(behind)
         if not self._config.dedup:
             return True
-        seen = set[bytes]()
+
+        def is_repeat(digest: bytes) -> bool:
+            return digest in self._seen or digest in seen
+
         for name, is_kept in known.passage.conversations:
             digest = bytes.fromhex(name)
-            if is_kept == (digest in self._seen or digest in seen):
+            if is_kept == is_repeat(digest):
                 return False
             seen.add(digest)
+        if is_repeat(turns_digest(behind.turns)):
+            known.next_size = 0
         return True
 
     def _take(self, known: Known) -> None:
@@ -168,12 +176,10 @@ class Reading:
     def _is_followed(self, known: Known, file: int) -> bool:
         """Tell whether there is a conversation behind a passage; note which."""
         try:
-            following, _ = self._parse(known.following, file)
+            known.next_conversation, _ = self._parse(known.following, file)
         except RejectedError:
             return False
         known.place = Place(file, known.offset)
-        known.following_id = following.id
-        known.following_size = conversation_size(following)
         return True
 
     def _leave_out(self, rejection: Rejection, file: int) -> None:

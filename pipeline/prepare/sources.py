@@ -35,7 +35,7 @@ class Source:
         """Return what changes when the file does."""
         stat = self.path.stat()
         # Of a URL only the size is known.
-        return stat.st_size, getattr(stat, "st_mtime_ns", 0), getattr(stat, "st_ino", 0)
+        return stat.st_size, getattr(stat, "st_mtime_ns", 0), getattr(stat, "st_ctime_ns", 0)
 
     @functools.cached_property
     def stem(self) -> str:

@@ -11,7 +11,8 @@ from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.collector import rare_collections
 from pipeline.prepare.cutting import part_sizes
 from pipeline.prepare.formats import format_of
-from pipeline.prepare.making import LostPartError, PartMaker
+from pipeline.prepare.found import RereadError
+from pipeline.prepare.making import PartMaker
 from pipeline.prepare.options import reading_options, row_options
 from pipeline.prepare.part_encoder import EVAL, TRAIN
 from pipeline.prepare.passage_log import PassageLog
@@ -84,8 +85,8 @@ def _make(
     preparation = _Preparation(config, sources, states, hashes, cache)
     try:
         return preparation.run()
-    except LostPartError:
-        note("parts of this input were damaged or deleted meanwhile: all of it is read again")
+    except RereadError as error:
+        note(f"{error}: all of it is read again")
         return preparation.run(reread=True)
 
 
@@ -128,7 +129,7 @@ class _Preparation:
             reread: Read all of the files, though some of it may be known from earlier runs.
 
         Raises:
-            LostPartError: What was known turned out to be lost.
+            RereadError: What was known turned out not to help.
         """
         with (
             rare_collections(),

@@ -19,7 +19,7 @@ def write_file(path: Path, content: bytes | str) -> None:
     """
     if isinstance(content, str):
         content = content.encode("utf-8")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

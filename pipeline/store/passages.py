@@ -4,7 +4,7 @@
 
 A passage is what stands in a file from one part's first record to the next part's. All that a run
 learns by reading it lies here: what the fingerprint takes of it, what was left out, and which part
-holds its rows. It is found by its first bytes and told by its SHA-256.
+holds its rows. It is found by a few of its bytes and told by its SHA-256.
 """
 
 import contextlib
@@ -19,8 +19,6 @@ from pipeline.store.fingerprint import key_of
 
 PASSAGE_SCHEMA = 1
 """Part of the settings, so that what another version wrote is not found."""
-HEAD_SIZE = 256
-"""Most bytes of a passage's head, by which it is found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,25 +77,27 @@ class PassageStore:
         """Tell whether there are any."""
         return bool(self._names)
 
-    def find(self, kind: str, head: bytes) -> Passage | None:
-        """Return the passage of a kind of file that begins with these bytes, if one is whole."""
-        name = self._name(kind, head)
+    def find(self, kind: str, mark: bytes) -> Passage | None:
+        """Return the passage of a kind of file that has this mark, if one is whole."""
+        name = self._name(kind, mark)
         if name not in self._names:
             return None
         fields = read_checked(self._path(name))
-        return None if fields is None else _parsed(fields)
+        with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
+            return None if fields is None else _parsed(fields)
+        return None
 
-    def write(self, kind: str, head: bytes, passage: Passage) -> None:
-        """Keep a passage, in place of another one with the same head.
+    def write(self, kind: str, mark: bytes, passage: Passage) -> None:
+        """Keep a passage, in place of another one with the same mark.
 
         Raises:
             OutputError: It cannot be written.
         """
-        write_checked(self._path(self._name(kind, head)), dataclasses.asdict(passage))
+        write_checked(self._path(self._name(kind, mark)), dataclasses.asdict(passage))
 
-    def _name(self, kind: str, head: bytes) -> str:
+    def _name(self, kind: str, mark: bytes) -> str:
         # One for each record that is read: not by key_of, which takes ten times as long.
-        return hashlib.sha256(f"{self._settings}{kind} ".encode() + head).hexdigest()[:24]
+        return hashlib.sha256(f"{self._settings}{kind} ".encode() + mark).hexdigest()[:24]
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -106,6 +106,11 @@ class PassageStore:
 def _parsed(fields: dict[str, Any]) -> Passage:
     rejections = [Rejection(**values) for values in fields.pop("rejections")]
     conversations = [(str(digest), bool(kept)) for digest, kept in fields.pop("conversations")]
+    if any(len(bytes.fromhex(digest)) != 16 for digest, _ in conversations):
+        raise ValueError("no digest")
+    numbers = (fields[name] for name in ("size", "records", "part_size", "first_size"))
+    if any(not isinstance(number, int) or number <= 0 for number in numbers):
+        raise ValueError("no size")
     return Passage(rejections=rejections, conversations=conversations, **fields)
 
 

@@ -13,6 +13,7 @@ import pytest
 import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.prepare import reading
+from pipeline.prepare.formats import Content
 from pipeline.prepare.found import Known
 from pipeline.store.parts import PartStore, iterate_parts
 from tests.conftest import record
@@ -271,7 +272,7 @@ def test_a_record_that_goes_on_with_a_passage_joins_it(
     prepare(path)
     write(path, records[1:])
     prepare(path)
-    ends = [known.following_id for known in taken]
+    ends = [known.next_conversation.id for known in taken if known.next_conversation]
     assert len(ends) >= 3
     del taken[:]
     at = [r["id"] for r in records].index(ends[1])
@@ -298,10 +299,15 @@ def test_the_first_of_two_repeats_is_kept(
     assert json.loads(warm["manifest.json"])["counts"]["reasons"]["duplicate"] == 1
 
 
+def only_full(patch: pytest.MonkeyPatch) -> None:
+    """Cut parts where they are full, and nowhere else."""
+    cut_at(patch, (4_000, 1 << 40, 4_000))
+
+
 def test_a_part_that_only_a_long_neighbour_ended_is_not_taken_without_it(
     prepare: Prepare, tmp_path: Path, taken: list[Known], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut_at(monkeypatch, (4_000, 1 << 40, 4_000))  # parts end where they are full, nowhere else
+    only_full(monkeypatch)
     records = generated(60, 8)
     path = write(tmp_path / "x.jsonl", records)
     prepare(path)
@@ -312,6 +318,144 @@ def test_a_part_that_only_a_long_neighbour_ended_is_not_taken_without_it(
         warm = prepare(path)
         assert warm == prepare(path, output=f"cold{size}")
     assert taken
+
+
+@pytest.mark.parametrize("dedup", [True, False])
+def test_a_part_that_a_repeat_does_not_end_goes_on(
+    prepare: Prepare,
+    tmp_path: Path,
+    taken: list[Known],
+    monkeypatch: pytest.MonkeyPatch,
+    dedup: bool,
+) -> None:
+    only_full(monkeypatch)
+    records = generated(60, 8)
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path, dedup=dedup)
+    assert len(passages(tmp_path)) > 3
+    # Behind a full part: a repeat of an early record, then one so short that it has room in it.
+    write(path, records[:-1])
+    prepare(path, dedup=dedup)
+    for known in taken[:3]:
+        assert known.next_conversation is not None
+        at = [r["id"] for r in records].index(known.next_conversation.id)
+        again = [records[0] | {"id": "again"}, record(f"short{at}", "q", "a")]
+        write(path, [*records[:at], *again, *records[at:]])
+        warm = prepare(path, dedup=dedup)
+        assert warm == prepare(path, output=f"cold{at}", dedup=dedup)
+    assert taken
+
+
+def test_a_repeat_that_is_one_only_when_joined_has_all_read_again(
+    prepare: Prepare,
+    tmp_path: Path,
+    taken: list[Known],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only_full(monkeypatch)
+    texts = ["q " * 400, "a " * 400, "q", "a"]
+    records = [record("first", *texts), *generated(60, 8)]
+    path = write(tmp_path / "x.jsonl", records)
+    prepare(path)
+    write(path, records[:-1])
+    prepare(path)
+    behind = next(k.next_conversation for k in taken[1:] if k.passage.part_size < 3_800)
+    assert behind is not None
+    at = [r["id"] for r in records].index(behind.id)
+    # In two records, neither of which is a repeat; one of its kind ended the part before.
+    split = [part("again_0", 0, texts[:2]), part("again_2", 2, texts)]
+    short = record("short", "q", "a")
+    write(path, [*records[:at], *split, short, *records[at:]])
+    capsys.readouterr()
+    warm = prepare(path)
+    assert "all of it is read again" in capsys.readouterr().err
+    assert warm == prepare(path, output="cold")
+
+
+# --- What looks alike -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that takes note of how many bytes are hashed at a time."""
+    sizes: list[int] = []
+    sha256 = Content.sha256
+
+    def note(self: Content, start: int, size: int) -> str:
+        sizes.append(size)
+        return sha256(self, start, size)
+
+    monkeypatch.setattr(Content, "sha256", note)
+    return sizes
+
+
+def alike(count: int, size: int) -> list[Any]:
+    """Return records that begin with the same bytes, so many at least."""
+    system = {"from": "system", "value": "a" * size}
+    return [
+        {"conversations": [system, *r["conversations"]], "id": r["id"]}
+        for r in generated(count, 12)
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_records_that_begin_alike_are_told_apart(
+    prepare: Prepare,
+    tmp_path: Path,
+    taken: list[Known],
+    hashed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    form: Callable[[list[Any]], bytes],
+) -> None:
+    cut_at(monkeypatch, (80_000, 90_000, 200_000))
+    path, records = tmp_path / "x.json", alike(600, 1_000)
+    path.write_bytes(form(records))
+    prepare(path)
+    path.write_bytes(form(records[:-1]))
+    del hashed[:]
+    warm = prepare(path)
+    assert len(taken) > 3
+    assert len(hashed) < 3 * len(taken)
+    assert warm == prepare(path, output="cold")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_records_that_a_mark_does_not_tell_apart_are_not_all_hashed(
+    prepare: Prepare,
+    tmp_path: Path,
+    hashed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    form: Callable[[list[Any]], bytes],
+) -> None:
+    cut_at(monkeypatch, (20_000, 30_000, 40_000))
+    path, records = tmp_path / "x.json", alike(200, 1_000)
+    path.write_bytes(form(records))
+    prepare(path)
+    path.write_bytes(form(records[1:]))
+    del hashed[:]
+    warm = prepare(path)
+    assert len(hashed) < 30
+    assert warm == prepare(path, output="cold")
+
+
+def test_a_mark_behind_the_start_is_no_byte_order_mark(
+    prepare: Prepare, tmp_path: Path, taken: list[Known]
+) -> None:
+    records = generated(100, 14)
+    path = tmp_path / "x.json"
+    path.write_bytes(as_array(records))
+    prepare(path)
+    content = path.read_bytes()
+    path.write_bytes(as_array(records[:-1]))
+    prepare(path)
+    at = taken[2].offset
+    path.write_bytes(content[:at] + b"\xef\xbb\xbf" + content[at:])
+    warm = prepare(path)
+    counts = json.loads(warm["manifest.json"])["counts"]
+    assert counts["rejected"] == 1
+    assert counts["reasons"]["broken_json"] == 1
+    assert warm == prepare(path, output="cold")
 
 
 # --- What is lost ---------------------------------------------------------------------------------
