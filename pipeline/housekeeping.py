@@ -121,16 +121,7 @@ def _parts(folder: Path) -> list[_KeptPart]:
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
     replaced = [*folder.glob(".*.old"), *folder.glob(".parts/??/.*.old")]
-    return sorted([*folder.glob(".tmp-*-*"), *replaced, *_unfinished(folder)])
-
-
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """Yield the small files that nobody finished to write, by their age."""
-    for pattern in (".index/.*.tmp", ".parts/passages/.*.tmp"):
-        for path in folder.glob(pattern):
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - _HOUR:
-                    yield path
+    return sorted([*folder.glob(".tmp-*-*"), *replaced])
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:

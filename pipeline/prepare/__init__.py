@@ -20,7 +20,8 @@ tally.py         parts         -> counts
 options.py       which settings decide the rows
 cache.py         finds an earlier preparation, locks a new one
 collector.py     keeps Python's garbage collector out of the way
-stage.py         all of it     -> the prepared folder
+preparation.py   all of it     -> the prepared folder
+stage.py         finds that folder, or has it made
 remote_output.py the prepared folder -> a URL
 memory.py        the same in memory, nothing on disk
 """

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -23,8 +22,6 @@ from pipeline.progress import note
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import read_manifest
-from pipeline.store.parts import PartStore
-from pipeline.store.passages import PassageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +59,27 @@ class PreparedCache:
             return None
         return path if manifest.fingerprint == fingerprint else None
 
-    def remember(self, fingerprint: str, *, named_after_files: bool) -> None:
+    def remember(self, fingerprint: str, temporary: Path, *, named_after_files: bool) -> None:
         """Write down where this input's preparation is."""
         entry = {"fingerprint": fingerprint, "named_after_files": named_after_files}
         if named_after_files:
-            write_file(self._entry(self._named_key()), json.dumps(entry))
-        write_file(self._entry(self.key), json.dumps(entry))
+            write_file(self._entry(self._named_key()), json.dumps(entry), temporary)
+        write_file(self._entry(self.key), json.dumps(entry), temporary)
 
-    def parts(self, temporary: Path) -> PartStore:
-        """Return the parts that preparations in this folder share."""
-        return PartStore(self.folder / ".parts", temporary / "parts")
+    @property
+    def parts(self) -> Path:
+        """Where the parts lie that preparations in this folder share."""
+        return self.folder / ".parts"
 
-    def passages(self, *settings: Any) -> PassageStore:
-        """Return what is known of the text of parts, under some settings."""
-        return PassageStore(self._passages, *settings)
+    @property
+    def passages(self) -> Path:
+        """Where what is known of the text of parts lies."""
+        return self.parts / "passages"
 
     @property
     def has_passages(self) -> bool:
         """Whether anything is known, under any settings."""
-        return any(self._passages.glob("[!.]*.json"))
-
-    @property
-    def _passages(self) -> Path:
-        return self.folder / ".parts" / "passages"
+        return any(self.passages.glob("[!.]*.json"))
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold a lock of this folder."""

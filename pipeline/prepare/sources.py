@@ -21,7 +21,7 @@ from pipeline.progress import note
 from pipeline.store.remote import AnyPath, RemotePath
 
 FileState = tuple[int, int, int]
-"""What changes when a file does: size, time of change, inode."""
+"""What changes when a file does: its size, and the times of its content's and its own change."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +141,20 @@ def _names(paths: Sequence[AnyPath]) -> list[str]:
         size += 1
     # A file name may hold any bytes; what is written about it is UTF-8.
     return [os.fsencode(names[p]).decode("utf-8", "replace") for p in parts]
+
+
+def states_of(sources: Sequence[Source]) -> list[FileState]:
+    """Return what changes when the files do.
+
+    Raises:
+        InputError: One is not there any more.
+    """
+    try:
+        return [source.state() for source in sources]
+    except OSError as error:
+        raise InputError(
+            "a file cannot be read",
+            where=error.filename,
+            got=error.strerror or error,
+            do="check that it stays where it is",
+        ) from error

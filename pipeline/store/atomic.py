@@ -11,15 +11,21 @@ from pathlib import Path
 from pipeline.errors import OutputError
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str, temporary_folder: Path | None = None) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
+
+    Args:
+        path: Where to.
+        content: What; text as UTF-8.
+        temporary_folder: On the same disk; what a killed process leaves is there, else beside it.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
     """
     if isinstance(content, str):
         content = content.encode("utf-8")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    name = f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = (temporary_folder or path.parent) / name
     with output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

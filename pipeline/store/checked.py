@@ -9,14 +9,14 @@ from pipeline.store.atomic import write_file
 from pipeline.store.fingerprint import sha256_of_text
 
 
-def write_checked(path: Path, fields: dict[str, Any]) -> None:
-    """Write a JSON object, behind the SHA-256 of its text.
+def write_checked(path: Path, fields: dict[str, Any], temporary_folder: Path | None = None) -> None:
+    """Write a JSON object, behind the SHA-256 of its text, as ``write_file`` does.
 
     Raises:
         OutputError: It cannot be written.
     """
     body = json.dumps(fields, ensure_ascii=False)
-    write_file(path, f"{sha256_of_text(body)}\n{body}")
+    write_file(path, f"{sha256_of_text(body)}\n{body}", temporary_folder)
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:

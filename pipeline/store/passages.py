@@ -63,12 +63,14 @@ class PassageStore:
 
     Args:
         folder: Where they are kept.
+        temporary: Where they are written before they are whole.
         settings: All that decides what reading a text gives, and which part it becomes.
     """
 
-    def __init__(self, folder: Path, *settings: Any) -> None:
+    def __init__(self, folder: Path, temporary: Path, *settings: Any) -> None:
         """List what is there."""
-        self._folder, self._settings = folder, key_of(PASSAGE_SCHEMA, *settings)
+        self._folder, self._temporary = folder, temporary
+        self._settings = key_of(PASSAGE_SCHEMA, *settings)
         self._names = set[str]()
         with contextlib.suppress(OSError):
             self._names = {path.stem for path in folder.glob("[!.]*.json")}
@@ -93,7 +95,8 @@ class PassageStore:
         Raises:
             OutputError: It cannot be written.
         """
-        write_checked(self._path(self._name(kind, mark)), dataclasses.asdict(passage))
+        path = self._path(self._name(kind, mark))
+        write_checked(path, dataclasses.asdict(passage), self._temporary)
 
     def _name(self, kind: str, mark: bytes) -> str:
         # One for each record that is read: not by key_of, which takes ten times as long.

@@ -262,7 +262,7 @@ def test_runs_with_workers_killed_at_random_moments_leave_nothing_wrong(
 STOPS = f"""
 import os, signal, sys
 from pathlib import Path
-from pipeline.prepare import cutting, stage
+from pipeline.prepare import cutting, preparation, stage
 from pipeline.store import atomic, manifest, parts
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
 what, after, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
@@ -282,8 +282,8 @@ owner, name = {{
     "rename": (Path, "rename"),
     "replace": (Path, "replace"),
     "link": (os, "link"),
-    "manifest": (stage, "write_manifest"),
-    "publish": (stage, "publish_folder"),
+    "manifest": (preparation, "write_manifest"),
+    "publish": (preparation, "publish_folder"),
     "remember": (stage.PreparedCache, "remember"),
 }}[what]
 setattr(owner, name, struck(getattr(owner, name)))
@@ -525,14 +525,14 @@ def test_any_write_that_fails_publishes_nothing(
 
 WAITS = f"""
 import sys
-from pipeline.prepare import cutting, stage
+from pipeline.prepare import cutting, preparation
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
-publish = stage.publish_folder
+publish = preparation.publish_folder
 def wait(*args):
     print("ready", flush=True)
     sys.stdin.readline()
     publish(*args)
-stage.publish_folder = wait
+preparation.publish_folder = wait
 from pipeline.cli import run
 sys.exit(run(sys.argv[1:]))
 """

@@ -21,7 +21,7 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import cutting, stage, workers
+from pipeline.prepare import cutting, preparation, workers
 from pipeline.store.manifest import read_manifest
 from pipeline.store.parts import iterate_parts
 from pipeline.store.shards import open_split
@@ -461,14 +461,14 @@ def test_a_file_that_changes_while_it_is_read_is_an_error_and_nothing_is_publish
 ) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([record("a", "q", "a")]))
-    load = stage.load_tokenizer
+    load = preparation.load_tokenizer
 
     def load_and_grow(*args: Any) -> Any:
         path.write_text(json.dumps([record("a", "q", "a"), record("b", "q", "b")]))
         return load(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "load_tokenizer", load_and_grow)
+        patch.setattr(preparation, "load_tokenizer", load_and_grow)
         with pytest.raises(InputError, match="changed while it was read"):
             prepare(path)
     assert visible(tmp_path / "processed") == []
