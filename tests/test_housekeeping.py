@@ -98,6 +98,7 @@ def passage_of(key: str) -> Passage:
         part=key,
         part_size=1,
         ends_part=True,
+        mark_behind="",
         first_size=1,
         first_id="a",
         last_id="a",

@@ -66,11 +66,10 @@ def cut_parts(
     """Yield parts of about four million characters; a longer conversation is one of its own.
 
     A passage that is known is taken, and yielded, where it is a part of this input too: where one
-    begins with it, and would end with it.
+    begins with it, and it ends one by its own content, or because of what follows as before.
 
     Raises:
-        RereadError: The conversation that was to end a passage, because the part would be too
-            long with it, did not come: joined to others, it was a repeat.
+        RereadError: What followed as before did not end it: it turned out to be a repeat.
     """
     part, full = Part(), 0
     for item in conversations:
@@ -79,9 +78,7 @@ def cut_parts(
             if part.size and part.size + passage.first_size > MAX_SIZE:
                 yield part
                 part = Part()
-            if not part.size and (
-                passage.ends_part or passage.part_size + item.next_size > MAX_SIZE
-            ):
+            if not part.size and (passage.ends_part or item.is_followed_as_before):
                 _check_ended(full, passage.first_size)
                 full = 0 if passage.ends_part else passage.part_size
                 item.taken = True

@@ -51,12 +51,12 @@ class Known:
     offset: int
     """The byte at which it begins."""
     following: Record
-    """The record behind it, which tells whether the passage ends where it ended."""
+    """The record behind it."""
+    is_followed_as_before: bool = False
+    """Whether that is what was there before, as far as its mark tells."""
     place: Place | None = None
     next_conversation: Conversation | None = None
     """In the following record. These two are set by whoever parses it."""
-    next_size: int = 0
-    """Of that conversation, as parts count; 0 where it is a repeat, and left out."""
     taken: bool = False
 
 

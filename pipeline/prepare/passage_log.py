@@ -122,7 +122,8 @@ class PassageLog:
         size = end.offset - start
         with open_file(source.path) as file:
             content, kind = Content(file), format_of(source.path)
-            mark, sha256 = content.mark(start, mark_reach()), content.sha256(start, size)
+            mark, behind = (content.mark(place.offset, mark_reach()) for place in (part.start, end))
+            sha256 = content.sha256(start, size)
         if source.state() != self._states[end.file]:
             return  # these bytes may not be what was read
         passage = Passage(
@@ -131,6 +132,7 @@ class PassageLog:
             part=part.key,
             part_size=part.size,
             ends_part=part.ends_itself,
+            mark_behind=behind.hex(),
             first_size=part.first_size,
             first_id=conversations[0].id,
             last_id=conversations[-1].id,

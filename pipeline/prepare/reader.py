@@ -66,7 +66,11 @@ def read_records(
             mistaken[mark] += 1
             return None
 
-        yield from read(content, find_whole if find is not None else None)
+        for found in read(content, find_whole if find is not None else None):
+            if isinstance(found, Known):
+                behind = content.mark(found.offset + found.passage.size, mark_reach())
+                found.is_followed_as_before = found.passage.mark_behind == behind.hex()
+            yield found
 
 
 def _read_parquet(source: Source, advance: Callable[[int], None]) -> Iterator[Record | Fault]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pipeline.config import PrepareConfig
 from pipeline.conversation import Conversation, Place
-from pipeline.prepare.cutting import Part, conversation_size, cut_parts
+from pipeline.prepare.cutting import Part, cut_parts
 from pipeline.prepare.found import Fault, Known, Record
 from pipeline.prepare.joining import join_parts
 from pipeline.prepare.passage_log import PassageLog
@@ -98,22 +98,14 @@ class Reading:
 
     def _agrees(self, known: Known) -> bool:
         """Tell whether the same conversations of a passage are repeats as when it was read."""
-        behind, seen = known.next_conversation, set[bytes]()
-        assert behind is not None, "it was looked at"
-        known.next_size = conversation_size(behind)
         if not self._config.dedup:
             return True
-
-        def is_repeat(digest: bytes) -> bool:
-            return digest in self._seen or digest in seen
-
+        seen = set[bytes]()
         for name, is_kept in known.passage.conversations:
             digest = bytes.fromhex(name)
-            if is_kept == is_repeat(digest):
+            if is_kept == (digest in self._seen or digest in seen):
                 return False
             seen.add(digest)
-        if is_repeat(turns_digest(behind.turns)):
-            known.next_size = 0
         return True
 
     def _take(self, known: Known) -> None:

@@ -10,6 +10,8 @@ from pipeline.errors import InputError
 from pipeline.store.remote import AnyPath
 
 _LENGTH = 24
+# In bytes. Much, as a thread that hashes waits for those that work in Python each time.
+_HASHED_AT_ONCE = 1 << 23
 
 
 def key_of(*parts: Any) -> str:
@@ -25,8 +27,11 @@ def sha256_of_file(path: AnyPath) -> str:
         InputError: The file cannot be read.
     """
     try:
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while size := file.readinto(buffer):
+                digest.update(buffer[:size])
+        return digest.hexdigest()
     except OSError as error:
         raise InputError(
             "a file cannot be read",

@@ -44,7 +44,9 @@ class Passage:
     """Key of the part that holds its rows."""
     part_size: int
     ends_part: bool
-    """Whether the part ends by its own content, not only because the next one was too long."""
+    """Whether the part ends by its own content, not only because it would be too long with more."""
+    mark_behind: str
+    """A few of the bytes that follow it, in hexadecimal digits."""
     first_size: int
     """Of its first conversation and, in ``part_size``, of all that are kept: as parts count."""
     first_id: str

@@ -156,10 +156,9 @@ def check_changes(
     for i in range(changes):
         records = changed(draw, records)
         path.write_bytes(form(records))
-        del taken[:]
         warm = prepare(path, **options)
-        assert taken
         assert warm == prepare(path, output=f"cold{i}", **options)
+    assert taken
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -346,31 +345,31 @@ def test_a_part_that_a_repeat_does_not_end_goes_on(
     assert taken
 
 
-def test_a_repeat_that_is_one_only_when_joined_has_all_read_again(
+def test_where_what_ended_a_part_became_a_repeat_all_is_read_again(
     prepare: Prepare,
     tmp_path: Path,
     taken: list[Known],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    only_full(monkeypatch)
-    texts = ["q " * 400, "a " * 400, "q", "a"]
-    records = [record("first", *texts), *generated(60, 8)]
+    cut_at(monkeypatch, (1_000, 6_000, 4_000))  # some parts end where they are full
+    records = generated(120, 8)
     path = write(tmp_path / "x.jsonl", records)
     prepare(path)
     write(path, records[:-1])
     prepare(path)
-    behind = next(k.next_conversation for k in taken[1:] if k.passage.part_size < 3_800)
-    assert behind is not None
-    at = [r["id"] for r in records].index(behind.id)
-    # In two records, neither of which is a repeat; one of its kind ended the part before.
-    split = [part("again_0", 0, texts[:2]), part("again_2", 2, texts)]
-    short = record("short", "q", "a")
-    write(path, [*records[:at], *split, short, *records[at:]])
-    capsys.readouterr()
-    warm = prepare(path)
-    assert "all of it is read again" in capsys.readouterr().err
-    assert warm == prepare(path, output="cold")
+    behind = [k.next_conversation for k in taken if not k.passage.ends_part]
+    reread = 0
+    for conversation in behind:
+        assert conversation is not None
+        at = [r["id"] for r in records].index(conversation.id) + 1
+        early, short = records[at - 1] | {"id": "early"}, record(f"short{at}", "q", "a")
+        write(path, [early, *records[:at], short, *records[at:]])
+        capsys.readouterr()
+        warm = prepare(path)
+        reread += "all of it is read again" in capsys.readouterr().err
+        assert warm == prepare(path, output=f"cold{at}")
+    assert reread
 
 
 # --- What looks alike -----------------------------------------------------------------------------
