@@ -73,7 +73,7 @@ class LocalEngine:
         self._settings = settings
         # What a process is started with goes through a pipe, and this one would wait for each
         # worker to come up and empty it: the tokenizer, which is large, goes through a file.
-        write_file(self._settings_file, pickle.dumps(settings))
+        write_file(self._settings_file, pickle.dumps(settings), is_durable=False)
 
     def submit(self, part: Part, key: str) -> Result:
         """Hand over a part; it is encoded at once, here, if the workers have enough to do."""

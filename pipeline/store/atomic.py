@@ -11,13 +11,20 @@ from pathlib import Path
 from pipeline.errors import OutputError
 
 
-def write_file(path: Path, content: bytes | str, temporary_folder: Path | None = None) -> None:
+def write_file(
+    path: Path,
+    content: bytes | str,
+    temporary_folder: Path | None = None,
+    *,
+    is_durable: bool = True,
+) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
     Args:
         path: Where to.
         content: What; text as UTF-8.
         temporary_folder: On the same disk; what a killed process leaves is there, else beside it.
+        is_durable: Wait for the disk: after a crash of the machine, too, the content is whole.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -31,10 +38,12 @@ def write_file(path: Path, content: bytes | str, temporary_folder: Path | None =
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if is_durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
-            sync_folder(path.parent)
+            if is_durable:
+                sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -257,7 +257,8 @@ def test_one_worker_and_two_give_the_same_bytes(
     assert len(list(iterate_parts(tmp_path / "one" / ".parts"))) > 4
     with monkeypatch.context() as patch:
         patch.setattr(workers.LocalEngine, "_workers_are_busy", lambda _: False)
-        patch.setattr(workers.LocalEngine, "encode_here", None)  # none in this process
+        patch.setattr(workers.LocalEngine, "encode_here", None)  # none in this process,
+        patch.setattr(workers.Future, "cancel", lambda _: False)  # whatever waits
         two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
     assert one.name == two.name
     assert shard_bytes(one) == shard_bytes(two)
@@ -410,6 +411,7 @@ from pipeline.prepare import cutting, workers
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
 workers.LocalEngine._workers_are_busy = lambda engine: False
 workers.LocalEngine.encode_here = None
+workers.Future.cancel = lambda future: False
 print("started")
 pipeline.prepare(pipeline.PrepareConfig(
     data_path={str(SAMPLE)!r}, model_name_or_path={str(tiny_t5)!r}, num_workers=2,
