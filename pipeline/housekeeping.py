@@ -121,7 +121,15 @@ def _parts(folder: Path) -> list[_KeptPart]:
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
     replaced = [*folder.glob(".*.old"), *folder.glob(".parts/??/.*.old")]
-    return sorted([*folder.glob(".tmp-*-*"), *replaced])
+    return sorted([*folder.glob(".tmp-*-*"), *replaced, *_unfinished_entries(folder)])
+
+
+def _unfinished_entries(folder: Path) -> Iterator[Path]:
+    """Yield the small files that nobody finished to write, by their age."""
+    for path in folder.glob(".index/.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _HOUR:
+                yield path
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:

@@ -79,6 +79,10 @@ def test_prune_forgets_the_text_of_parts_that_are_gone(output: Path) -> None:
     for key in (parts(output)[0].parent.name, "0" * 24):
         store.write("json", key.encode(), passage_of(key))
     store.write("json", b"fresh", passage_of("1" * 24))
+    unfinished, fresh = (output / ".index" / f".{name}.json.1-2.tmp" for name in "xy")
+    for path in (unfinished, fresh):
+        path.write_text("half")
+    os.utime(unfinished, (0, 0))
     known = output / ".parts" / "passages"
     for path in known.iterdir():
         if part_of(path) != "1" * 24:  # its part may be on the way
@@ -86,6 +90,7 @@ def test_prune_forgets_the_text_of_parts_that_are_gone(output: Path) -> None:
     assert cache(output, "prune", "--dry-run") == 0
     assert len(list(known.iterdir())) == 3
     assert cache(output, "prune") == 0
+    assert [unfinished.exists(), fresh.exists()] == [False, True]
     left = {part_of(path) for path in known.iterdir()}
     assert left == {parts(output)[0].parent.name, "1" * 24}
 

@@ -59,12 +59,12 @@ class PreparedCache:
             return None
         return path if manifest.fingerprint == fingerprint else None
 
-    def remember(self, fingerprint: str, temporary: Path, *, named_after_files: bool) -> None:
+    def remember(self, fingerprint: str, *, named_after_files: bool) -> None:
         """Write down where this input's preparation is."""
         entry = {"fingerprint": fingerprint, "named_after_files": named_after_files}
         if named_after_files:
-            write_file(self._entry(self._named_key()), json.dumps(entry), temporary)
-        write_file(self._entry(self.key), json.dumps(entry), temporary)
+            write_file(self._entry(self._named_key()), json.dumps(entry))
+        write_file(self._entry(self.key), json.dumps(entry))
 
     @property
     def parts(self) -> Path:
@@ -100,9 +100,12 @@ class PreparedCache:
             self._remove_temporaries()
 
     def _remove_temporaries(self) -> None:
-        """Remove this input's temporary folders: whoever holds its lock is the only run."""
+        """Remove this input's temporary files: whoever holds its lock is the only run."""
         for path in self.folder.glob(f".tmp-{self.key}-*"):
             shutil.rmtree(path, ignore_errors=True)
+        for key in (self.key, self._named_key()):
+            for path in self.folder.glob(f".index/.{key}.json.*.tmp"):
+                path.unlink(missing_ok=True)
 
     def _entry(self, key: str) -> Path:
         return self.folder / ".index" / f"{key}.json"

@@ -125,8 +125,7 @@ class _Preparation:
                 else:
                     names = ", ".join(source["name"] for source in read_manifest(final).sources)
                     note(f"the same content was prepared before, from {names}")
-            is_named = self._reading.named_after_files
-            self._cache.remember(fingerprint, temporary, named_after_files=is_named)
+        self._cache.remember(fingerprint, named_after_files=self._reading.named_after_files)
         return final
 
     def _start_reading(self, temporary: Path, maker: PartMaker, reread: bool) -> Reading:

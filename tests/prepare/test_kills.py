@@ -104,7 +104,7 @@ def check_visible(output: Path, undisturbed: dict[str, bytes]) -> int:
 
 FORKS = f"""
 import json, os, signal, sys, time
-from pipeline.prepare import cutting, stage
+from pipeline.prepare import cutting, preparation, stage
 from pipeline.config import PrepareConfig
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
 
