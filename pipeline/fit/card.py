@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FitConfig, flag
+from pipeline.errors import OutputError
 from pipeline.fit.state import RunState
 from pipeline.progress import note
 from pipeline.store.atomic import write_file
@@ -68,14 +69,16 @@ def model_card(config: FitConfig, facts: dict[str, Any], state: RunState) -> str
 def write_card(output: Path, text: str) -> None:
     """Write the card into the output folder, unless a README of another's is there.
 
-    Raises:
-        OutputError: It cannot be written.
+    Where that fails there is only a note: the model is what counts.
     """
     path = output / CARD
-    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        note(f"{CARD} was there before and stays; no model card is written")
-        return
-    write_file(path, text)
+    try:
+        if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+            note(f"{CARD} was there before and stays; no model card is written")
+        else:
+            write_file(path, text)
+    except (OSError, OutputError) as error:
+        note(f"no model card is written: {error}")
 
 
 def command(config: FitConfig) -> str:

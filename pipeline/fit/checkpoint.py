@@ -7,6 +7,7 @@ OUT/checkpoint-300/
   checkpoint.json    written last: identity of the run, position, size and SHA-256 of all files
 """
 
+import itertools
 import json
 import os
 import re
@@ -183,12 +184,28 @@ def damaged(where: Path, error: Exception) -> CheckpointError:
 
 
 def find_checkpoint(output: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint; others are passed over with a note."""
+    """Return the newest complete checkpoint; others are passed over with a note.
+
+    Raises:
+        CheckpointError: There are checkpoints of this program, and none can be used: to start
+            anew would replace them.
+    """
+    unusable: list[tuple[Path, Exception]] = []
     for step, folder in sorted(_folders(output), reverse=True):
         try:
             return _read(folder, step)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
             note(f"{folder.name} is incomplete or damaged ({error}); passed over")
+            if (folder / MANIFEST).exists():
+                unusable.append((folder, error))
+    if unusable:
+        folder, fault = unusable[0]
+        raise CheckpointError(
+            "no checkpoint can be used",
+            where=folder,
+            got=fault.got if isinstance(fault, DuetError) else fault,
+            do="delete the checkpoints to start anew, or give another --output-dir",
+        )
     return None
 
 
@@ -239,8 +256,20 @@ def write_checkpoint(
             "files": {path.name: _seal(path) for path in sorted(temporary.iterdir())},
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _make_way(final)
     publish_folder(temporary, final)
     return final
+
+
+def _make_way(final: Path) -> None:
+    """Move aside what has a checkpoint's name and is none of this program's."""
+    if not final.exists() or (final / MANIFEST).is_file():
+        return
+    names = (f"{final.name}.before{'' if i == 1 else i}" for i in itertools.count(1))
+    aside = next(path for path in map(final.with_name, names) if not path.exists())
+    with output_errors(final):
+        final.rename(aside)
+    note(f"{final.name} was there before and is no checkpoint of this run; it is {aside.name} now")
 
 
 def delete_oldest(output: Path, newest: int, limit: int | None) -> None:

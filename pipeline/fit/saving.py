@@ -155,7 +155,6 @@ class Saver:
         self._check_weights()
         weights = copy_weights(self._model, keep=self._main)
         if self._main:
-            write_card(setup.output, model_card(setup.config, json.loads(facts), self._state))
             write_trained(
                 setup.output,
                 self._model,
@@ -164,6 +163,7 @@ class Saver:
                 run=facts,
                 trainer_state=self._trainer_state(),
             )
+            write_card(setup.output, model_card(setup.config, json.loads(facts), self._state))
 
     def _check_weights(self) -> None:
         """Refuse to save weights that are no numbers; a loss tells only those of the step before.

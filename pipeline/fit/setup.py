@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ def open_data(config: FitConfig) -> Data:
     )
 
 
+# For another process, which may write or read a large checkpoint: NCCL's own ten minutes are not
+# enough for flan-t5-xxl on a slow disk. One that died is noticed without it.
+_LONGEST_WAIT = timedelta(hours=2)
+
+
 @contextlib.contextmanager
 def join_processes(config: FitConfig) -> Iterator[Any]:
     """Yield accelerate's Accelerator, joined with the run's other processes.
@@ -113,7 +119,7 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
         ConfigError: A tracker's package is missing, or the launcher asks for what is not here.
         ProcessError: Another process ended while this one waited for it.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
     from accelerate.utils import AutocastKwargs
 
@@ -130,13 +136,14 @@ def join_processes(config: FitConfig) -> Iterator[Any]:
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     # Kept until the end of the forward pass, copies in bfloat16 would be the whole model.
     autocast = AutocastKwargs(cache_enabled=not sharded)
+    group = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
     accelerator = Accelerator(
         # Unless told so, accelerate does not join processes that have no GPU.
         cpu=processes > 1 and not _has_gpu(),
         mixed_precision="bf16" if config.bf16 else "no",
         log_with=config.trackers or None,
         project_dir=config.output_dir,
-        kwargs_handlers=[parallel, autocast],
+        kwargs_handlers=[parallel, autocast, group],
     )
     check_joined(accelerator, processes)
     if config.quantize:

@@ -102,17 +102,16 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
     """
     from accelerate.utils import broadcast_object_list, gather_object
 
-    found: list[Any] = [None, False]
+    found: list[Any] = [None, False, None]
     if setup.accelerator.is_main_process:
-        checkpoint = find_checkpoint(setup.output)
-        if checkpoint is not None:
-            anyway = setup.config.resume_anyway
-            if other := checkpoint.check_identity(setup.identity, anyway=anyway):
-                setup.say(f"--resume-anyway: {checkpoint.folder.name} goes on with {other}")
-            ended = checkpoint.state.step == setup.plan.total_steps
-            found = [checkpoint, ended and is_trained(setup.output, checkpoint.state)]
+        try:
+            found[:2] = _look_for_state(setup)
+        except CheckpointError as error:  # the others wait to hear of it
+            found[2] = error
     broadcast_object_list(found)
-    checkpoint, finished = found
+    checkpoint, finished, refusal = found
+    if refusal is not None:
+        raise refusal
     lacking = checkpoint is not None and not checkpoint.folder.is_dir()
     if nodes := gather_object([platform.node()] if lacking else []):
         raise CheckpointError(
@@ -122,6 +121,16 @@ def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
             do="give an --output-dir on a disk that all nodes share, or copy the checkpoint there",
         )
     return checkpoint, finished
+
+
+def _look_for_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
+    checkpoint = find_checkpoint(setup.output)
+    if checkpoint is None:
+        return None, False
+    if other := checkpoint.check_identity(setup.identity, anyway=setup.config.resume_anyway):
+        setup.say(f"--resume-anyway: {checkpoint.folder.name} goes on with {other}")
+    ended = checkpoint.state.step == setup.plan.total_steps
+    return checkpoint, ended and is_trained(setup.output, checkpoint.state)
 
 
 class Run:
@@ -285,6 +294,8 @@ class Run:
     def _try_out(self, shapes: list[Shape], spare: int = 0) -> Shape | None:
         """Return the first micro-batch that there is no room for beside the optimizer's values."""
         unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, self._setup.config)
+        if self._setup.sharding is not None:  # each process has its share of the values
+            unmade //= self._setup.accelerator.num_processes
         return try_out(
             self._wrapped,
             self._setup.accelerator,

@@ -21,6 +21,7 @@ from pipeline.fit.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapte
 from pipeline.fit.model import quiet_transformers
 from pipeline.fit.snapshot import Weights
 from pipeline.fit.state import RunState
+from pipeline.progress import note
 from pipeline.store.atomic import output_errors, sync_folder, write_file
 from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
@@ -133,7 +134,9 @@ def write_trained(
 
 def _delete_stale(output: Path, new: Sequence[str]) -> None:
     """Delete files of another tokenizer and of other weights, which a loader would mix in."""
-    weights = (path.name for pattern in _WEIGHTS for path in output.glob(pattern))
+    weights = {path.name for pattern in _WEIGHTS for path in output.glob(pattern)}
+    if stale := sorted(weights.difference(new)):
+        note(f"weights that were in {output} before are deleted: {', '.join(stale)}")
     for name in {*TOKENIZER_FILES, *weights}.difference(new):
         (output / name).unlink(missing_ok=True)
 

@@ -131,3 +131,23 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(
     assert "--train-batch-size 4" in caught.value.do
     assert "step 1" not in capsys.readouterr().err
     fit(changed(config, per_device_train_batch_size=2, train_batch_size=4))
+
+
+@pytest.mark.parametrize(("sharding", "shares"), [(None, 1), ("full_shard", 8)])
+def test_of_a_model_in_shares_a_process_needs_room_for_its_share_of_the_optimizers_values(
+    config: FitConfig, model: Any, monkeypatch: pytest.MonkeyPatch, sharding: Any, shares: int
+) -> None:
+    run = object.__new__(stage.Run)
+    run._model, run._wrapped = model.model, model
+    run._optimizer = torch.optim.AdamW(model.parameters())
+    data = SimpleNamespace(tokenizer=SimpleNamespace(eos_id=1))
+    accelerator = SimpleNamespace(num_processes=8)
+    setup: Any = SimpleNamespace(
+        sharding=sharding, accelerator=accelerator, config=config, data=data
+    )
+    run._setup = setup
+    reserved = []
+    monkeypatch.setattr(stage, "try_out", lambda *_, **options: reserved.append(options))
+    run._try_out([Shape(1, 1, 1)], spare=5)
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert reserved[0]["reserved"] == 2 * weights // shares + 5

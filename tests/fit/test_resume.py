@@ -411,6 +411,36 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert_same_weights(out, Path(finished.output_dir))
 
 
+def test_a_run_none_of_whose_checkpoints_can_be_used_does_not_start_anew(
+    finished: FitConfig, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
+    for folder in out.glob("checkpoint-*"):
+        change_schema(folder)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(CheckpointError, match="no checkpoint can be used") as raised:
+        fit(changed(finished, output_dir=str(out)))
+    assert "schema" in raised.value.got
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_what_another_program_left_under_a_checkpoints_name_is_moved_aside(
+    finished: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name in ("checkpoint-4", "checkpoint-4.before"):
+        (out / name).mkdir(parents=True)
+        (out / name / "optimizer.bin").write_text(name)
+    (out / "pytorch_model.bin").write_text("weights")
+    fit(changed(finished, output_dir=str(out)))
+    assert_same_weights(out, Path(finished.output_dir))
+    assert (out / "checkpoint-4.before2" / "optimizer.bin").read_text() == "checkpoint-4"
+    assert (out / "checkpoint-4.before" / "optimizer.bin").read_text() == "checkpoint-4.before"
+    said = capsys.readouterr().err
+    assert "it is checkpoint-4.before2 now" in said
+    assert "deleted: pytorch_model.bin" in said
+
+
 def overwrite(folder: Path, name: str, content: bytes) -> None:
     """Put other content into a file, and its size and hash into the manifest."""
     (folder / name).write_bytes(content)

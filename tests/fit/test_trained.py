@@ -98,3 +98,12 @@ def test_a_readme_of_another_stays(config: FitConfig, capsys: pytest.CaptureFixt
     fit(config)
     assert (out / "README.md").read_text() == "mine"
     assert "no model card is written" in capsys.readouterr().err
+
+
+def test_a_card_that_cannot_be_written_does_not_cost_the_model(
+    config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "README.md").mkdir(parents=True)
+    fit(changed(config, output_dir=str(tmp_path / "out"), max_steps=1))
+    assert "no model card is written" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
