@@ -8,6 +8,8 @@ multiples of 128, for 7 % more operations.
 
 from torch import nn
 
+from pipeline.errors import ConfigError
+
 BUCKET = 16
 """Lengths are rounded up to a multiple of this. Kernels, and with them the conditions of a graph,
 ask whether a length is one; 1 % more operations on real conversations."""
@@ -31,6 +33,23 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     shapes.use_duck_shape = False
     for layer in _layers(model):
         layer.compile(dynamic=True, backend=backend)
+
+
+def is_of_the_compiler(error: Exception) -> bool:
+    """Tell whether a fault is torch's compiler's, which has many kinds of them."""
+    kinds = (kind.__module__ for kind in type(error).__mro__)
+    return any(module.startswith(("torch._dynamo", "torch._inductor")) for module in kinds)
+
+
+def not_compiled(error: Exception) -> ConfigError:
+    """Return the error for layers that torch's compiler cannot compile here."""
+    cause = getattr(error, "inner_exception", error)  # what the backend raised
+    return ConfigError(
+        "the model cannot be compiled",
+        where="--torch-compile",
+        got=next(iter(str(cause).strip().splitlines()), type(cause).__name__),
+        do="install what is missing (on a CPU, a C++ compiler), or leave --torch-compile out",
+    )
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

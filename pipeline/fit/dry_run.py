@@ -13,9 +13,10 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.fit.batching import StepPlan
+from pipeline.fit.compiling import BUCKET
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import cutter_for
-from pipeline.fit.flops import TRAINING
+from pipeline.fit.flops import training_passes
 from pipeline.fit.memory import Memory, training_memory
 from pipeline.fit.metrics import matmul_peak
 from pipeline.fit.model import adapted, load_model
@@ -26,8 +27,6 @@ from pipeline.store.summary import table_row
 
 SHARE_OF_PEAK = 0.4
 """Of the matmul peak that training is taken to reach; public runs of T5 show a little less."""
-RECOMPUTED = 4
-"""Forward passes that a training step is with ``--gradient-checkpointing``, in place of three."""
 _ROWS_LOOKED_AT = 65_536
 _STEPS_LOOKED_AT = 32
 
@@ -58,7 +57,13 @@ def dry_run(config: FitConfig) -> Iterator[str]:
         model = load_model(whole, data.tokenizer)
         if config.lora_r:
             model = adapted(model, config, data.tokenizer)
-    cutter = cutter_for(data.train, model.config, config.per_device_train_batch_size, device)
+    cutter = cutter_for(
+        data.train,
+        model.config,
+        config.per_device_train_batch_size,
+        device,
+        multiple=BUCKET if config.torch_compile else None,
+    )
     steps = StepPlan(
         *data.train.lengths,
         rows_per_step=plan.rows_per_step,
@@ -106,7 +111,7 @@ def _padding(config: FitConfig, plan: RunPlan, costs: StepCosts, processes: int)
     yield table_row("micro-batches", f"{costs.rounds / costs.steps:.2f}", "a step and process")
     rows, encoder, decoder = costs.largest
     size = f"{rows:,} x {encoder:,} x {decoder:,}"
-    remark = "rows x encoder x decoder tokens"
+    remark = f"rows x encoder x decoder tokens{seen}"
     if config.auto_batch_size:
         remark += "; on a GPU --auto-batch-size may find another"
     yield table_row("largest micro-batch", size, remark)
@@ -127,7 +132,8 @@ def _time(
     config: FitConfig, plan: RunPlan, costs: StepCosts, device: torch.device
 ) -> Iterator[str]:
     steps = plan.total_steps / costs.steps
-    useful = costs.useful * TRAINING * steps
+    passes = training_passes(adapted=bool(config.lora_r))
+    useful = costs.useful * passes * steps
     hours = f"operations without padding: {_duration(useful / 1e14)} at a useful 100 TFLOP/s"
     yield table_row("compute", f"{useful:.3g}", hours)
     dtype = torch.bfloat16 if config.bf16 else torch.float32
@@ -135,7 +141,7 @@ def _time(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     kind = str(dtype).removeprefix("torch.")
     yield table_row("matmul peak", f"{peak / 1e12:.3g}", f"TFLOP/s, measured on {name} in {kind}")
-    passes = RECOMPUTED if config.gradient_checkpointing else TRAINING
+    passes += config.gradient_checkpointing  # each layer's forward pass once more
     seconds = costs.slowest * passes * steps / (SHARE_OF_PEAK * peak)
     yield table_row("time", _duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")
 

@@ -26,6 +26,16 @@ from pipeline.errors import ModelError
 TRAINING = 3
 """Forward and backward pass together, in forward passes."""
 
+
+def training_passes(*, adapted: bool) -> int:
+    """Return what a training step takes, in forward passes.
+
+    Args:
+        adapted: Whether it is an adapter that is trained: weights that stay have no gradient.
+    """
+    return TRAINING - 1 if adapted else TRAINING
+
+
 FLAN_T5_BASE = SimpleNamespace(
     d_model=768,
     d_kv=64,

@@ -115,8 +115,8 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """Return the cross-entropy of ``hidden @ weight.T``, summed, a chunk of rows at a time.
 
-    Matrix products are in autocast's type where it is on; softmax, sum and the gradient of the
-    weight are in float32.
+    Matrix products are in autocast's type where it is on; softmax and sums, those of the chunks'
+    gradients of the weight too, are in float32.
 
     Args:
         hidden: [N, D].

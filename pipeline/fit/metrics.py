@@ -33,6 +33,7 @@ class Meter:
         processes: int,
         total_steps: int,
         first_step: int,
+        passes: int = TRAINING,
     ) -> None:
         """Measure what the device can do at best, which takes up to a second, and start.
 
@@ -42,8 +43,9 @@ class Meter:
             processes: How many share a step.
             total_steps: Of the run.
             first_step: Steps that were done before this sitting.
+            passes: Forward passes that a step takes as much as: see ``flops.training_passes``.
         """
-        self._device, self._processes = device, processes
+        self._device, self._processes, self._passes = device, processes, passes
         self._total, self._first = total_steps, first_step
         self._peak = matmul_peak(device, dtype)
         self._waited_before = 0.0
@@ -81,7 +83,7 @@ class Meter:
         elapsed = time.perf_counter() - self._began
         values = {
             "target_tokens_per_second": self._tokens / seconds,
-            "mfu": TRAINING * self._useful / seconds / (self._peak * self._processes),
+            "mfu": self._passes * self._useful / seconds / (self._peak * self._processes),
             "padding_share": 1 - self._useful / max(self._padded, 1.0),
             "data_wait_share": self._waited / seconds,
             "peak_memory_gib": peak_memory(self._device) / 2**30,

@@ -14,8 +14,9 @@ from pipeline.fit.collate import Batch
 from pipeline.fit.micro_batches import Shape
 from pipeline.fit.rng import restore_rng_state, rng_state
 
-MOST_ROWS = 50_000
-"""Rows of a run that are searched for the biggest micro-batch: some seconds."""
+MOST_ROWS = 1_000_000
+"""Rows of a run that are searched for the biggest micro-batch: half a minute, and only where the
+longest rows at once do not fit."""
 
 SMALLEST = Shape(1, 1, 1)
 
@@ -58,7 +59,9 @@ def try_out(
     token_id: int,
     reserved: int = 0,
 ) -> Shape | None:
-    """Run micro-batches forward and backward, as the run will; no process waits for another.
+    """Run micro-batches forward and backward, as the run will.
+
+    No process waits for another, unless the model is in shares.
 
     Args:
         model: A ``SummedTokenLoss``, wrapped or not.

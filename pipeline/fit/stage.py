@@ -16,11 +16,17 @@ from pipeline.errors import CheckpointError, ConfigError, DuetError, ModelError
 from pipeline.fit.batch_size import find_batch_size, spare
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import Checkpoint, damaged, find_checkpoint
-from pipeline.fit.compiling import BUCKET, compile_layers
+from pipeline.fit.compiling import (
+    BUCKET,
+    compile_layers,
+    is_of_the_compiler,
+    not_compiled,
+)
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.dry_run import print_dry_run
 from pipeline.fit.evaluate import Evaluator
 from pipeline.fit.feeding import Feeder, cutter_for
+from pipeline.fit.flops import training_passes
 from pipeline.fit.launcher import hidden_sharding, with_launchers_sharding
 from pipeline.fit.loop import TrainingLoop, TrainingStep
 from pipeline.fit.loss import SummedTokenLoss
@@ -93,6 +99,10 @@ def _run(setup: Setup, checkpoint: Checkpoint | None) -> signal.Signals | None:
         return Run(setup, checkpoint).run()
     except torch.cuda.OutOfMemoryError as error:
         raise _out_of_memory(setup) from error
+    except Exception as error:
+        if setup.config.torch_compile and is_of_the_compiler(error):
+            raise not_compiled(error) from error
+        raise
 
 
 def _find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
@@ -281,15 +291,25 @@ class Run:
         setup, plan, first = self._setup, self._setup.plan, self._state.step
         if not pays_off(setup.accelerator.device):
             return
+        if self._lacked_by_any([cutter.fullest]) is None:  # no micro-batch takes more
+            setup.say(f"the biggest micro-batch fits, even {cutter.fullest}")
+            return
         left = range(first, min(plan.total_steps, first + MOST_ROWS // plan.rows_per_step + 1))
         processes = setup.accelerator.num_processes
         cut = (cutter.deal(steps.rows_of(step), processes) for step in left)
         parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
         shapes = biggest(map(cutter.shape, parts), cutter.flops)
-        failed = self._try_out(shapes)
+        failed = self._lacked_by_any(shapes)
         if failed is not None:
             raise _out_of_memory(setup, failed)
         setup.say(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+
+    def _lacked_by_any(self, shapes: list[Shape]) -> Shape | None:
+        """Return the first micro-batch that a process has no room for: all do the same then."""
+        from accelerate.utils import gather_object
+
+        found = [shape for shape in gather_object([self._try_out(shapes)]) if shape is not None]
+        return found[0] if found else None
 
     def _try_out(self, shapes: list[Shape], spare: int = 0) -> Shape | None:
         """Return the first micro-batch that there is no room for beside the optimizer's values."""
@@ -321,6 +341,7 @@ class Run:
             processes=setup.accelerator.num_processes,
             total_steps=plan.total_steps,
             first_step=self._state.step,
+            passes=training_passes(adapted=bool(setup.config.lora_r)),
         )
         return TrainingLoop(
             plan,

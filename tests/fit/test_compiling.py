@@ -10,11 +10,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
+from pipeline.fit import stage
 from pipeline.fit.attention import share_bias
 from pipeline.fit.compiling import BUCKET, compile_layers
 from pipeline.fit.layers import fuse_layers
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.model import load_model, quiet_transformers
+from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import NOT_A_LEAF, changed, pad_to_multiple
 
@@ -115,3 +118,20 @@ def test_a_length_that_is_a_multiple_stays() -> None:
     before = batch(2, 2 * BUCKET, BUCKET)
     after = pad_to_multiple(before, 0, BUCKET)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@NOT_A_LEAF
+def test_what_the_compiler_cannot_do_is_one_line(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no C++ compiler here\nand a page more")
+
+    def compile_with(model: Any) -> None:
+        compile_layers(model, backend=refuse)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "compile_layers", compile_with)
+    with pytest.raises(ConfigError, match="cannot be compiled") as caught:
+        fit(changed(config, torch_compile=True))
+    assert caught.value.where == "--torch-compile"
+    assert "no C++ compiler here" in caught.value.got

@@ -11,6 +11,7 @@ from pipeline.fit import metrics
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import cutter_for
+from pipeline.fit.flops import training_passes
 from pipeline.fit.metrics import METRICS, Meter, matmul_peak, peak_memory
 from pipeline.fit.model import load_model
 from pipeline.fit.stage import fit
@@ -37,13 +38,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def meter_of(total_steps: int = 10, first_step: int = 0, processes: int = 2) -> Meter:
+def test_the_share_of_peak_of_an_adapter_counts_no_gradients_of_weights_that_stay(
+    clock: Clock,
+) -> None:
+    meter = meter_of(processes=1, passes=training_passes(adapted=True))
+    clock.now += 2
+    meter.step(target_tokens=1, useful_flops=500.0, padded_flops=500.0, waited=0.0)
+    assert meter.read(1)["mfu"] == pytest.approx(2 * 500 / 2 / 1000)
+
+
+def meter_of(
+    total_steps: int = 10, first_step: int = 0, processes: int = 2, passes: int = 3
+) -> Meter:
     return Meter(
         device=CPU,
         dtype=torch.float32,
         processes=processes,
         total_steps=total_steps,
         first_step=first_step,
+        passes=passes,
     )
 
 
@@ -90,9 +103,14 @@ def test_the_peak_is_measured_once_and_leaves_the_generators_alone() -> None:
     assert 1e8 < peak < 1e15
     assert matmul_peak(CPU, torch.float32) == peak
     left = torch.randn(512, 512)
-    start = metrics.time.perf_counter()
-    left @ left
-    assert 2 * 512**3 / (metrics.time.perf_counter() - start) < 3 * peak
+    for _ in range(10):  # others may have had the cores
+        matmul_peak.cache_clear()
+        peak = matmul_peak(CPU, torch.float32)
+        start = metrics.time.perf_counter()
+        left @ left
+        if 2 * 512**3 / (metrics.time.perf_counter() - start) < 3 * peak:
+            return
+    raise AssertionError("a product is faster than the peak")
 
 
 def test_memory_is_that_of_the_process() -> None:

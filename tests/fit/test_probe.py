@@ -107,9 +107,25 @@ def test_a_run_is_the_same_with_it(
     assert "biggest micro-batch" not in capsys.readouterr().err
     monkeypatch.setattr(stage, "pays_off", lambda device: True)
     tried = fit(changed(config, output_dir=str(tmp_path / "tried")))
-    assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
+    assert "note: the biggest micro-batch fits, even 4 rows of " in capsys.readouterr().err
     assert log_of(tried) == log_of(plain)
     assert_same_weights(tried, plain)
+
+
+def test_where_the_longest_rows_at_once_do_not_fit_those_of_the_run_are_tried(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[list[Shape]] = []
+
+    def try_first(_: Any, shapes: list[Shape], spare: int = 0) -> Shape | None:
+        tried.append(shapes)
+        return shapes[0] if len(tried) == 1 else None
+
+    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    monkeypatch.setattr(stage.Run, "_try_out", try_first)
+    fit(changed(config, max_steps=1))
+    assert len(tried) == 2
+    assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
 
 
 def test_a_run_that_does_not_fit_ends_before_its_first_step(
