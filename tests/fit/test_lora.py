@@ -239,6 +239,22 @@ def test_layers_by_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
     assert "wi_0" in error.value.do
 
 
+@pytest.mark.parametrize("name", ["lm_head", "shared"])
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_an_embedding_gets_no_adapter(
+    small: FitConfig, tiny: Path, tied: Path, tokenizer: TextTokenizer, kind: str, name: str
+) -> None:
+    base = str(tiny if kind == "untied" else tied)
+    asked = changed(small, model_name_or_path=base, lora_target_modules=f"q,v,{name}")
+    with pytest.raises(ConfigError, match="embedding") as error:
+        load_model(asked, tokenizer)
+    assert error.value.got == name
+    offered, _, reason = error.value.do.partition("; ")
+    assert offered == "give some of k, o, q, v, wi_0, wi_1, wo"
+    assert "lm_head" in reason
+    assert "shared are trained anyway" in reason
+
+
 def test_dry_run_counts_what_is_trained(small: FitConfig, tokenizer: TextTokenizer) -> None:
     from pipeline.fit.dry_run import dry_run
 
