@@ -219,6 +219,9 @@ def name_of_weights(name: str, cache_dir: str | None) -> str:
 
     A checkpoint with an adapter goes on on this base alone. Hashing all of it would take as long
     as loading it.
+
+    Raises:
+        ValueError, OSError: The files cannot be read.
     """
     digest = hashlib.sha256()
     for path in _weight_files(name, cache_dir):
@@ -237,10 +240,21 @@ def _weight_files(name: str, cache_dir: str | None) -> list[Path]:
         if (path := find_model_file(name, whole, cache_dir)) is not None:
             return [path]
         if (path := find_model_file(name, f"{whole}.index.json", cache_dir)) is not None:
-            parts = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-            found = (find_model_file(name, part, cache_dir) for part in sorted(set(parts)))
+            found = [find_model_file(name, part, cache_dir) for part in _parts(path)]
             return [path for path in found if path is not None]
     return []
+
+
+def _parts(index: Path) -> list[str]:
+    """Return the names of the files that an index says the weights are in.
+
+    Raises:
+        ValueError, OSError: It does not say.
+    """
+    try:
+        return sorted(map(str, set(json.loads(index.read_bytes())["weight_map"].values())))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index.name} is damaged: {error!r}") from error
 
 
 def merge_adapter(base: Any, folder: Path) -> Any:

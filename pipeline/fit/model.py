@@ -24,7 +24,14 @@ from pipeline.fit.embedding import (
     rows_for,
 )
 from pipeline.fit.layers import fuse_layers
-from pipeline.fit.lora import add_adapter, base_of, is_adapter, merge_adapter, restore_adapter
+from pipeline.fit.lora import (
+    add_adapter,
+    base_of,
+    is_adapter,
+    merge_adapter,
+    name_of_weights,
+    restore_adapter,
+)
 from pipeline.fit.quantizing import quantization
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.hub import find_model_file
@@ -137,6 +144,16 @@ def architecture(config: FitConfig) -> str:
     with _model_errors(name), quiet_transformers():
         settings = AutoConfig.from_pretrained(name, cache_dir=config.cache_dir)
     return key_of({field: getattr(settings, field, None) for field in _SHAPE})
+
+
+def base_weights(config: FitConfig) -> str:
+    """Return a name of the weights that an adapter is trained on; see ``lora.name_of_weights``.
+
+    Raises:
+        ModelError: They cannot be read.
+    """
+    with _model_errors(config.model_name_or_path):
+        return name_of_weights(config.model_name_or_path, config.cache_dir)
 
 
 @contextlib.contextmanager

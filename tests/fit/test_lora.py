@@ -346,3 +346,17 @@ def test_the_name_of_weights_in_several_files(tiny: Path, tmp_path: Path) -> Non
         content[-1] ^= 1
         part.write_bytes(content)
     assert lora.name_of_weights(str(tmp_path), None) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": 3}'])
+def test_a_damaged_index_of_the_base_is_one_line(
+    small: FitConfig, tiny: Path, tmp_path: Path, content: str
+) -> None:
+    base = with_config(tiny, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
+        fit(changed(small, model_name_or_path=str(base)))
+    assert error.value.where == str(base)
+    assert "model.safetensors.index.json is damaged" in error.value.got
+    assert not Path(small.output_dir).exists()
