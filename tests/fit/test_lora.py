@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.fit import lora
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.memory import optimizer_bytes
-from pipeline.fit.model import load_model, load_trained
+from pipeline.fit.model import adapted, load_model, load_trained
 from pipeline.fit.stage import fit
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
@@ -228,6 +228,37 @@ def test_chat_loads_an_adapter(small: FitConfig, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert run(["chat", str(out), "--message", "Hi", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_an_adapter_finds_its_base_from_other_folders(
+    small: FitConfig,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = with_config(tiny, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    out = fit(changed(small, model_name_or_path="base", max_steps=1))
+    monkeypatch.chdir(tiny)
+    assert lora.base_of(out) == str(base.resolve())
+    load_trained(out)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="cannot be found") as error:
+        load_trained(out)
+    assert error.value.where == str(base.resolve())
+    assert str(out / "adapter_config.json") in error.value.do
+    (base / "empty").mkdir(parents=True)
+    capsys.readouterr()
+    assert run(["export", str(out), "--merge", "--output-dir", str(tmp_path / "merged")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"where: {base.resolve()}; got: no config.json; do: put it there" in line
+
+
+def test_a_base_of_the_hub_keeps_its_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
+    whole = load_model(changed(small, lora_r=0), tokenizer)
+    model = adapted(whole, changed(small, model_name_or_path="org/some-t5"), tokenizer)
+    assert model.peft_config["default"].base_model_name_or_path == "org/some-t5"
 
 
 def test_layers_by_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
