@@ -104,9 +104,9 @@ def test_the_gradient_of_the_new_rows_is_that_of_full_training(
     ids = piece_ids(tokenizer)
     labels = torch.tensor([[5, *ids, 6, 1]])
     for base in (still, still_tied):
-        options = changed(small, model_name_or_path=str(base), lora_dropout=0.0)
+        options = changed(small, model_name_or_path=str(base))
         full = load_model(changed(options, lora_r=0), tokenizer)
-        part = load_model(options, tokenizer)
+        part = load_model(changed(options, lora_dropout=0.0), tokenizer)
         losses = [SummedTokenLoss(m)(labels, torch.ones_like(labels), labels) for m in (full, part)]
         assert torch.allclose(*losses, rtol=1e-6)
         for loss in losses:
@@ -311,6 +311,21 @@ def test_what_an_adapter_cannot_be(small: FitConfig, tiny: Path, tmp_path: Path)
         changed(small, from_scratch=True)
     with pytest.raises(ConfigError, match="--output-dir"):
         changed(small, output_dir=str(tiny))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--lora-alpha", "32"), ("--lora-dropout", "0.1"), ("--lora-target-modules", "q,v")],
+)
+def test_without_a_rank_it_means_nothing(
+    config: FitConfig, flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    words += ["--output-dir", config.output_dir, "--dry-run"]
+    assert run(["fit", *words, flag, value]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"where: {flag}; got: {value}; do: give --lora-r 16 too" in line
+    assert changed(config, lora_alpha=16, lora_dropout=0.05).lora_r == 0
 
 
 def test_an_adapter_cannot_add_rows(
