@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from pipeline.cli import run
@@ -228,6 +230,16 @@ def test_chat_loads_an_adapter(small: FitConfig, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert run(["chat", str(out), "--message", "Hi", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_the_model_card_names_peft(small: FitConfig) -> None:
+    out = fit(changed(small, max_steps=1, save_strategy="no"))
+    card = ModelCard((out / "README.md").read_text("utf-8"))
+    assert card.data.library_name == "peft"
+    facts = json.loads((out / "run.json").read_text("utf-8"))
+    assert facts["versions"]["peft"] == version("peft")
+    assert "bitsandbytes" not in facts["versions"]
+    assert f"| peft | {version('peft')} |" in card.text
 
 
 def test_an_adapter_finds_its_base_from_other_folders(
