@@ -275,6 +275,14 @@ class FitOptions:
             self.quantize,
             "give --lora-r 16 too, or leave it out: weights of four bits cannot be trained",
         )
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            value = getattr(self, name)
+            _require(
+                self.lora_r != 0 or value == getattr(FitOptions, name),  # its default
+                name,
+                value,
+                "give --lora-r 16 too, or leave it out: without a rank all weights are trained",
+            )
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "give 1 or more")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "give 0 to below 1")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "lora_r"):

@@ -6,8 +6,10 @@
 The folder is whole or not there.
 """
 
+import contextlib
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from pipeline.fit.lora import is_adapter
 from pipeline.fit.model import load_trained, quiet_transformers
 from pipeline.fit.trained import save_model, writing_errors
 from pipeline.progress import note
-from pipeline.store.atomic import publish_folder
+from pipeline.store.atomic import locked_folder, publish_folder
 from pipeline.tokenizer import copy_tokenizer
 
 _T5 = ("t5", "mt5")
@@ -42,17 +44,36 @@ def export(config: ExportConfig) -> Path:
     _check(config, source, output)
     model = load_trained(source).eval()
     temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"
+    with writing_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _delete_leftovers(output, temporary)
+        temporary.mkdir()
     try:
-        with writing_errors(output):
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-        if config.format == "ctranslate2":
-            _save_ctranslate2(temporary, model, source)
-        else:
-            save_model(temporary, model, source)
-        publish_folder(temporary, output)
+        with locked_folder(temporary):  # until this process ends: see _delete_leftovers
+            if config.format == "ctranslate2":
+                _save_ctranslate2(temporary, model, source)
+            else:
+                save_model(temporary, model, source)
+            publish_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output
+
+
+def _delete_leftovers(output: Path, temporary: Path) -> None:
+    """Delete what exports of the same target that were killed left: each is a whole model.
+
+    Of one that lives, the folder is locked. It is renamed first, to ``temporary``: where a disk has
+    no locks, the other ends with an error and never publishes a half.
+    """
+    name = re.compile(re.escape(f".{output.name}.") + r"[0-9]+\.tmp")
+    found = [path for path in output.parent.iterdir() if name.fullmatch(path.name)]
+    # First the one whose process had this one's id, as in a container: it stands in the way.
+    for folder in sorted(found, key=lambda path: path != temporary):
+        # What is not ours to delete is no reason to end.
+        with contextlib.suppress(OSError, OutputError), locked_folder(folder):
+            folder.rename(temporary)
+            shutil.rmtree(temporary)
 
 
 def _check(config: ExportConfig, source: Path, output: Path) -> None:
@@ -90,7 +111,7 @@ def _check(config: ExportConfig, source: Path, output: Path) -> None:
 
 
 def _save_ctranslate2(folder: Path, model: Any, source: Path) -> None:
-    """Write a T5 as CTranslate2 loads it, with the tokenizer beside it, not atomically.
+    """Write a T5 as CTranslate2 loads it into a folder that is there, not atomically.
 
     Its own converter takes an untied T5 for a tied one where transformers' config says so, and
     scales its logits; and it gives spare rows the names of sentinels, which are there already.
@@ -117,7 +138,6 @@ def _save_ctranslate2(folder: Path, model: Any, source: Path) -> None:
     if not is_tied(model):
         spec.decoder.scale_outputs = OPTIONAL
     with writing_errors(folder):
-        folder.mkdir(parents=True)
         spec.validate()
         spec.optimize()
         spec.save(str(folder))

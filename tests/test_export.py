@@ -1,6 +1,7 @@
 """Exported folders give what the trained one gives, in the programs that they are made for."""
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.export import export
 from pipeline.fit.model import load_trained
 from pipeline.fit.stage import fit
+from pipeline.store.atomic import locked_folder
 from pipeline.tokenizer import load_tokenizer
 from scripts.tiny_t5 import SAMPLE, read_texts
 from tests.fit.helpers import weights_of, with_config
@@ -103,6 +105,36 @@ def test_a_whole_model_is_written_again(trained: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert (out / "spiece.model").read_bytes() == (trained / "spiece.model").read_bytes()
     assert [path.name for path in out.parent.iterdir()] == ["copy"]
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next(trained: Path, tmp_path: Path) -> None:
+    """That of a process that lives stays, and so does that of another target."""
+    out = tmp_path / "copy"
+    dead = [tmp_path / f".copy.{pid}.tmp" for pid in (os.getpid(), 999_999_999)]
+    others = [tmp_path / name for name in (".copy.7.tmp", ".copy.b.7.tmp", ".other.7.tmp")]
+    for folder in (*dead, *others):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        (folder / "left").touch()
+    with locked_folder(others[0]):
+        export(ExportConfig(model=str(trained), output_dir=str(out)))
+    assert sorted(tmp_path.iterdir()) == sorted([out, *others])
+    assert all((folder / "left").exists() for folder in others)
+    assert not (out / "left").exists()
+
+
+def test_an_export_that_runs_is_locked(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(folder: Path, *_: Any) -> None:
+        with pytest.raises(OutputError, match="another process"), locked_folder(folder):
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.export.save_model", save)
+    with pytest.raises(KeyboardInterrupt):
+        export(ExportConfig(model=str(trained), output_dir=str(tmp_path / "copy")))
+    assert not any(tmp_path.iterdir())
 
 
 def test_ctranslate2_writes_what_transformers_writes(

@@ -95,7 +95,7 @@ def _front_matter(config: FitConfig) -> str:
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if config.lora_r else "transformers",
         # A folder's path would mean nothing to others, and the hub refuses it.
         base_model=None if _is_folder(config) else config.model_name_or_path,
         tags=["duet-t5", "conversational"],

@@ -24,7 +24,7 @@ import torch
 
 from pipeline.config import FitOptions
 from pipeline.errors import ConfigError, ModelError
-from pipeline.fit.embedding import is_tied
+from pipeline.fit.embedding import embedding_weights, is_tied
 from pipeline.hub import find_model_file
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -89,25 +89,40 @@ def add_adapter(model: Any, options: FitOptions, new_ids: Sequence[int], name: s
 def _targets(model: Any, given: str | None) -> list[str]:
     """Return the last names of the layers that get an adapter.
 
+    The output matrix is none of them: the loss multiplies by it itself, past any adapter.
+
     Raises:
-        ConfigError: The model has no layer of such a name.
+        ConfigError: The model has no layer of such a name, or it is an embedding's.
     """
+    embeddings = _names_of_embeddings(model)
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
-    }
+    } - embeddings
     named = TARGETS if given is None else [name.strip() for name in given.split(",")]
     found = [name for name in named if name in linear]
     missing = [] if given is None else [name for name in named if name not in linear]
     if missing or not found:
+        wanted = embeddings.intersection(missing)
+        rows = f"; the new rows of {', '.join(sorted(embeddings))} are trained anyway"
         raise ConfigError(
-            "the model has no such layers",
+            "an embedding gets no LoRA" if wanted else "the model has no such layers",
             where="--lora-target-modules",
             got=", ".join(missing or named),
-            do="give some of " + ", ".join(sorted(linear)),
+            do="give some of " + ", ".join(sorted(linear)) + (rows if wanted else ""),
         )
     return found
+
+
+def _names_of_embeddings(model: Any) -> set[str]:
+    """Return the last names of the modules that hold a matrix with a row for each id."""
+    weights = {id(weight) for weight in embedding_weights(model)}
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if id(getattr(module, "weight", None)) in weights
+    }
 
 
 def _trained_rows(model: Any, ids: list[int]) -> dict[str, list[int]]:
@@ -204,6 +219,9 @@ def name_of_weights(name: str, cache_dir: str | None) -> str:
 
     A checkpoint with an adapter goes on on this base alone. Hashing all of it would take as long
     as loading it.
+
+    Raises:
+        ValueError, OSError: The files cannot be read.
     """
     digest = hashlib.sha256()
     for path in _weight_files(name, cache_dir):
@@ -222,10 +240,21 @@ def _weight_files(name: str, cache_dir: str | None) -> list[Path]:
         if (path := find_model_file(name, whole, cache_dir)) is not None:
             return [path]
         if (path := find_model_file(name, f"{whole}.index.json", cache_dir)) is not None:
-            parts = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-            found = (find_model_file(name, part, cache_dir) for part in sorted(set(parts)))
+            found = [find_model_file(name, part, cache_dir) for part in _parts(path)]
             return [path for path in found if path is not None]
     return []
+
+
+def _parts(index: Path) -> list[str]:
+    """Return the names of the files that an index says the weights are in.
+
+    Raises:
+        ValueError, OSError: It does not say.
+    """
+    try:
+        return sorted(map(str, set(json.loads(index.read_bytes())["weight_map"].values())))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index.name} is damaged: {error!r}") from error
 
 
 def merge_adapter(base: Any, folder: Path) -> Any:

@@ -24,7 +24,15 @@ from pipeline.fit.embedding import (
     rows_for,
 )
 from pipeline.fit.layers import fuse_layers
-from pipeline.fit.lora import add_adapter, base_of, is_adapter, merge_adapter, restore_adapter
+from pipeline.fit.lora import (
+    ADAPTER_FILES,
+    add_adapter,
+    base_of,
+    is_adapter,
+    merge_adapter,
+    name_of_weights,
+    restore_adapter,
+)
 from pipeline.fit.quantizing import quantization
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.hub import find_model_file
@@ -91,7 +99,10 @@ def load_model(
 def adapted(model: Any, config: FitConfig, tokenizer: TextTokenizer) -> Any:
     """Return a model with the adapter that the settings ask for; see ``lora.add_adapter``."""
     ids = list(_pieces(tokenizer).values())
-    return add_adapter(model, config, ids, config.model_name_or_path)
+    name = config.model_name_or_path
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())  # the adapter is loaded from other folders, too
+    return add_adapter(model, config, ids, name)
 
 
 def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokenizer) -> Any:
@@ -117,8 +128,31 @@ def load_trained(folder: Path) -> Any:
     """
     with _model_errors(folder), quiet_transformers():
         if is_adapter(folder):
-            return merge_adapter(_pretrained(base_of(folder), None), folder)
+            return merge_adapter(_base_model(folder), folder)
         return _pretrained(str(folder), None)
+
+
+def _base_model(adapter: Path) -> Any:
+    """Return the model that an adapter was trained on.
+
+    Raises:
+        ModelError: It is not where the adapter says, or cannot be loaded.
+    """
+    base = base_of(adapter)
+    try:
+        got = "" if find_model_file(base, "config.json") else "no config.json"
+    except ModelError as error:
+        got = error.got
+    if got:
+        raise ModelError(
+            "the model that an adapter was trained on cannot be found",
+            where=base,
+            got=got,
+            do=f"put it there, or its place into {adapter / ADAPTER_FILES[1]} as "
+            "base_model_name_or_path",
+        )
+    with _model_errors(base):
+        return _pretrained(base, None)
 
 
 def architecture(config: FitConfig) -> str:
@@ -137,6 +171,16 @@ def architecture(config: FitConfig) -> str:
     with _model_errors(name), quiet_transformers():
         settings = AutoConfig.from_pretrained(name, cache_dir=config.cache_dir)
     return key_of({field: getattr(settings, field, None) for field in _SHAPE})
+
+
+def base_weights(config: FitConfig) -> str:
+    """Return a name of the weights that an adapter is trained on; see ``lora.name_of_weights``.
+
+    Raises:
+        ModelError: They cannot be read.
+    """
+    with _model_errors(config.model_name_or_path):
+        return name_of_weights(config.model_name_or_path, config.cache_dir)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError, ProcessError
 from pipeline.fit.checkpoint import delete_leftovers, run_identity
 from pipeline.fit.dataset import SupervisedDataset
-from pipeline.fit.lora import name_of_weights, require_peft
-from pipeline.fit.model import architecture
+from pipeline.fit.lora import require_peft
+from pipeline.fit.model import architecture, base_weights
 from pipeline.fit.plan import RunPlan, plan_run
 from pipeline.fit.quantizing import require_bitsandbytes, require_gpu
 from pipeline.fit.sharding import Sharding, sharding_of
@@ -224,8 +224,7 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
         vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
     )
     if config.lora_r:
-        base = name_of_weights(config.model_name_or_path, config.cache_dir)
-        identity["--model-name-or-path (weights)"] = base
+        identity["--model-name-or-path (weights)"] = base_weights(config)
     setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
     _note_what_means_nothing(setup)
     if accelerator.is_local_main_process:  # nodes may have a prepared folder each

@@ -391,7 +391,6 @@ def _on_other_processes(checkpoint: Checkpoint, setup: Setup) -> str:
 def run_facts(setup: Setup) -> str:
     """Return the content of ``run.json``."""
     manifest = setup.data.manifest
-    names = ("duet-t5", "torch", "transformers", "accelerate", "tokenizers")
     facts = {
         "settings": dataclasses.asdict(setup.config),
         "prepared": {
@@ -405,9 +404,17 @@ def run_facts(setup: Setup) -> str:
         "steps": setup.plan.total_steps,
         "processes": setup.accelerator.num_processes,
         "device": _device_name(setup.accelerator.device),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _packages(setup.config)},
     }
     return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _packages(config: FitConfig) -> list[str]:
+    """Return the packages whose versions decide a run."""
+    names = ["duet-t5", "torch", "transformers", "accelerate", "tokenizers"]
+    names += ["peft"] if config.lora_r else []
+    return names + (["bitsandbytes"] if config.quantize else [])
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from pipeline.cli import run
@@ -16,7 +18,7 @@ from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.fit import lora
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.memory import optimizer_bytes
-from pipeline.fit.model import load_model, load_trained
+from pipeline.fit.model import adapted, load_model, load_trained
 from pipeline.fit.stage import fit
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
@@ -104,9 +106,9 @@ def test_the_gradient_of_the_new_rows_is_that_of_full_training(
     ids = piece_ids(tokenizer)
     labels = torch.tensor([[5, *ids, 6, 1]])
     for base in (still, still_tied):
-        options = changed(small, model_name_or_path=str(base), lora_dropout=0.0)
+        options = changed(small, model_name_or_path=str(base))
         full = load_model(changed(options, lora_r=0), tokenizer)
-        part = load_model(options, tokenizer)
+        part = load_model(changed(options, lora_dropout=0.0), tokenizer)
         losses = [SummedTokenLoss(m)(labels, torch.ones_like(labels), labels) for m in (full, part)]
         assert torch.allclose(*losses, rtol=1e-6)
         for loss in losses:
@@ -230,6 +232,47 @@ def test_chat_loads_an_adapter(small: FitConfig, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
+def test_the_model_card_names_peft(small: FitConfig) -> None:
+    out = fit(changed(small, max_steps=1, save_strategy="no"))
+    card = ModelCard((out / "README.md").read_text("utf-8"))
+    assert card.data.library_name == "peft"
+    facts = json.loads((out / "run.json").read_text("utf-8"))
+    assert facts["versions"]["peft"] == version("peft")
+    assert "bitsandbytes" not in facts["versions"]
+    assert f"| peft | {version('peft')} |" in card.text
+
+
+def test_an_adapter_finds_its_base_from_other_folders(
+    small: FitConfig,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = with_config(tiny, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    out = fit(changed(small, model_name_or_path="base", max_steps=1))
+    monkeypatch.chdir(tiny)
+    assert lora.base_of(out) == str(base.resolve())
+    load_trained(out)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="cannot be found") as error:
+        load_trained(out)
+    assert error.value.where == str(base.resolve())
+    assert str(out / "adapter_config.json") in error.value.do
+    (base / "empty").mkdir(parents=True)
+    capsys.readouterr()
+    assert run(["export", str(out), "--merge", "--output-dir", str(tmp_path / "merged")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"where: {base.resolve()}; got: no config.json; do: put it there" in line
+
+
+def test_a_base_of_the_hub_keeps_its_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
+    whole = load_model(changed(small, lora_r=0), tokenizer)
+    model = adapted(whole, changed(small, model_name_or_path="org/some-t5"), tokenizer)
+    assert model.peft_config["default"].base_model_name_or_path == "org/some-t5"
+
+
 def test_layers_by_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
     model = load_model(changed(small, lora_target_modules="q, v"), tokenizer)
     named = {n.split(".")[-4] for n, p in model.named_parameters() if ".lora_A" in n}
@@ -237,6 +280,22 @@ def test_layers_by_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
     with pytest.raises(ConfigError, match="q_proj") as error:
         load_model(changed(small, lora_target_modules="q_proj,v"), tokenizer)
     assert "wi_0" in error.value.do
+
+
+@pytest.mark.parametrize("name", ["lm_head", "shared"])
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_an_embedding_gets_no_adapter(
+    small: FitConfig, tiny: Path, tied: Path, tokenizer: TextTokenizer, kind: str, name: str
+) -> None:
+    base = str(tiny if kind == "untied" else tied)
+    asked = changed(small, model_name_or_path=base, lora_target_modules=f"q,v,{name}")
+    with pytest.raises(ConfigError, match="embedding") as error:
+        load_model(asked, tokenizer)
+    assert error.value.got == name
+    offered, _, reason = error.value.do.partition("; ")
+    assert offered == "give some of k, o, q, v, wi_0, wi_1, wo"
+    assert "lm_head" in reason
+    assert "shared are trained anyway" in reason
 
 
 def test_dry_run_counts_what_is_trained(small: FitConfig, tokenizer: TextTokenizer) -> None:
@@ -264,6 +323,21 @@ def test_what_an_adapter_cannot_be(small: FitConfig, tiny: Path, tmp_path: Path)
         changed(small, from_scratch=True)
     with pytest.raises(ConfigError, match="--output-dir"):
         changed(small, output_dir=str(tiny))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--lora-alpha", "32"), ("--lora-dropout", "0.1"), ("--lora-target-modules", "q,v")],
+)
+def test_without_a_rank_it_means_nothing(
+    config: FitConfig, flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    words += ["--output-dir", config.output_dir, "--dry-run"]
+    assert run(["fit", *words, flag, value]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"where: {flag}; got: {value}; do: give --lora-r 16 too" in line
+    assert changed(config, lora_alpha=16, lora_dropout=0.05).lora_r == 0
 
 
 def test_an_adapter_cannot_add_rows(
@@ -330,3 +404,17 @@ def test_the_name_of_weights_in_several_files(tiny: Path, tmp_path: Path) -> Non
         content[-1] ^= 1
         part.write_bytes(content)
     assert lora.name_of_weights(str(tmp_path), None) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": 3}'])
+def test_a_damaged_index_of_the_base_is_one_line(
+    small: FitConfig, tiny: Path, tmp_path: Path, content: str
+) -> None:
+    base = with_config(tiny, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
+        fit(changed(small, model_name_or_path=str(base)))
+    assert error.value.where == str(base)
+    assert "model.safetensors.index.json is damaged" in error.value.got
+    assert not Path(small.output_dir).exists()

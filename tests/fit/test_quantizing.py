@@ -1,6 +1,8 @@
 """``--quantize 4bit``: what is quantized, that training on it is LoRA on the rounded weights."""
 
 import importlib.util
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,15 @@ def test_it_trains_as_lora_on_the_rounded_weights(
     first, second = (load_file(out / "adapter_model.safetensors") for out in (one, other))
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=0, atol=1e-4)
+
+
+@needs_bitsandbytes
+@pytest.mark.usefixtures("allowed")
+def test_the_versions_name_bitsandbytes(small: FitConfig) -> None:
+    out = fit(changed(small, max_steps=1, save_strategy="no"))
+    versions = json.loads((out / "run.json").read_text("utf-8"))["versions"]
+    assert versions["bitsandbytes"] == version("bitsandbytes")
+    assert f"| bitsandbytes | {version('bitsandbytes')} |" in (out / "README.md").read_text("utf-8")
 
 
 @needs_bitsandbytes
