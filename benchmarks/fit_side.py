@@ -23,7 +23,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipeline.config import FitConfig
-from pipeline.fit import stage
+from pipeline.fit import run, stage
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.flops import TRAINING, ModelFlops
@@ -103,13 +103,13 @@ def main() -> None:
 
 def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any:
     """Train with ``pipeline.fit``; return a function from a step to its rows."""
-    load = stage.load_model
+    load = run.load_model
 
     def caught(*args: Any, **kwargs: Any) -> Any:
         clock.model = load(*args, **kwargs)
         return clock.model
 
-    stage.load_model = caught  # type: ignore[assignment]
+    run.load_model = caught  # type: ignore[assignment]
     config = FitConfig(
         data_path=settings["prepared"],
         model_name_or_path=settings["model"],

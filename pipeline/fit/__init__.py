@@ -40,6 +40,9 @@
     padding.py     what steps cost as they are cut
     dry_run.py     --dry-run: a run's steps, padding, memory and time as a table
     setup.py       settings -> data, processes, plan, output folder
+    facts.py       run.json: what a run was made of
+    resuming.py    where a run stands
+    run.py         one sitting of a run, from the model to the trained folder
     stage.py       all of it
 """
 

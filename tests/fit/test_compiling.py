@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit import stage
+from pipeline.fit import run
 from pipeline.fit.attention import share_bias
 from pipeline.fit.compiling import BUCKET, compile_layers
 from pipeline.fit.layers import fuse_layers
@@ -130,7 +130,7 @@ def test_what_the_compiler_cannot_do_is_one_line(
     def compile_with(model: Any) -> None:
         compile_layers(model, backend=refuse)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "compile_layers", compile_with)
+    monkeypatch.setattr(run, "compile_layers", compile_with)
     with pytest.raises(ConfigError, match="cannot be compiled") as caught:
         fit(changed(config, torch_compile=True))
     assert caught.value.where == "--torch-compile"

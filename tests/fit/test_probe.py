@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit import stage
+from pipeline.fit import run
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.loss import SummedTokenLoss
 from pipeline.fit.micro_batches import Shape
@@ -85,7 +85,7 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
     whole = SummedTokenLoss.forward
     monkeypatch.setattr(torch, "empty", note)
     monkeypatch.setattr(SummedTokenLoss, "forward", look)
-    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    monkeypatch.setattr(run, "pays_off", lambda device: True)
     fit(changed(config, max_steps=1, train_batch_size=1, per_device_train_batch_size=1))
     weights = seen[0][0]
     assert seen == [
@@ -105,7 +105,7 @@ def test_a_run_is_the_same_with_it(
     assert pays_off(torch.device("cuda"))
     plain = fit(config)
     assert "biggest micro-batch" not in capsys.readouterr().err
-    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    monkeypatch.setattr(run, "pays_off", lambda device: True)
     tried = fit(changed(config, output_dir=str(tmp_path / "tried")))
     assert "note: the biggest micro-batch fits, even 4 rows of " in capsys.readouterr().err
     assert log_of(tried) == log_of(plain)
@@ -121,8 +121,8 @@ def test_where_the_longest_rows_at_once_do_not_fit_those_of_the_run_are_tried(
         tried.append(shapes)
         return shapes[0] if len(tried) == 1 else None
 
-    monkeypatch.setattr(stage, "pays_off", lambda device: True)
-    monkeypatch.setattr(stage.Run, "_try_out", try_first)
+    monkeypatch.setattr(run, "pays_off", lambda device: True)
+    monkeypatch.setattr(run.Run, "_try_out", try_first)
     fit(changed(config, max_steps=1))
     assert len(tried) == 2
     assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(
         return whole(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(SummedTokenLoss, "forward", fail)
-    monkeypatch.setattr(stage, "pays_off", lambda device: True)
+    monkeypatch.setattr(run, "pays_off", lambda device: True)
     with pytest.raises(ConfigError, match="out of memory") as caught:
         fit(config)
     assert caught.value.where == "--per-device-train-batch-size"
@@ -153,17 +153,17 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(
 def test_of_a_model_in_shares_a_process_needs_room_for_its_share_of_the_optimizers_values(
     config: FitConfig, model: Any, monkeypatch: pytest.MonkeyPatch, sharding: Any, shares: int
 ) -> None:
-    run = object.__new__(stage.Run)
-    run._model, run._wrapped = model.model, model
-    run._optimizer = torch.optim.AdamW(model.parameters())
+    sitting = object.__new__(run.Run)
+    sitting._model, sitting._wrapped = model.model, model
+    sitting._optimizer = torch.optim.AdamW(model.parameters())
     data = SimpleNamespace(tokenizer=SimpleNamespace(eos_id=1))
     accelerator = SimpleNamespace(num_processes=8)
     setup: Any = SimpleNamespace(
         sharding=sharding, accelerator=accelerator, config=config, data=data
     )
-    run._setup = setup
+    sitting._setup = setup
     reserved = []
-    monkeypatch.setattr(stage, "try_out", lambda *_, **options: reserved.append(options))
-    run._try_out([Shape(1, 1, 1)], spare=5)
+    monkeypatch.setattr(run, "try_out", lambda *_, **options: reserved.append(options))
+    sitting._try_out([Shape(1, 1, 1)], spare=5)
     weights = sum(weight.nbytes for weight in model.parameters())
     assert reserved[0]["reserved"] == 2 * weights // shares + 5

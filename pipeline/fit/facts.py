@@ -1,0 +1,48 @@
+"""``run.json``: what a run was made of."""
+
+import dataclasses
+import json
+import platform
+from importlib.metadata import version
+
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.fit.setup import (
+    Setup,
+)
+
+
+def run_facts(setup: Setup) -> str:
+    """Return the content of ``run.json``."""
+    manifest = setup.data.manifest
+    facts = {
+        "settings": dataclasses.asdict(setup.config),
+        "prepared": {
+            "fingerprint": manifest.fingerprint,
+            "config": manifest.config,
+            "counts": manifest.counts,
+            "rows": {split: manifest.rows(split) for split in manifest.splits()},
+        },
+        "rows_per_step": setup.plan.rows_per_step,
+        "rows_per_step_source": setup.plan.rows_source,
+        "steps": setup.plan.total_steps,
+        "processes": setup.accelerator.num_processes,
+        "device": _device_name(setup.accelerator.device),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _packages(setup.config)},
+    }
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _packages(config: FitConfig) -> list[str]:
+    """Return the packages whose versions decide a run."""
+    names = ["duet-t5", "torch", "transformers", "accelerate", "tokenizers"]
+    names += ["peft"] if config.lora_r else []
+    return names + (["bitsandbytes"] if config.quantize else [])
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
