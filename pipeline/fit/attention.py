@@ -94,7 +94,8 @@ def _give_bias(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give a stack's first layer the bias that it then hands on to the others."""
     if kwargs.get("position_bias") is None:
-        assert kwargs.get("past_key_values") is None, "made for training: no cache"
+        caches = (kwargs.get(name) for name in ("past_key_values", "cache"))  # by version
+        assert all(cache is None for cache in caches), "made for training: no cache"
         hidden = args[0] if args else kwargs["hidden_states"]
         source = kwargs.get("key_value_states")
         kwargs["position_bias"] = bias_of(
