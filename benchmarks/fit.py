@@ -77,6 +77,9 @@ def main() -> None:
     parser.add_argument("--reference-tokenizer", help="folder with T5's spiece.model")
     parser.add_argument("--write", type=Path, help="folder for fit.md and fit.svg")
     args = parser.parse_args()
+    for rows in (*args.rows, args.quality_rows):
+        if rows % args.rows_at_once:
+            parser.error(f"{rows} rows per step: give a multiple of --rows-at-once")
     speed(args)
     quality(args)
     write([args.work], args.write)

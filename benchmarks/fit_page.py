@@ -131,25 +131,33 @@ def speed_table(results: Results) -> str:
     """Return medians of the runs, how ours compares, and peak memory."""
     lines = [
         "| rows per step | side | runs | target tokens/s | `duet fit` is so many times as fast "
-        "| useful GFLOP/s | times | peak memory, GiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| useful GFLOP/s | of matmul peak | times | peak memory, GiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for rows, runs in sorted(by(results, lambda r: r["settings"]["rows"]).items()):
         sides = by(runs, side_of)
         for side in (side for side in LABELS if side in sides):
             ratios = [compared(sides.get("ours", []), sides[side], what) for what in UNITS]
             tokens, flops = (statistics.median(rate(r, u) for r in sides[side]) for u in UNITS)
+            peak = of_peak(sides[side], flops)
             memory = max(r["peak_memory"] for r in sides[side]) / 2**30
             runs_of = f"{len(sides[side])} of {sides[side][0]['steps']} steps"
             lines.append(
                 f"| {rows} | {LABELS[side]} | {runs_of} "
-                f"| {tokens:,.0f} | {ratios[0]} | {flops / 1e9:.1f} | {ratios[1]} | {memory:.2f} |"
+                f"| {tokens:,.0f} | {ratios[0]} | {flops / 1e9:.1f} | {peak} "
+                f"| {ratios[1]} | {memory:.2f} |"
             )
     return "\n".join(lines)
 
 
 def rate(result: dict[str, Any], what: str) -> float:
     return float(result[what] / result["seconds"])
+
+
+def of_peak(runs: Results, flops: float) -> str:
+    """Return the useful share of the device's best, where runs measured it."""
+    peaks = [r["matmul_peak"] for r in runs if "matmul_peak" in r]
+    return f"{flops / statistics.median(peaks):.0%}" if peaks else ""
 
 
 def compared(ours: Results, theirs: Results, what: str) -> str:

@@ -27,7 +27,7 @@ from pipeline.fit import run, stage
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.flops import TRAINING, ModelFlops
-from pipeline.fit.metrics import peak_memory
+from pipeline.fit.metrics import matmul_peak, peak_memory
 from pipeline.fit.trained import save_model
 
 ENDLESS = 10**6
@@ -238,6 +238,7 @@ def measured(
         "seconds": clock.ends[-1],
         "target_tokens": int(decoder[counted].sum()),
         "useful_flops": TRAINING * float(flops(encoder[counted], decoder[counted]).sum()),
+        "matmul_peak": matmul_peak(device, torch.bfloat16 if settings["bf16"] else torch.float32),
         "peak_memory": peak_memory(device),
         "device": name,
         "threads": torch.get_num_threads(),
