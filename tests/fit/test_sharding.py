@@ -160,7 +160,7 @@ def test_the_biggest_micro_batch_first_leaves_nothing_behind_in_shares(
     run: FitConfig, tmp_path: Path
 ) -> None:
     one, two = fit(run), tmp_path / "two"
-    patch = "from pipeline.fit import stage\nstage.pays_off = lambda device: True"
+    patch = "from pipeline.fit import run\nrun.pays_off = lambda device: True"
     config = changed(run, output_dir=str(two))
     said = launch_patched(config, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
     assert said.count("the biggest micro-batch fits") == 1
