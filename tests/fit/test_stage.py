@@ -29,7 +29,16 @@ from pipeline.fit.stage import fit
 from pipeline.fit.vocabulary import own_token_ids
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
-from tests.fit.helpers import CODE, changed, log_of, make_rows, state_of, weights_of, write_prepared
+from tests.fit.helpers import (
+    CODE,
+    NOT_A_LEAF,
+    changed,
+    log_of,
+    make_rows,
+    state_of,
+    weights_of,
+    write_prepared,
+)
 
 
 def loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -451,6 +460,7 @@ def test_a_run_that_failed_leaves_nothing_to_the_next(
 
 
 @pytest.mark.slow
+@NOT_A_LEAF
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_compiled_model_trains_alike_and_keeps_its_names(
     config: FitConfig, still: Path, tmp_path: Path
