@@ -21,7 +21,7 @@ from pipeline.prepare.rejections import RejectedFile
 from pipeline.prepare.sources import FileState, Source, states_of
 from pipeline.progress import ByteProgress, note
 from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.fingerprint import key_of
+from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -147,10 +147,11 @@ class _Preparation:
 
     def _check_unchanged(self) -> None:
         """Refuse what was read of a file that is not the one that was hashed."""
-        for source, before, after in zip(
-            self._sources, self._states, states_of(self._sources), strict=True
+        for source, digest, before, after in zip(
+            self._sources, self._hashes, self._states, states_of(self._sources), strict=True
         ):
-            if before != after:
+            # A new link to a file changes its state, too, and not what is in it.
+            if before != after and sha256_of_file(source.path) != digest:
                 raise InputError(
                     "a file changed while it was read",
                     where=source.path,

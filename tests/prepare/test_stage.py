@@ -481,3 +481,18 @@ def test_a_pipe_is_refused_in_one_line(prepare: Callable[..., Path], tmp_path: P
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="not a regular file"):
         prepare(tmp_path / "pipe")
+
+
+def test_a_file_that_gets_another_name_while_it_is_read_did_not_change(
+    prepare: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([record("a", "q", "a")]))
+    load = preparation.load_tokenizer
+
+    def load_and_link(*args: Any) -> Any:
+        (tmp_path / "y.json").hardlink_to(path)
+        return load(*args)
+
+    monkeypatch.setattr(preparation, "load_tokenizer", load_and_link)
+    assert counts(prepare(path))["records"] == 1
