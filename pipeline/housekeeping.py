@@ -121,15 +121,15 @@ def _parts(folder: Path) -> list[_KeptPart]:
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
     replaced = [*folder.glob(".*.old"), *folder.glob(".parts/??/.*.old")]
-    return sorted([*folder.glob(".tmp-*-*"), *replaced, *_unfinished_entries(folder)])
+    unfinished = filter(_is_old, folder.glob(".index/.*.tmp"))
+    return sorted([*folder.glob(".tmp-*-*"), *replaced, *unfinished])
 
 
-def _unfinished_entries(folder: Path) -> Iterator[Path]:
-    """Yield the small files that nobody finished to write, by their age."""
-    for path in folder.glob(".index/.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - _HOUR:
-                yield path
+def _is_old(path: Path) -> bool:
+    """Tell whether a small file has lain there so long that no run is at it any more."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime < time.time() - _HOUR
+    return False
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:
@@ -158,12 +158,12 @@ def _forget_missing(folder: Path, dry_run: bool) -> None:
 
 def _forget_passages(folder: Path, dry_run: bool) -> None:
     """Delete what is known of the text of parts that are not there any more."""
+    if dry_run:
+        return
     kept = {path.name for path in iterate_parts(folder / ".parts")}
-    for path in folder.glob(".parts/passages/*.json"):
-        with contextlib.suppress(FileNotFoundError):
-            is_old = path.stat().st_mtime < time.time() - _HOUR  # else its part may be on the way
-            if not dry_run and is_old and part_of(path) not in kept:
-                path.unlink()
+    for path in filter(_is_old, folder.glob(".parts/passages/*.json")):
+        if part_of(path) not in kept:  # that of a new one may still be on the way
+            path.unlink(missing_ok=True)
 
 
 def _delete(path: Path, dry_run: bool) -> None:

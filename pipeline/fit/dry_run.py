@@ -13,7 +13,6 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.fit.batching import StepPlan
-from pipeline.fit.compiling import BUCKET
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.feeding import cutter_for
 from pipeline.fit.flops import training_passes
@@ -62,7 +61,7 @@ def dry_run(config: FitConfig) -> Iterator[str]:
         model.config,
         config.per_device_train_batch_size,
         device,
-        multiple=BUCKET if config.torch_compile else None,
+        compiled=config.torch_compile,
     )
     steps = StepPlan(
         *data.train.lengths,

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from pipeline.fit.collate import IGNORED, Batch
+from pipeline.fit.compiling import BUCKET
 from pipeline.fit.dataset import SupervisedDataset
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.grouping import IntArray
@@ -137,7 +138,8 @@ def cutter_for(
     config: Any,
     max_rows: int,
     device: torch.device,
-    multiple: int | None = None,
+    *,
+    compiled: bool = False,
 ) -> Cutter:
     """Return what cuts a data set's rows into micro-batches for a model on a device.
 
@@ -146,7 +148,7 @@ def cutter_for(
         config: The model's, in transformers' form.
         max_rows: How many of the longest rows fit on the device.
         device: On a GPU, lengths are padded to what its matrix units like.
-        multiple: Pad them to a multiple of this, whatever the device.
+        compiled: Whether layers are compiled: lengths are padded to what their graphs want then.
 
     Raises:
         ModelError: The config does not name the model's sizes.
@@ -155,7 +157,7 @@ def cutter_for(
         *dataset.lengths,
         flops=ModelFlops.of(config),
         max_rows=max_rows,
-        multiple=multiple or (GPU_MULTIPLE if device.type != "cpu" else 1),
+        multiple=BUCKET if compiled else GPU_MULTIPLE if device.type != "cpu" else 1,
     )
 
 

@@ -240,12 +240,12 @@ def _weight_files(name: str, cache_dir: str | None) -> list[Path]:
         if (path := find_model_file(name, whole, cache_dir)) is not None:
             return [path]
         if (path := find_model_file(name, f"{whole}.index.json", cache_dir)) is not None:
-            found = [find_model_file(name, part, cache_dir) for part in _parts(path)]
+            found = [find_model_file(name, part, cache_dir) for part in files_of_index(path)]
             return [path for path in found if path is not None]
     return []
 
 
-def _parts(index: Path) -> list[str]:
+def files_of_index(index: Path) -> list[str]:
     """Return the names of the files that an index says the weights are in.
 
     Raises:

@@ -9,8 +9,6 @@ import time
 
 import torch
 
-from pipeline.fit.flops import TRAINING
-
 METRICS = (
     "target_tokens_per_second",
     "mfu",
@@ -33,7 +31,7 @@ class Meter:
         processes: int,
         total_steps: int,
         first_step: int,
-        passes: int = TRAINING,
+        passes: int,
     ) -> None:
         """Measure what the device can do at best, which takes up to a second, and start.
 

@@ -11,7 +11,6 @@ from pipeline.fit.batch_size import find_batch_size, spare
 from pipeline.fit.batching import StepPlan
 from pipeline.fit.checkpoint import Checkpoint, damaged
 from pipeline.fit.compiling import (
-    BUCKET,
     compile_layers,
 )
 from pipeline.fit.dataset import SupervisedDataset
@@ -257,7 +256,7 @@ class Run:
             self._model.config,
             max_rows,
             self._setup.accelerator.device,
-            multiple=BUCKET if self._setup.config.torch_compile else None,
+            compiled=self._setup.config.torch_compile,
         )
 
     def _evaluate(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.fit.embedding import is_tied
-from pipeline.fit.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
+from pipeline.fit.lora import ADAPTER_FILES, files_of_index, is_adapted, is_adapter, save_adapter
 from pipeline.fit.model import quiet_transformers
 from pipeline.fit.snapshot import Weights
 from pipeline.fit.state import RunState
@@ -154,7 +154,7 @@ def is_trained(output: Path, state: RunState) -> bool:
             files = {*ADAPTER_FILES, RUN_FILE}
         else:
             files = {*_weight_files(output), "config.json", "generation_config.json", RUN_FILE}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError):
         return False
     return bool(same) and all((output / name).is_file() for name in files)
 
@@ -163,5 +163,4 @@ def _weight_files(output: Path) -> set[str]:
     """Return the names of the files that the weights are in, or should be."""
     if not (output / _INDEX).is_file():
         return {"model.safetensors"}
-    index = json.loads((output / _INDEX).read_text(encoding="utf-8"))
-    return set(index["weight_map"].values())
+    return set(files_of_index(output / _INDEX))

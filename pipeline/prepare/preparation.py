@@ -83,7 +83,7 @@ class _Preparation:
     ) -> None:
         self._config, self._sources, self._states = config, sources, states
         self._hashes, self._cache = hashes, cache
-        self._total_bytes = sum(source.path.stat().st_size for source in sources)
+        self._total_bytes = sum(size for size, *_ in states)
 
     def run(self, *, reread: bool = False) -> Path:
         """Do the work in a temporary sibling and publish it.
@@ -137,8 +137,8 @@ class _Preparation:
             part_sizes(),
         )
 
-        def find(kind: str, head: bytes) -> Passage | None:
-            passage = passages.find(kind, head)
+        def find(kind: str, mark: bytes) -> Passage | None:
+            passage = passages.find(kind, mark)
             return passage if passage is not None and maker.has(passage.part) else None
 
         log = PassageLog(passages, self._sources, self._states)
@@ -215,14 +215,18 @@ class _Preparation:
             sources=[
                 {
                     "name": source.name,
-                    "bytes": source.path.stat().st_size,
+                    "bytes": size,
                     "sha256": digest,
                     "format": format_of(source.path),
                     "records": counts["records"],
                     "rejected": counts["rejected"],
                 }
-                for source, digest, counts in zip(
-                    self._sources, self._hashes, self._reading.source_counts, strict=True
+                for source, (size, *_), digest, counts in zip(
+                    self._sources,
+                    self._states,
+                    self._hashes,
+                    self._reading.source_counts,
+                    strict=True,
                 )
             ],
             counts={

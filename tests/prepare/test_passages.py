@@ -398,6 +398,17 @@ def alike(count: int, size: int) -> list[Any]:
     ]
 
 
+def prepared_again(
+    prepare: Prepare, path: Path, hashed: list[int], before: bytes, after: bytes
+) -> dict[str, bytes]:
+    """Prepare a file, and again when it has changed; only what that hashes is in the list then."""
+    path.write_bytes(before)
+    prepare(path)
+    path.write_bytes(after)
+    del hashed[:]
+    return prepare(path)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_records_that_begin_alike_are_told_apart(
     prepare: Prepare,
@@ -409,11 +420,7 @@ def test_records_that_begin_alike_are_told_apart(
 ) -> None:
     cut_at(monkeypatch, (80_000, 90_000, 200_000))
     path, records = tmp_path / "x.json", alike(600, 1_000)
-    path.write_bytes(form(records))
-    prepare(path)
-    path.write_bytes(form(records[:-1]))
-    del hashed[:]
-    warm = prepare(path)
+    warm = prepared_again(prepare, path, hashed, form(records), form(records[:-1]))
     assert len(taken) > 3
     assert len(hashed) < 3 * len(taken)
     assert warm == prepare(path, output="cold")
@@ -429,11 +436,7 @@ def test_records_that_a_mark_does_not_tell_apart_are_not_all_hashed(
 ) -> None:
     cut_at(monkeypatch, (20_000, 30_000, 40_000))
     path, records = tmp_path / "x.json", alike(200, 1_000)
-    path.write_bytes(form(records))
-    prepare(path)
-    path.write_bytes(form(records[1:]))
-    del hashed[:]
-    warm = prepare(path)
+    warm = prepared_again(prepare, path, hashed, form(records), form(records[1:]))
     assert len(hashed) < 30
     assert warm == prepare(path, output="cold")
 

@@ -458,19 +458,24 @@ def _runs(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
+def while_reading(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something between the moment at which files are hashed and that at which they are read."""
+    load = preparation.load_tokenizer
+
+    def act_and_load(*args: Any) -> Any:
+        act()
+        return load(*args)
+
+    patch.setattr(preparation, "load_tokenizer", act_and_load)
+
+
 def test_a_file_that_changes_while_it_is_read_is_an_error_and_nothing_is_published(
     prepare: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps([record("a", "q", "a")]))
-    load = preparation.load_tokenizer
-
-    def load_and_grow(*args: Any) -> Any:
-        path.write_text(json.dumps([record("a", "q", "a"), record("b", "q", "b")]))
-        return load(*args)
-
+    path, first = tmp_path / "x.json", [record("a", "q", "a")]
+    path.write_text(json.dumps(first))
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "load_tokenizer", load_and_grow)
+        while_reading(patch, lambda: path.write_text(json.dumps([*first, record("b", "q", "b")])))
         with pytest.raises(InputError, match="changed while it was read"):
             prepare(path)
     assert visible(tmp_path / "processed") == []
@@ -488,11 +493,5 @@ def test_a_file_that_gets_another_name_while_it_is_read_did_not_change(
 ) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([record("a", "q", "a")]))
-    load = preparation.load_tokenizer
-
-    def load_and_link(*args: Any) -> Any:
-        (tmp_path / "y.json").hardlink_to(path)
-        return load(*args)
-
-    monkeypatch.setattr(preparation, "load_tokenizer", load_and_link)
+    while_reading(monkeypatch, lambda: (tmp_path / "y.json").hardlink_to(path))
     assert counts(prepare(path))["records"] == 1
