@@ -163,9 +163,9 @@ def run_side(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 def model_of(args: argparse.Namespace, seed: int) -> Path:
     """Return a folder with a fresh model of the shape; each seed has one, all sides the same."""
     from pipeline.config import FitConfig
-    from pipeline.fit.embedding import rows_for
-    from pipeline.fit.model import load_model
-    from pipeline.fit.trained import save_model
+    from pipeline.fit.checkpoint.pretrained import save_model
+    from pipeline.fit.model.embedding import rows_for
+    from pipeline.fit.model.loading import load_model
     from pipeline.tokenizer import load_tokenizer
 
     folder = args.work / f"{args.shape}-{seed}"
@@ -193,11 +193,11 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
     """Add to each snapshot what it reaches on the split eval; its weights then go."""
     from accelerate import Accelerator
 
-    from pipeline.fit.dataset import SupervisedDataset
-    from pipeline.fit.evaluate import Evaluator, count_target_bytes
-    from pipeline.fit.feeding import cutter_for
-    from pipeline.fit.loss import SummedTokenLoss
-    from pipeline.fit.model import load_trained
+    from pipeline.fit.data.dataset import SupervisedDataset
+    from pipeline.fit.data.loader import cutter_for
+    from pipeline.fit.model.loading import load_trained
+    from pipeline.fit.model.loss import SummedTokenLoss
+    from pipeline.fit.training.evaluate import Evaluator, count_target_bytes
     from pipeline.tokenizer import load_tokenizer
 
     prepared = result["settings"]["prepared"]

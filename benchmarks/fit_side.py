@@ -23,12 +23,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipeline.config import FitConfig
-from pipeline.fit import run, stage
-from pipeline.fit.batching import StepPlan
-from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit import stage
+from pipeline.fit.checkpoint.pretrained import save_model
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.flops import TRAINING, ModelFlops
-from pipeline.fit.metrics import matmul_peak, peak_memory
-from pipeline.fit.trained import save_model
+from pipeline.fit.training import run
+from pipeline.fit.training.throughput import matmul_peak, peak_memory
 
 ENDLESS = 10**6
 """Optimizer steps that no run gets to: the clock ends it."""

@@ -16,12 +16,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.fit.batching import StepPlan, epoch_order
-from pipeline.fit.dataset import SupervisedDataset
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.length_grouping import IntArray
+from pipeline.fit.data.micro_batches import Cutter
+from pipeline.fit.data.sampler import StepPlan, epoch_order
+from pipeline.fit.estimate.padding import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
-from pipeline.fit.grouping import IntArray
-from pipeline.fit.micro_batches import Cutter
-from pipeline.fit.padding import cost_of_steps
 
 FLOPS = ModelFlops.of(FLAN_T5_BASE)
 ROWS_PER_STEP = (8, 16, 64, 128, 512)

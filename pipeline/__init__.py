@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from pipeline.config import TrainConfig as TrainConfig
     from pipeline.data_module import make_supervised_data_module as make_supervised_data_module
     from pipeline.errors import DuetError as DuetError
-    from pipeline.fit.collate import (
+    from pipeline.fit.data.collate import (
         DataCollatorForSupervisedDataset as DataCollatorForSupervisedDataset,
     )
-    from pipeline.fit.dataset import SupervisedDataset as SupervisedDataset
-    from pipeline.fit.embedding import (
+    from pipeline.fit.data.dataset import SupervisedDataset as SupervisedDataset
+    from pipeline.fit.model.embedding import (
         smart_tokenizer_and_embedding_resize as smart_tokenizer_and_embedding_resize,
     )
     from pipeline.fit.stage import fit as fit
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DataCollatorForSupervisedDataset": "pipeline.fit.collate",
+    "DataCollatorForSupervisedDataset": "pipeline.fit.data.collate",
     "DuetError": "pipeline.errors",
     "FitConfig": "pipeline.config",
     "PrepareConfig": "pipeline.config",
-    "SupervisedDataset": "pipeline.fit.dataset",
+    "SupervisedDataset": "pipeline.fit.data.dataset",
     "TrainConfig": "pipeline.config",
     "load_tokenizer": "pipeline.tokenizer",
     "make_supervised_data_module": "pipeline.data_module",
     "preprocess": "pipeline.prepare.memory",
-    "smart_tokenizer_and_embedding_resize": "pipeline.fit.embedding",
+    "smart_tokenizer_and_embedding_resize": "pipeline.fit.model.embedding",
 }
 _STAGES = ("fit", "prepare")  # packages that can be called: see callable_module.py
 

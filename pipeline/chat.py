@@ -11,8 +11,8 @@ import torch
 from pipeline.config import ChatConfig
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import ModelError
-from pipeline.fit.lora import is_adapter
-from pipeline.fit.model import load_trained
+from pipeline.fit.model.loading import load_trained
+from pipeline.fit.model.lora import is_adapter
 from pipeline.prepare.encoding import PairEncoder
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import saved_length

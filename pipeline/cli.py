@@ -24,7 +24,7 @@ from pipeline.config import (
 )
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
-from pipeline.progress import note
+from pipeline.logs import note
 
 
 def _prepare(config: PrepareConfig) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 from pipeline.config import ExportConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.fit.embedding import is_tied
-from pipeline.fit.lora import is_adapter
-from pipeline.fit.model import load_trained, quiet_transformers
-from pipeline.fit.trained import save_model, writing_errors
-from pipeline.progress import note
+from pipeline.fit.checkpoint.pretrained import save_model, writing_errors
+from pipeline.fit.model.embedding import is_tied
+from pipeline.fit.model.loading import load_trained, quiet_transformers
+from pipeline.fit.model.lora import is_adapter
+from pipeline.logs import note
 from pipeline.store.atomic import locked_folder, publish_folder
 from pipeline.tokenizer import copy_tokenizer
 

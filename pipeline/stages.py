@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.progress import note
-from pipeline.rendezvous import once_per_node
+from pipeline.fit.distributed.once_per_node import once_per_node
+from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
 
 

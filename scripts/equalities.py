@@ -153,7 +153,8 @@ def sit(config: FitConfig, sittings: Sittings, said: Path) -> Path:
 
 def fit_until(config: FitConfig, last: int) -> None:
     """Run ``fit``, and send this process a signal when a step begins, the last; 0: never."""
-    from pipeline.fit import loop, stage
+    from pipeline.fit import stage
+    from pipeline.fit.training import loop
 
     take = loop.TrainingStep.__call__
 

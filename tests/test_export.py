@@ -13,7 +13,7 @@ from pipeline.cli import run
 from pipeline.config import ExportConfig, FitConfig
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.export import export
-from pipeline.fit.model import load_trained
+from pipeline.fit.model.loading import load_trained
 from pipeline.fit.stage import fit
 from pipeline.store.atomic import locked_folder
 from pipeline.tokenizer import load_tokenizer

@@ -17,14 +17,14 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError, ProcessError
-from pipeline.fit.checkpoint import delete_leftovers, run_identity
-from pipeline.fit.dataset import SupervisedDataset
-from pipeline.fit.lora import require_peft
-from pipeline.fit.model import architecture, base_weights
-from pipeline.fit.plan import RunPlan, plan_run
-from pipeline.fit.quantizing import require_bitsandbytes, require_gpu
-from pipeline.fit.sharding import Sharding, sharding_of
-from pipeline.progress import note
+from pipeline.fit.checkpoint.format import delete_leftovers, run_identity
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.distributed.fsdp import Sharding, sharding_of
+from pipeline.fit.model.loading import architecture, base_weights
+from pipeline.fit.model.lora import require_peft
+from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
+from pipeline.fit.schedule import RunPlan, plan_run
+from pipeline.logs import note
 from pipeline.store.atomic import locked_folder, output_errors
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import Manifest

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.fit.checkpoint import Checkpoint
-from pipeline.fit.compiling import (
+from pipeline.fit.checkpoint.format import Checkpoint
+from pipeline.fit.checkpoint.resuming import find_state
+from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launchers_sharding
+from pipeline.fit.distributed.signals import exit_code
+from pipeline.fit.estimate.dry_run import print_dry_run
+from pipeline.fit.model.compile import (
     is_of_the_compiler,
     not_compiled,
 )
-from pipeline.fit.dry_run import print_dry_run
-from pipeline.fit.launcher import hidden_sharding, with_launchers_sharding
-from pipeline.fit.resuming import find_state
-from pipeline.fit.run import Run, out_of_memory
 from pipeline.fit.setup import (
     Setup,
     holding_output,
@@ -22,7 +22,7 @@ from pipeline.fit.setup import (
     open_data,
     set_up,
 )
-from pipeline.fit.stopping import exit_code
+from pipeline.fit.training.run import Run, out_of_memory
 
 
 def fit(config: FitConfig) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.errors import PreparedFolderError
-from pipeline.progress import note
+from pipeline.logs import note
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import read_manifest

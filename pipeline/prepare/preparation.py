@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
+from pipeline.logs import ByteProgress, note
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.collector import rare_collections
 from pipeline.prepare.cutting import Part, part_sizes
@@ -19,7 +20,6 @@ from pipeline.prepare.passage_log import PassageLog
 from pipeline.prepare.reading import Reading
 from pipeline.prepare.rejections import RejectedFile
 from pipeline.prepare.sources import FileState, Source, states_of
-from pipeline.progress import ByteProgress, note
 from pipeline.store.atomic import output_errors, publish_folder
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import (

@@ -11,13 +11,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from pipeline.errors import ConfigError, DuetError
+from pipeline.logs import note
 from pipeline.prepare.cutting import Part
 from pipeline.prepare.engine import Result
 from pipeline.prepare.part_encoder import EncodingSettings
 from pipeline.prepare.ray_driver import Answer, run_driver
 from pipeline.prepare.ray_session import cluster_died
 from pipeline.prepare.workers import LocalEngine, hidden_main
-from pipeline.progress import note
 from pipeline.store.parts import PartInfo, PartStore
 
 _SECONDS_TO_END = 30.0

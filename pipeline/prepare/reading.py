@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pipeline.config import PrepareConfig
 from pipeline.conversation import Conversation, Place
+from pipeline.logs import ByteProgress
 from pipeline.prepare.cutting import Part, cut_parts
 from pipeline.prepare.found import Fault, Known, Record
 from pipeline.prepare.joining import join_parts
@@ -15,7 +16,6 @@ from pipeline.prepare.records import RejectedError, parse_record, roles_with
 from pipeline.prepare.rejections import RejectedFile, content_of, rejection_of
 from pipeline.prepare.sources import Source
 from pipeline.prepare.tally import Tally
-from pipeline.progress import ByteProgress
 from pipeline.store.fingerprint import (
     ContentHash,
     accepted_frame,

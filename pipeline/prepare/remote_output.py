@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import PrepareConfig
+from pipeline.logs import note
 from pipeline.prepare.cache import lock_in
-from pipeline.progress import note
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import read_manifest
 from pipeline.store.remote import RemotePath

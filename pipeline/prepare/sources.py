@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipeline.config import is_url
 from pipeline.errors import InputError
+from pipeline.logs import note
 from pipeline.prepare.formats import looks_like_records
-from pipeline.progress import note
 from pipeline.store.remote import AnyPath, RemotePath
 
 FileState = tuple[int, int, int]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.progress import ByteProgress
+from pipeline.logs import ByteProgress
 from pipeline.store.manifest import FILENAME, Manifest
 from pipeline.store.remote import RemotePath
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import BartConfig
 
 from pipeline.config import FitConfig
-from pipeline.fit.collate import IGNORED, Batch
-from pipeline.fit.metrics import METRICS
+from pipeline.fit.data.collate import IGNORED, Batch
+from pipeline.fit.training.throughput import METRICS
 from pipeline.store.manifest import Manifest, Shard, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 from pipeline.tokenizer import TextTokenizer

@@ -19,14 +19,14 @@ import pipeline
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ModelError, OutputError, PreparedFolderError
 from pipeline.fit import setup
-from pipeline.fit.dataset import SupervisedDataset
-from pipeline.fit.embedding import is_tied
-from pipeline.fit.loss import SummedTokenLoss
-from pipeline.fit.metrics import METRICS
-from pipeline.fit.model import architecture, load_model, quiet_transformers
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.model.embedding import is_tied
+from pipeline.fit.model.loading import architecture, load_model, quiet_transformers
+from pipeline.fit.model.loss import SummedTokenLoss
+from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.fit.setup import check_joined
 from pipeline.fit.stage import fit
-from pipeline.fit.vocabulary import own_token_ids
+from pipeline.fit.training.throughput import METRICS
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import (
@@ -129,8 +129,8 @@ def test_the_rate_in_the_log_is_the_one_the_step_used(config: FitConfig) -> None
 def test_an_entry_is_the_mean_over_the_target_tokens_of_its_steps(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:
-    from pipeline.fit.batching import StepPlan
-    from pipeline.fit.dataset import SupervisedDataset
+    from pipeline.fit.data.dataset import SupervisedDataset
+    from pipeline.fit.data.sampler import StepPlan
 
     config = changed(config, model_name_or_path=str(still), train_batch_size=3)
     each = log_of(fit(changed(config, output_dir=str(tmp_path / "each"))))
@@ -354,7 +354,7 @@ def test_a_divergence_is_an_error(config: FitConfig, rate: float, steps: int) ->
 def test_weights_that_are_no_numbers_are_not_saved(
     config: FitConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.fit.loop as loop
+    import pipeline.fit.training.loop as loop
 
     def spoil(self: Any, rows: Any, step: int) -> Any:
         with torch.no_grad():
@@ -481,6 +481,6 @@ def test_the_package_is_callable_and_light() -> None:
 
 
 def test_the_mean_of_nothing_is_no_number() -> None:
-    from pipeline.fit.state import Sums
+    from pipeline.fit.checkpoint.train_state import Sums
 
     assert math.isnan(Sums().mean())

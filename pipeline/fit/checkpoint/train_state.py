@@ -1,0 +1,99 @@
+"""What a run has done so far: the position, the log, and the sums of the entry to come.
+
+It is written as ``trainer_state.json``, in the form that ``transformers.TrainerState`` reads,
+with the sums that a run needs to go on in the middle of a log entry beside it.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config import FitConfig
+from pipeline.fit.schedule import RunPlan
+
+
+@dataclass(kw_only=True, slots=True)
+class Sums:
+    """Loss and target tokens of some steps, over all processes."""
+
+    loss: float = 0.0
+    tokens: int = 0
+
+    def add(self, loss: float, tokens: int) -> None:
+        """Take in a step: the sum of its token losses, and their number."""
+        self.loss += loss
+        self.tokens += tokens
+
+    def mean(self) -> float:
+        """Return the loss of a token; NaN where there is none."""
+        return self.loss / self.tokens if self.tokens else math.nan
+
+
+@dataclass(kw_only=True, slots=True)
+class RunState:
+    """Where a run stands after ``step`` optimizer steps."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    """Encoder and decoder tokens trained on, padding not counted."""
+    rows_seen: int = 0
+    seconds: float = 0.0
+    """Time spent training, over all the sittings of a run."""
+    window: Sums = field(default_factory=Sums)
+    """Steps since the last log entry."""
+    whole: Sums = field(default_factory=Sums)
+    """All steps."""
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def progress(self) -> dict[str, Any]:
+        """Return all but the log as JSON values, for ``from_progress``."""
+        values = dataclasses.asdict(self)
+        del values["log"]
+        return values
+
+    @classmethod
+    def from_progress(cls, values: dict[str, Any], log: list[dict[str, float]]) -> "RunState":
+        """Return the state that ``progress`` was taken of.
+
+        Raises:
+            KeyError, TypeError: The values are of another version.
+        """
+        window, whole = Sums(**values["window"]), Sums(**values["whole"])
+        state = cls(**values | {"window": window, "whole": whole, "log": log})
+        counts = (state.step, state.tokens_seen, state.rows_seen, window.tokens, whole.tokens)
+        numbers = (state.seconds, window.loss, whole.loss)
+        if not all(isinstance(value, int) for value in counts):
+            raise TypeError("a count that is no whole number")
+        if not all(isinstance(value, (int, float)) for value in numbers):
+            raise TypeError("a value that is no number")
+        if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
+            raise TypeError("a log that is no list of entries")
+        return state
+
+
+def trainer_state_json(state: RunState, plan: RunPlan, config: FitConfig) -> str:
+    """Return the content of ``trainer_state.json``."""
+    values: dict[str, Any] = {
+        "best_metric": None,
+        "best_model_checkpoint": None,
+        "epoch": plan.epoch_at(state.step),
+        "eval_steps": plan.evaluation.every or plan.total_steps,
+        "global_step": state.step,
+        "is_hyper_param_search": False,
+        "is_local_process_zero": True,
+        "is_world_process_zero": True,
+        "log_history": state.log,
+        "logging_steps": plan.logging.every,
+        "max_steps": plan.total_steps,
+        "num_input_tokens_seen": state.tokens_seen,
+        "num_train_epochs": math.ceil(plan.total_steps / plan.steps_per_epoch),
+        "save_steps": plan.saving.every or plan.total_steps,
+        "stateful_callbacks": {},
+        "total_flos": 0,
+        "train_batch_size": config.per_device_train_batch_size,
+        "trial_name": None,
+        "trial_params": None,
+    }
+    return json.dumps(values, indent=2) + "\n"

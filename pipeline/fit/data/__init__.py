@@ -1,0 +1,1 @@
+"""Rows of a prepared folder to padded batches on a device."""

@@ -1,0 +1,173 @@
+"""Which rows an optimizer step takes: (lengths, rows per step, seed, epoch) -> an order of rows.
+
+The order is a function of these alone, so the same command is the same run on any number of
+processes. With grouping by length, rows of like length come into the same step:
+
+    shuffled rows -> windows of 8,192 rows -> groups of about 8 rows of like length
+    -> each step takes a group of every stretch of lengths
+
+A step of 128 rows has 16 groups, one of each sixteenth of its window, drawn by chance: a step is
+as long as any other. A step of 8 rows is one group, and all long or all short. Without grouping a
+step takes rows as they come, and only the cut of a step (``micro_batches.py``) saves padding.
+
+On real conversations, micro-batches of 8 rows are then padded to 1.03 times their operations; in
+windows of 4,096 rows to 1.04, of 16,384 to 1.02. An epoch has at least four windows, so that rows
+meet others in each epoch.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.fit.data.length_grouping import IntArray, group_alike
+
+WINDOW_ROWS = 8192
+"""Rows of the shuffled order among which those of like length are put together, at least."""
+WINDOW_STEPS = 4
+"""The same in steps, for steps of thousands of rows."""
+WINDOWS_PER_EPOCH = 4
+"""Windows of an epoch, at least, as far as it has as many steps."""
+GROUP_ROWS = 8
+"""About how many rows of like length a step takes at a time."""
+
+
+class StepPlan:
+    """The rows of every optimizer step of a run.
+
+    Args:
+        encoder_lengths: Tokens of each row of the data set, int64[rows].
+        decoder_lengths: The same of the decoder side.
+        rows_per_step: What a step takes; the last of an epoch may take less.
+        seed: Of the shuffling.
+        group_by_length: Put rows of like length into the same step.
+
+    >>> lengths = np.array([9, 1, 8, 2, 7])
+    >>> steps = StepPlan(lengths, lengths, rows_per_step=2, seed=0)
+    >>> steps.steps_per_epoch
+    3
+    >>> [len(steps.rows_of(step)) for step in range(3)]
+    [2, 2, 1]
+    >>> sorted(int(row) for step in range(3) for row in steps.rows_of(step))
+    [0, 1, 2, 3, 4]
+    """
+
+    def __init__(
+        self,
+        encoder_lengths: IntArray,
+        decoder_lengths: IntArray,
+        *,
+        rows_per_step: int,
+        seed: int,
+        group_by_length: bool = True,
+    ) -> None:
+        """Nothing is planned before the first step is asked for."""
+        self._lengths = encoder_lengths, decoder_lengths
+        self._seed, self._group = seed, group_by_length
+        self.rows_per_step = rows_per_step
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that take every row once; the last may be smaller."""
+        return math.ceil(len(self._lengths[0]) / self.rows_per_step)
+
+    def rows_of(self, step: int) -> IntArray:
+        """Return the indices of the rows of a step, counted from 0 over the whole run."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = epoch_order(
+                *self._lengths,
+                rows_per_step=self.rows_per_step,
+                seed=self._seed,
+                epoch=epoch,
+                group_by_length=self._group,
+            )
+            self._epoch = epoch
+        return self._order[at * self.rows_per_step : (at + 1) * self.rows_per_step]
+
+
+def epoch_order(
+    encoder_lengths: IntArray,
+    decoder_lengths: IntArray,
+    *,
+    rows_per_step: int,
+    seed: int,
+    epoch: int,
+    group_by_length: bool = True,
+) -> IntArray:
+    """Return the rows of an epoch, step by step: a permutation, another for each seed and epoch.
+
+    Args:
+        encoder_lengths: Tokens of each row of the data set, int64[rows].
+        decoder_lengths: The same of the decoder side.
+        rows_per_step: What a step takes; what is left over at the end is the last step.
+        seed: Of the run.
+        epoch: Which one, from 0.
+        group_by_length: Put rows of like length into the same step.
+
+    Returns:
+        int64[rows], not to be written to.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(encoder_lengths)).astype(np.int64)
+    if group_by_length:
+        at = 0
+        for windows, steps in windows_of(len(order) // rows_per_step, rows_per_step):
+            part = order[at : at + windows * steps * rows_per_step].reshape(windows, -1)
+            groups = group_sizes(rows_per_step)
+            sizes = [size for size in groups for _ in range(steps)]
+            places = group_alike(encoder_lengths[part], decoder_lengths[part], sizes)
+            dealt = _deal(np.take_along_axis(part, places, axis=1), groups, steps, random)
+            order[at : at + dealt.size] = dealt.ravel()
+            at += dealt.size
+    order.flags.writeable = False
+    return order
+
+
+def windows_of(steps: int, rows_per_step: int) -> list[tuple[int, int]]:
+    """Return how an epoch's whole steps are shared out to windows: (windows, steps of each).
+
+    >>> windows_of(7472, 8), windows_of(116, 512), windows_of(3, 8), windows_of(0, 8)
+    ([(3, 1068), (4, 1067)], [(4, 17), (3, 16)], [(3, 1)], [])
+    """
+    wanted = max(math.ceil(WINDOW_ROWS / rows_per_step), WINDOW_STEPS)
+    windows = max(steps // max(min(wanted, steps // WINDOWS_PER_EPOCH), 1), 1)
+    each, more = divmod(steps, windows)
+    return [(n, size) for n, size in ((more, each + 1), (windows - more, each)) if n and size]
+
+
+def group_sizes(rows_per_step: int) -> list[int]:
+    """Return the rows of each group of a step: about ``GROUP_ROWS``, in all the step's.
+
+    >>> group_sizes(8), group_sizes(20), group_sizes(5)
+    ([8], [10, 10], [5])
+    """
+    groups = max(round(rows_per_step / GROUP_ROWS), 1)
+    edges = [rows_per_step * i // groups for i in range(groups + 1)]
+    return [end - start for start, end in itertools.pairwise(edges)]
+
+
+def _deal(
+    rows: IntArray, groups: Sequence[int], steps: int, random: np.random.Generator
+) -> IntArray:
+    """Give each step of a window one group of every stretch of lengths, drawn by chance.
+
+    Args:
+        rows: int64[windows, rows], the groups one after the other: ``steps`` groups of the first
+            size, then ``steps`` of the second, and so on. These are the stretches.
+        groups: The sizes of a step's groups.
+        steps: How many a window has.
+        random: What the draw is made with.
+
+    Returns:
+        int64[windows, steps, rows per step].
+    """
+    dealt, at = [], 0
+    for size in groups:
+        stretch = rows[:, at : at + steps * size].reshape(len(rows), steps, size)
+        draw = random.permuted(np.tile(np.arange(steps), (len(rows), 1)), axis=1)
+        dealt.append(np.take_along_axis(stretch, draw[:, :, None], axis=1))
+        at += steps * size
+    return np.concatenate(dealt, axis=2)

@@ -1,0 +1,230 @@
+"""``--fsdp``: each process keeps its share of the weights, their gradients and averages.
+
+torch's own FSDP2. Each layer of the stacks is a group, gathered when it runs and let go of after
+it; the root holds the rest, so that the matrix that a tied T5 uses in four modules is in one group.
+The weights keep their names and their type: with ``--bf16`` autocast is around them, as without
+sharding, and the losses are the same.
+
+Gradients are added up in shares after each micro-batch, not after a step's last one: whole, between
+two micro-batches, they would take as much memory as what sharding saves.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import FitOptions
+from pipeline.errors import ConfigError
+from pipeline.fit.model.loss import SummedTokenLoss
+
+_WORDS = {"full_shard": True, "shard_grad_op": False, "auto_wrap": None}
+"""What ``--fsdp`` takes, and whether weights are let go of between forward and backward pass."""
+_NOT_HERE = ("offload", "hybrid_shard", "hybrid_shard_zero2", "no_shard")
+_OFF = ("", "false", "none")
+_ON = ("true", "1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharding:
+    """How a model is sharded over the processes of a run."""
+
+    layers: tuple[str, ...]
+    """Classes of the layers that are a group each; none: those that transformers names."""
+    reshard: bool
+    """Whether a layer is let go of after its forward pass and gathered again for the backward."""
+
+
+def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
+    """Return the sharding that the settings ask for; None for whole models.
+
+    Raises:
+        ConfigError: What they ask for is not known, or not to be had.
+    """
+    words = options.fsdp.lower().replace(",", " ").split()
+    if all(word in _OFF for word in words):
+        return None
+    words = ["full_shard" if word in _ON else word for word in words]
+    for word in words:
+        if word not in _WORDS:
+            raise ConfigError(
+                "not to be had here" if word in _NOT_HERE else "not a way to shard",
+                where="--fsdp",
+                got=word,
+                do='give "full_shard" (least memory) or "shard_grad_op" (less communication), or '
+                "leave it out: each process then holds the whole model",
+            )
+    if processes == 1:
+        return None
+    _check_others(options)
+    names = options.fsdp_transformer_layer_cls_to_wrap.split(",")
+    return Sharding(
+        layers=tuple(name.strip() for name in names if name.strip()),
+        reshard="shard_grad_op" not in words,
+    )
+
+
+def _check_others(options: FitOptions) -> None:
+    """Refuse what was not made to work on shares.
+
+    Raises:
+        ConfigError: Such a setting is on.
+    """
+    reasons = {
+        "--lora-r": (options.lora_r, "an adapter has little to share"),
+        "--torch-compile": (
+            options.torch_compile,
+            "a compiled layer is not known to work in shares",
+        ),
+        "--auto-batch-size": (options.auto_batch_size, "a process cannot try a size by itself"),
+    }
+    for name, (given, reason) in reasons.items():
+        if given:
+            raise ConfigError(
+                f"it does not go with --fsdp: {reason}",
+                where=name,
+                got=given,
+                do=f"leave out {name}, or --fsdp",
+            )
+    try:
+        from torch.distributed.fsdp import fully_shard  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "this torch has no FSDP2",
+            where="--fsdp",
+            got=torch.__version__,
+            do="install 2.6 or newer, or leave it out",
+        ) from None
+
+
+def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Module:
+    """Shard a model over all processes, in place; each must have it with the same weights.
+
+    Args:
+        model: With its loss, in main memory: a group at a time goes to the device.
+        sharding: How.
+        accelerator: accelerate's Accelerator, with autocast that keeps no copies of weights.
+
+    Raises:
+        ConfigError: The model has no layers of the classes given.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # Of an output that is changed in place, and T5 changes none.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+    prepared: nn.Module = accelerator.prepare_model(
+        model, device_placement=False, evaluation_mode=True
+    )
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for layer in layers_of(model.model, sharding.layers):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard)
+    fully_shard(prepared, mesh=mesh)
+    return prepared
+
+
+def layers_of(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
+    """Return the layers of a transformers model that are a group each.
+
+    Raises:
+        ConfigError: There are none of the classes named.
+    """
+    names = names or tuple(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        known = {type(module).__name__ for module in model.modules()}
+        raise ConfigError(
+            "the model has no such layers",
+            where="--fsdp-transformer-layer-cls-to-wrap",
+            got=", ".join(names) or "nothing",
+            do="give one of " + ", ".join(sorted(known)),
+        )
+    return layers
+
+
+def gathered_bytes(model: Any, sharding: Sharding) -> int:
+    """Return what a process holds of a transformers model at most, beside its shares.
+
+    That is the root's group, the layer that runs and the one that is gathered meanwhile; or all of
+    it, where layers are not let go of.
+    """
+    everything = _bytes(model)
+    if not sharding.reshard:
+        return everything
+    layers = sorted(map(_bytes, layers_of(model, sharding.layers)))
+    return everything - sum(layers) + sum(layers[-2:])
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def at_rest(model: nn.Module) -> nn.Module:
+    """Return the model with shares alone: a pass without a backward one leaves groups gathered."""
+    for module in model.modules():
+        if callable(reshard := getattr(module, "reshard", None)):
+            reshard()
+    return model
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with the shares of all processes, which must all call this."""
+    return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def share(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process has of a tensor: its share, or all of it."""
+    return tensor.to_local() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_share(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is shared out over the processes."""
+    return hasattr(tensor, "full_tensor")  # a DTensor, whose module is elsewhere in older torch
+
+
+def start_averages(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adafactor the averages of shares that it would make whole by itself."""
+    if type(optimizer).__name__ != "Adafactor":
+        return
+    for group in optimizer.param_groups:
+        for weight in filter(is_share, group["params"]):
+            shapes = {"exp_avg_sq": weight.shape}
+            if weight.dim() >= 2:
+                shapes = {
+                    "exp_avg_sq_row": weight.shape[:-1],
+                    "exp_avg_sq_col": weight.shape[:-2] + weight.shape[-1:],
+                }
+            zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+            optimizer.state[weight] = {"step": 0, "RMS": 0} | _shares(zeros, weight)
+
+
+def share_out(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state with each average in shares where its weight is.
+
+    Args:
+        optimizer: That of a model in shares; of a whole model, ``saved`` is returned as it is.
+        saved: Its ``state_dict``, whole, in every process.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not any(map(is_share, weights)):
+        return saved
+    state = {i: _shares(values, weights[i]) for i, values in saved["state"].items()}
+    return saved | {"state": state}
+
+
+def _shares(values: dict[str, Any], weight: Any) -> dict[str, Any]:
+    """Return a weight's averages in shares: along its first dimension, as it is itself."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    result = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor) and value.dim():
+            of_columns = name == "exp_avg_sq_col" and weight.dim() == 2
+            placements = [Replicate()] if of_columns else weight.placements
+            on_device = value.to(weight.device)
+            # None: every process has the whole, none has to send it.
+            value = distribute_tensor(on_device, weight.device_mesh, placements, src_data_rank=None)
+        result[name] = value
+    return result

@@ -1,0 +1,160 @@
+"""``fit --dry-run``: what a run would do and need, as a table, before anyone pays for it.
+
+Read are the prepared folder's lengths and the model's config, no weights; nothing is written. The
+number of processes is the launcher's, so ``WORLD_SIZE=8 duet fit --dry-run …`` tells of eight.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.loader import cutter_for
+from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.estimate.memory import Memory, training_memory
+from pipeline.fit.estimate.padding import StepCosts, cost_of_steps
+from pipeline.fit.flops import training_passes
+from pipeline.fit.model.loading import adapted, load_model
+from pipeline.fit.schedule import RunPlan, plan_run
+from pipeline.fit.setup import open_data
+from pipeline.fit.training.throughput import matmul_peak
+from pipeline.store.summary import table_row
+
+SHARE_OF_PEAK = 0.4
+"""Of the matmul peak that training is taken to reach; public runs of T5 show a little less."""
+_ROWS_LOOKED_AT = 65_536
+_STEPS_LOOKED_AT = 32
+
+
+def print_dry_run(config: FitConfig) -> None:
+    """Print the table on stdout, all of it at once, from the first process alone.
+
+    Raises:
+        DuetError: What ``fit`` would raise before it reads the weights.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(list(dry_run(config))))
+
+
+def dry_run(config: FitConfig) -> Iterator[str]:
+    """Yield the lines of the table.
+
+    Raises:
+        DuetError: What ``fit`` would raise before it reads the weights.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    data = open_data(config)
+    eval_rows = len(data.eval) if data.eval is not None else 0
+    plan = plan_run(config, num_rows=len(data.train), eval_rows=eval_rows, processes=processes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.device("meta"):
+        whole = dataclasses.replace(config, from_scratch=True, lora_r=0, quantize=None)
+        model = load_model(whole, data.tokenizer)
+        if config.lora_r:
+            model = adapted(model, config, data.tokenizer)
+    cutter = cutter_for(
+        data.train,
+        model.config,
+        config.per_device_train_batch_size,
+        device,
+        compiled=config.torch_compile,
+    )
+    steps = StepPlan(
+        *data.train.lengths,
+        rows_per_step=plan.rows_per_step,
+        seed=config.seed,
+        group_by_length=config.group_by_length,
+    )
+    looked_at = steps_looked_at(plan)
+    costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
+    yield from _plan(config, plan, data.train, eval_rows)
+    yield from _padding(config, plan, costs, processes)
+    yield from _memory(training_memory(model, config, costs.largest, processes))
+    yield from _time(config, plan, costs, device)
+
+
+def steps_looked_at(plan: RunPlan) -> list[int]:
+    """Return the steps of the first epoch whose cut is worked out: all, or enough to tell."""
+    there = min(plan.steps_per_epoch, plan.total_steps)
+    count = min(there, max(_ROWS_LOOKED_AT // plan.rows_per_step, _STEPS_LOOKED_AT))
+    return [int(step) for step in np.linspace(0, there - 1, count)]
+
+
+def _plan(
+    config: FitConfig, plan: RunPlan, train: SupervisedDataset, eval_rows: int
+) -> Iterator[str]:
+    encoder, decoder = (int(side.sum()) for side in train.lengths)
+    yield table_row("rows", len(train), f"to train on; {eval_rows:,} to evaluate on")
+    yield table_row("rows per step", plan.rows_per_step, plan.rows_source)
+    epochs = plan.epoch_at(plan.total_steps)
+    yield table_row("steps", plan.total_steps, f"{epochs:g} epochs of {plan.steps_per_epoch:,}")
+    yield table_row("encoder tokens", encoder, "an epoch, padding not counted")
+    yield table_row("decoder tokens", decoder)
+
+
+def _padding(config: FitConfig, plan: RunPlan, costs: StepCosts, processes: int) -> Iterator[str]:
+    there = min(plan.steps_per_epoch, plan.total_steps)
+    seen = "" if costs.steps == there else f"; in {costs.steps:,} steps of the first epoch"
+    grouped = "on" if config.group_by_length else "off"
+    share = 1 - costs.useful / costs.padded
+    yield table_row(
+        "padding", f"{share:.1%}", f"of the operations, --group-by-length {grouped}{seen}"
+    )
+    if processes > 1:
+        more = costs.slowest * processes / costs.padded - 1
+        yield table_row("imbalance", f"{more:.1%}", "more for the slowest process than on average")
+    yield table_row("micro-batches", f"{costs.rounds / costs.steps:.2f}", "a step and process")
+    rows, encoder, decoder = costs.largest
+    size = f"{rows:,} x {encoder:,} x {decoder:,}"
+    remark = f"rows x encoder x decoder tokens{seen}"
+    if config.auto_batch_size:
+        remark += "; on a GPU --auto-batch-size may find another"
+    yield table_row("largest micro-batch", size, remark)
+
+
+def _memory(memory: Memory) -> Iterator[str]:
+    remarks = {
+        "activations": "about, of the largest micro-batch; more on a CPU",
+        "loss": "at most, of the largest micro-batch",
+    }
+    for field in dataclasses.fields(memory):
+        size = getattr(memory, field.name)
+        yield table_row(field.name, _gib(size), remarks.get(field.name, ""))
+    yield table_row("memory", _gib(memory.total), "about, on each device")
+
+
+def _time(
+    config: FitConfig, plan: RunPlan, costs: StepCosts, device: torch.device
+) -> Iterator[str]:
+    steps = plan.total_steps / costs.steps
+    passes = training_passes(adapted=bool(config.lora_r))
+    useful = costs.useful * passes * steps
+    hours = f"operations without padding: {_duration(useful / 1e14)} at a useful 100 TFLOP/s"
+    yield table_row("compute", f"{useful:.3g}", hours)
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    peak = matmul_peak(device, dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    kind = str(dtype).removeprefix("torch.")
+    yield table_row("matmul peak", f"{peak / 1e12:.3g}", f"TFLOP/s, measured on {name} in {kind}")
+    passes += config.gradient_checkpointing  # each layer's forward pass once more
+    seconds = costs.slowest * passes * steps / (SHARE_OF_PEAK * peak)
+    yield table_row("time", _duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):,.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> [_duration(seconds) for seconds in (41.4, 600, 86_400)]
+    ['41 s', '10 min', '24.0 h']
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,156 @@
+"""Settings and a model -> the bytes that training it takes on a device.
+
+What the model, its gradient and its optimizer take is counted. What the forward pass keeps for
+the backward pass is an estimate: the values that a layer of T5 was seen to keep on a CPU as it is
+trained here, but for attention's scores, 5 bytes each, which no kernel of a GPU keeps. (There a
+norm keeps less, too, and what dropout drew takes a byte: how much that is was not measured.)
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from pipeline.config import FitOptions
+from pipeline.fit.data.micro_batches import Shape
+from pipeline.fit.distributed.fsdp import gathered_bytes, sharding_of
+from pipeline.fit.flops import ModelFlops, Side
+from pipeline.fit.model.loss import GPU_CHUNK, is_chunked
+from pipeline.fit.model.quantizing import QUANTIZED, WHOLE
+
+_FLOAT32 = 4
+_KEPT_UNDER_BF16 = 2.6
+"""Bytes of a kept value: most are bfloat16 then, the sums between the layers are not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    """The weights; under bf16 also their copies for the matrix products.
+
+    Of a model in shares, this process's and what it gathers at once.
+    """
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the layers keep of the largest micro-batch for the backward pass."""
+    loss: int
+    """What its loss takes: logits, and the gradient of the output matrix."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def training_memory(model: Any, options: FitOptions, shape: Shape, processes: int = 1) -> Memory:
+    """Return what training takes if its largest micro-batch is of this shape.
+
+    Args:
+        model: A transformers model; it may be on the device ``meta``, without weights.
+        options: Optimizer, precision, checkpointing and sharding.
+        shape: Of the largest micro-batch.
+        processes: That the model is shared out over, if the settings say so.
+
+    Raises:
+        ModelError: The model's config does not name its sizes.
+    """
+    quantized = quantized_bytes(model) if options.quantize else 0
+    weights = sum(parameter.nbytes for parameter in model.parameters()) - quantized
+    trained = sum(parameter.nbytes for parameter in _trained(model))
+    sharding = sharding_of(options, processes)
+    shares, gathered = processes, 0
+    if sharding is None:
+        shares = 1
+    else:
+        gathered = gathered_bytes(model, sharding)
+    copies = weights // 2 if options.bf16 else 0
+    sizes = ModelFlops.of(model.config)
+    return Memory(
+        parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
+        gradients=trained // shares + gathered,
+        optimizer=optimizer_bytes(model, options) // shares,
+        activations=activation_bytes(sizes, options, shape),
+        loss=loss_bytes(sizes, shape, chunked=is_chunked(model)),
+    )
+
+
+def quantized_bytes(model: Any) -> int:
+    """Return what the weights take in float32 that ``--quantize`` stores in four bits."""
+    base = model.get_base_model()
+    whole = {*WHOLE, *(base._keep_in_fp32_modules or ())}
+    return sum(
+        module.weight.nbytes
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not module.weight.requires_grad
+        and not whole & set(name.split("."))
+    )
+
+
+def optimizer_bytes(model: torch.nn.Module, options: FitOptions) -> int:
+    """Return what the optimizer keeps: two values a weight; Adafactor, one a row and a column."""
+    if options.optim != "adafactor":
+        return 2 * sum(parameter.nbytes for parameter in _trained(model))
+    return sum(
+        parameter.element_size() * sum(parameter.shape)
+        if parameter.dim() == 2
+        else parameter.nbytes
+        for parameter in _trained(model)
+    )
+
+
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> int:
+    """Return about what the forward pass over a micro-batch keeps for the backward pass.
+
+    Args:
+        sizes: The model's.
+        options: Precision and checkpointing.
+        shape: Of the micro-batch.
+    """
+    encoder, decoder = sizes.encoder, sizes.decoder
+    s, t = shape.rows * shape.encoder, shape.rows * shape.decoder  # padded tokens
+    in_encoder = s * _values_a_token(encoder)
+    in_decoder = t * (_values_a_token(decoder) + 4 * decoder.width + 2 * decoder.attention)
+    in_decoder += s * 2 * decoder.attention  # cross-attention's keys and values
+    if options.gradient_checkpointing:
+        # Each layer's input, and all of one layer at a time.
+        layers = encoder.layers * s * encoder.width + decoder.layers * t * decoder.width
+        layers += max(in_encoder, in_decoder)
+    else:
+        layers = encoder.layers * in_encoder + decoder.layers * in_decoder
+    # T5's position bias of both stacks, the mask of each row added, and a gradient of it.
+    biases = encoder.heads * s * shape.encoder, decoder.heads * t * shape.decoder
+    values = layers + sum(biases) + max(biases)
+    return round(values * (_KEPT_UNDER_BF16 if options.bf16 else _FLOAT32))
+
+
+def loss_bytes(sizes: ModelFlops, shape: Shape, *, chunked: bool) -> int:
+    """Return what the loss over a micro-batch takes while the layers keep their values.
+
+    Args:
+        sizes: The model's.
+        shape: Of the micro-batch.
+        chunked: Whether it is worked out a chunk at a time: see ``loss.is_chunked``.
+    """
+    tokens = shape.rows * shape.decoder
+    logits = _FLOAT32 * tokens * (sizes.output // sizes.decoder.width)
+    if not chunked:
+        return 3 * logits  # their logarithms, and their gradient
+    hidden = tokens * sizes.decoder.width  # those with a label, and their gradient
+    return 2 * min(logits, GPU_CHUNK) + _FLOAT32 * (2 * hidden + sizes.output)
+
+
+def _values_a_token(side: Side) -> int:
+    """Return the values that self-attention and feed-forward of a layer keep of a token.
+
+    Four of the hidden state's width around each of two norms, with one for what was dropped; the
+    projections of attention; and five of the feed-forward's width, if it has a gate.
+    """
+    return 8 * side.width + 4 * side.attention + 5 * side.feed_forward // (3 * side.width)

@@ -1,0 +1,1 @@
+"""A name or folder to a model that is ready to train."""

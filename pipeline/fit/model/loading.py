@@ -1,0 +1,389 @@
+"""A name or folder -> an encoder-decoder ready to train on a prepared folder.
+
+Weights are float32 (``--bf16`` computes in bfloat16 around them). The embedding gets a row for
+each id of the prepared tokenizer; tied stays tied and untied untied, through saving and loading.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import FitConfig
+from pipeline.errors import DuetError, ModelError
+from pipeline.fit.model.attention import share_bias
+from pipeline.fit.model.embedding import (
+    carry_over_rows,
+    grow_embedding,
+    is_tied,
+    num_rows,
+    rows_for,
+)
+from pipeline.fit.model.layers import fuse_layers
+from pipeline.fit.model.lora import (
+    ADAPTER_FILES,
+    add_adapter,
+    base_of,
+    is_adapter,
+    merge_adapter,
+    name_of_weights,
+    restore_adapter,
+)
+from pipeline.fit.model.quantizing import quantization
+from pipeline.fit.model.token_ids import own_token_ids
+from pipeline.hub import find_model_file
+from pipeline.logs import note
+from pipeline.lossless import NEW_PIECES, is_lossless
+from pipeline.store.fingerprint import key_of
+from pipeline.tokenizer import TextTokenizer
+
+_SHAPE = (
+    "model_type",
+    "d_model",
+    # T5 and its like
+    "d_ff",
+    "d_kv",
+    "num_heads",
+    "num_layers",
+    "num_decoder_layers",
+    "relative_attention_num_buckets",
+    "feed_forward_proj",
+    # BART and its like
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "activation_function",
+)
+"""The settings that say of what shape a model is, apart from the rows of its embedding."""
+
+
+def load_model(
+    config: FitConfig, tokenizer: TextTokenizer, say: Callable[[str], None] = note
+) -> Any:
+    """Return the model that a new run starts from.
+
+    Args:
+        config: Where it comes from, and whether only its config is taken (``from_scratch``).
+        tokenizer: The prepared folder's; each of its ids gets a row.
+        say: Prints a note.
+
+    Raises:
+        ModelError: No such model, not an encoder-decoder, damaged, incomplete, or made for
+            another vocabulary.
+    """
+    name = config.model_name_or_path
+    raw = _read_config(name, config.cache_dir)
+    with _model_errors(name), quiet_transformers():
+        if config.from_scratch:
+            model = _fresh_model(raw, config, tokenizer.vocab_size)
+        else:
+            own_ids = own_token_ids(name, config.cache_dir)
+            _check_vocabulary(name, tokenizer, own_ids)
+            model = _pretrained(name, config.cache_dir, **quantization(config))
+            if own_ids is None:
+                say("the model has no tokenizer of its own; new pieces start from the mean row")
+            if config.lora_r:
+                _check_rows(model, name, tokenizer)
+            _fit_embedding(model, tokenizer, own_ids)
+        model = _ready(model, name, tokenizer, config)
+        return adapted(model, config, tokenizer) if config.lora_r else model
+
+
+def adapted(model: Any, config: FitConfig, tokenizer: TextTokenizer) -> Any:
+    """Return a model with the adapter that the settings ask for; see ``lora.add_adapter``."""
+    ids = list(_pieces(tokenizer).values())
+    name = config.model_name_or_path
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())  # the adapter is loaded from other folders, too
+    return add_adapter(model, config, ids, name)
+
+
+def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokenizer) -> Any:
+    """Return the model of a checkpoint, with every row where it belongs already.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    if config.lora_r:
+        model = load_model(config, tokenizer, say=lambda _: None)
+        with _model_errors(folder):
+            restore_adapter(model, folder)
+        return model
+    with _model_errors(folder), quiet_transformers():
+        return _ready(load_trained(folder), str(folder), tokenizer, config)
+
+
+def load_trained(folder: Path) -> Any:
+    """Return a model that was trained here, as it was saved; an adapter is merged into its base.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    with _model_errors(folder), quiet_transformers():
+        if is_adapter(folder):
+            return merge_adapter(_base_model(folder), folder)
+        return _pretrained(str(folder), None)
+
+
+def _base_model(adapter: Path) -> Any:
+    """Return the model that an adapter was trained on.
+
+    Raises:
+        ModelError: It is not where the adapter says, or cannot be loaded.
+    """
+    base = base_of(adapter)
+    try:
+        got = "" if find_model_file(base, "config.json") else "no config.json"
+    except ModelError as error:
+        got = error.got
+    if got:
+        raise ModelError(
+            "the model that an adapter was trained on cannot be found",
+            where=base,
+            got=got,
+            do=f"put it there, or its place into {adapter / ADAPTER_FILES[1]} as "
+            "base_model_name_or_path",
+        )
+    with _model_errors(base):
+        return _pretrained(base, None)
+
+
+def architecture(config: FitConfig) -> str:
+    """Return a name of the kind of model that a run starts from: a hash of its shape.
+
+    A run whose output folder is the model's own writes ``config.json`` there anew, with defaults
+    filled in and the embedding grown: what is hashed is the same before and after.
+
+    Raises:
+        ModelError: There is no config, or none that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    name = config.model_name_or_path
+    _read_config(name, config.cache_dir)
+    with _model_errors(name), quiet_transformers():
+        settings = AutoConfig.from_pretrained(name, cache_dir=config.cache_dir)
+    return key_of({field: getattr(settings, field, None) for field in _SHAPE})
+
+
+def base_weights(config: FitConfig) -> str:
+    """Return a name of the weights that an adapter is trained on; see ``lora.name_of_weights``.
+
+    Raises:
+        ModelError: They cannot be read.
+    """
+    with _model_errors(config.model_name_or_path):
+        return name_of_weights(config.model_name_or_path, config.cache_dir)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and hints off the terminal: its hint on untied T5s is wrong here."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _read_config(name: str, cache_dir: str | None) -> dict[str, Any]:
+    path = find_model_file(name, "config.json", cache_dir)
+    if path is None:
+        raise ModelError(
+            "not a model",
+            where=name,
+            got="no config.json",
+            do="give a folder with config.json, or a hub name",
+        )
+    with _model_errors(path):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ModelError(
+            "a model's config has a wrong shape",
+            where=path,
+            got=type(value).__name__,
+            do="copy the model's folder again",
+        )
+    return value
+
+
+@contextlib.contextmanager
+def _model_errors(where: object) -> Iterator[None]:
+    """Turn whatever transformers, safetensors or torch meet in a model into one clear line."""
+    try:
+        yield
+    except DuetError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            "the model cannot be loaded",
+            where=where,
+            got=f"{type(error).__name__}: {lines[0]}",
+            do="give an encoder-decoder model, complete, such as google/flan-t5-base",
+        ) from error
+
+
+def _pretrained(name: str, cache_dir: str | None, **quantized: Any) -> Any:
+    from transformers import AutoModelForSeq2SeqLM
+
+    model, info = AutoModelForSeq2SeqLM.from_pretrained(
+        name,
+        cache_dir=cache_dir,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that the first of them can be named, below
+        **quantized,
+    )
+    if info["mismatched_keys"]:
+        weight, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            "the model's weights are not those that its config.json describes",
+            where=name,
+            got=f"{weight} of shape {list(found)}, not {list(wanted)}",
+            do="copy the model's folder again",
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            "the model's weights are incomplete",
+            where=name,
+            got=f"no {missing[0]}, {len(missing)} missing in all",
+            do="give a complete encoder-decoder model",
+        )
+    return model if quantized else model.float()
+
+
+def _fresh_model(raw: dict[str, Any], config: FitConfig, vocab_size: int) -> Any:
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    settings = AutoConfig.from_pretrained(config.model_name_or_path, cache_dir=config.cache_dir)
+    if settings.vocab_size < vocab_size:
+        settings.vocab_size = rows_for(vocab_size)
+    torch.manual_seed(config.seed)
+    auto: Any = AutoModelForSeq2SeqLM
+    model = auto.from_config(settings).float()
+    if raw.get("tie_word_embeddings") is False and is_tied(model):
+        _untie(model)
+    return model
+
+
+def _untie(model: Any) -> None:
+    """Give the output a matrix of its own, which transformers withholds from a fresh T5."""
+    output = model.get_output_embeddings()
+    # Flan-T5 does not scale the decoder's output: with the usual 1.0 logits would start at a
+    # spread of sqrt(d_model) and the loss far above the logarithm of the vocabulary.
+    spread = getattr(model.config, "initializer_factor", 1.0) * output.in_features**-0.5
+    output.weight = nn.Parameter(torch.randn_like(output.weight) * spread)
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter is output.weight:
+            tied.pop(name, None)
+
+
+def _check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
+    """Refuse rows that were made with another model's vocabulary: every id would be wrong.
+
+    Tokens that the model's own tokenizer does not have must not take the id of one that it has.
+    The nine pieces may, for their rows are moved, and so may sentinels, which no text holds.
+    """
+    if own_ids is None:
+        return
+    moved = NEW_PIECES if _is_lossless(tokenizer) else ()
+    own_tokens = {i: token for token, i in own_ids.items()}
+    for token, i in tokenizer.backend.get_vocab().items():
+        if token in moved or own_ids.get(token) == i:
+            continue
+        if token not in own_ids and (i not in own_tokens or token.startswith("<extra_id_")):
+            continue
+        there = f"id {own_ids[token]}" if token in own_ids else "no token"
+        raise ModelError(
+            "the data were prepared for another model",
+            where=name,
+            got=f"{token!r} is {there} there, id {i} in the data",
+            do=f"run duet prepare with --model-name-or-path {name}",
+        )
+
+
+def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
+    """Give each id of the tokenizer a row: grown, started or moved where it has none."""
+    rows, pieces = num_rows(model), _pieces(tokenizer)
+    if own_ids is not None:
+        known = max(own_ids.values()) + 1
+    else:
+        known = min(pieces.values(), default=tokenizer.vocab_size)
+    num_trained = min(known, rows)
+    grow_embedding(model, tokenizer.vocab_size, num_trained)
+    old = {token: i for token, i in (own_ids or {}).items() if token in pieces and i < rows}
+    carry_over_rows(model, old, pieces, num_trained)
+
+
+def _pieces(tokenizer: TextTokenizer) -> dict[str, int]:
+    """Return the ids of the lossless tokenizer's nine pieces; none where it is another one."""
+    if not _is_lossless(tokenizer):
+        return {}
+    vocabulary = tokenizer.backend.get_vocab()
+    return {piece: vocabulary[piece] for piece in NEW_PIECES}
+
+
+def _is_lossless(tokenizer: TextTokenizer) -> bool:
+    return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
+
+
+def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -> Any:
+    """Check what training relies on, complete the generation config, make it fast."""
+    _check_rows(model, name, tokenizer)
+    settings, generation = model.config, model.generation_config
+    start = getattr(settings, "decoder_start_token_id", None)
+    start = generation.decoder_start_token_id if start is None else start
+    if start is None:
+        raise ModelError(
+            "the model does not say what its decoder starts with",
+            where=name,
+            got="no decoder_start_token_id",
+            do="set it in config.json (T5: 0)",
+        )
+    settings.decoder_start_token_id = generation.decoder_start_token_id = start
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.eos_id  # masked wherever it stands
+    generation.pad_token_id = settings.pad_token_id
+    if generation.eos_token_id is None:
+        generation.eos_token_id = tokenizer.eos_id
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    share_bias(model)
+    fuse_layers(model)
+    return model
+
+
+def _check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:
+    """Refuse a model without a row for each id: an adapter cannot add rows to its base."""
+    if num_rows(model) < tokenizer.vocab_size:
+        raise ModelError(
+            "the model has too few embedding rows",
+            where=name,
+            got=num_rows(model),
+            do=f"give a model with {tokenizer.vocab_size} or more",
+        )
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep each layer's input alone and compute the rest again in the backward pass."""
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in later transformers
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

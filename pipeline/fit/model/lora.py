@@ -1,0 +1,278 @@
+"""LoRA: small matrices beside frozen layers, and the rows of the new pieces, those rows alone.
+
+A branch in how a model is built: what comes out is trained, saved and resumed as any other model.
+The adapter is a folder in PEFT's own layout and needs nothing of this project to be loaded:
+
+    adapter_config.json  adapter_model.safetensors  the tokenizer's files
+
+The nine pieces have untrained rows in Flan-T5, so a frozen embedding would never write a newline.
+PEFT trains chosen rows (``trainable_token_indices``), but takes every T5 for a tied one, for so
+says its config in transformers 5, and would put the rows of ``shared`` into an untied ``lm_head``.
+It leaves apart what has other indices: the same ones in another order are enough.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import FitOptions
+from pipeline.errors import ConfigError, ModelError
+from pipeline.fit.model.embedding import embedding_weights, is_tied
+from pipeline.hub import find_model_file
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
+"""T5's matrices of attention and feed-forward; a model has some of them."""
+_PIECES, _PIECE_BYTES = 1024, 4096
+"""Of each file of weights, what names it: every matrix of a large model has some."""
+
+
+def require_peft(where: object) -> None:
+    """Refuse, before anything takes time, what needs a package that is not there.
+
+    Args:
+        where: What asked for it.
+
+    Raises:
+        ConfigError: PEFT is missing.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(
+            "LoRA's package is missing",
+            where=where,
+            got="not installed",
+            do='pip install "duet-t5[peft]"',
+        )
+
+
+def add_adapter(model: Any, options: FitOptions, new_ids: Sequence[int], name: str) -> Any:
+    """Freeze a model, and return it with a fresh adapter, which is all that is trained.
+
+    Args:
+        model: A transformers model, ready to train but for this.
+        options: Rank, scale, dropout and layers of the adapter, and the seed of its start.
+        new_ids: The ids whose rows are trained too; they start from the model's own.
+        name: What the adapter's config calls the model: a folder or a hub name.
+
+    Raises:
+        ConfigError: PEFT is missing, or the model lacks the layers.
+    """
+    require_peft("--lora-r")
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    rows = _trained_rows(model, list(new_ids)) if new_ids else None
+    config = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=_targets(model, options.lora_target_modules),
+        trainable_token_indices=rows,
+        base_model_name_or_path=name,
+    )
+    with _quiet_peft(), torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = name
+    if rows is not None:
+        _share_rows(adapted.get_base_model(), list(rows))
+    return adapted
+
+
+def _targets(model: Any, given: str | None) -> list[str]:
+    """Return the last names of the layers that get an adapter.
+
+    The output matrix is none of them: the loss multiplies by it itself, past any adapter.
+
+    Raises:
+        ConfigError: The model has no layer of such a name, or it is an embedding's.
+    """
+    embeddings = _names_of_embeddings(model)
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    } - embeddings
+    named = TARGETS if given is None else [name.strip() for name in given.split(",")]
+    found = [name for name in named if name in linear]
+    missing = [] if given is None else [name for name in named if name not in linear]
+    if missing or not found:
+        wanted = embeddings.intersection(missing)
+        rows = f"; the new rows of {', '.join(sorted(embeddings))} are trained anyway"
+        raise ConfigError(
+            "an embedding gets no LoRA" if wanted else "the model has no such layers",
+            where="--lora-target-modules",
+            got=", ".join(missing or named),
+            do="give some of " + ", ".join(sorted(linear)) + (rows if wanted else ""),
+        )
+    return found
+
+
+def _names_of_embeddings(model: Any) -> set[str]:
+    """Return the last names of the modules that hold a matrix with a row for each id."""
+    weights = {id(weight) for weight in embedding_weights(model)}
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if id(getattr(module, "weight", None)) in weights
+    }
+
+
+def _trained_rows(model: Any, ids: list[int]) -> dict[str, list[int]]:
+    """Return PEFT's ``trainable_token_indices``: the modules that hold the rows, with the ids."""
+    modules = {id(module): name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if is_tied(model):
+        return {modules[id(embedding)]: ids}  # PEFT finds the others by itself
+    holders = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and module.weight is embedding.weight
+    ]
+    return dict.fromkeys(holders, ids) | {modules[id(head)]: ids[::-1]}
+
+
+def _share_rows(model: Any, names: Sequence[str]) -> None:
+    """Let the embeddings of encoder and decoder train one copy of their rows, as it is one matrix.
+
+    Raises:
+        ModelError: PEFT left one of them out.
+    """
+    wrapper = model.get_input_embeddings()
+    for stack in (model.get_encoder(), model.get_decoder()):
+        if not hasattr(stack.get_input_embeddings(), "token_adapter"):
+            raise ModelError(
+                "PEFT cannot train the rows of this model's new pieces",
+                where="--lora-r",
+                got=type(model).__name__,
+                do='pip install --upgrade "transformers>=5" "peft>=0.21"',
+            )
+    rows = wrapper.token_adapter.trainable_tokens_delta
+    for name in names:
+        module = model.get_submodule(name)
+        if module is not wrapper and module is not model.get_output_embeddings():
+            module.token_adapter.trainable_tokens_delta = rows
+
+
+def is_adapted(model: Any) -> bool:
+    """Tell whether a model is one with an adapter."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter, not a whole model."""
+    return (folder / ADAPTER_FILES[1]).is_file()
+
+
+def save_adapter(folder: Path, model: Any, tensors: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter's two files, not atomically; ``tensors``: in place of the model's own."""
+    with _quiet_peft():
+        model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form for a model card, left blank
+
+
+def restore_adapter(model: Any, folder: Path) -> None:
+    """Put a saved adapter's values into a model with a fresh one of the same settings.
+
+    Raises:
+        ValueError, RuntimeError, OSError: The files are not those of such an adapter.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / ADAPTER_FILES[0])
+    with _quiet_peft():
+        result: Any = set_peft_model_state_dict(model, saved)
+    missing = [name for name in result.missing_keys if ".lora_" in name or "_delta" in name]
+    if missing or result.unexpected_keys:
+        name = [*missing, *result.unexpected_keys][0]
+        raise ValueError(f"the adapter does not fit the model: {name}")
+
+
+def base_of(folder: Path) -> str:
+    """Return the folder or hub name of the model that an adapter was trained on.
+
+    Raises:
+        ModelError: The adapter's config does not tell.
+    """
+    path = folder / ADAPTER_FILES[1]
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            "an adapter's config cannot be read",
+            where=path,
+            got=repr(error),
+            do="copy the adapter's folder again",
+        ) from error
+
+
+def name_of_weights(name: str, cache_dir: str | None) -> str:
+    """Return a name of the weights in a model's files: a hash of their sizes and many pieces.
+
+    A checkpoint with an adapter goes on on this base alone. Hashing all of it would take as long
+    as loading it.
+
+    Raises:
+        ValueError, OSError: The files cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(name, cache_dir):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for i in range(_PIECES):
+                file.seek(i * size // _PIECES)
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()[:24]
+
+
+def _weight_files(name: str, cache_dir: str | None) -> list[Path]:
+    """Return the files that transformers loads a model's weights from."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (path := find_model_file(name, whole, cache_dir)) is not None:
+            return [path]
+        if (path := find_model_file(name, f"{whole}.index.json", cache_dir)) is not None:
+            found = [find_model_file(name, part, cache_dir) for part in files_of_index(path)]
+            return [path for path in found if path is not None]
+    return []
+
+
+def files_of_index(index: Path) -> list[str]:
+    """Return the names of the files that an index says the weights are in.
+
+    Raises:
+        ValueError, OSError: It does not say.
+    """
+    try:
+        return sorted(map(str, set(json.loads(index.read_bytes())["weight_map"].values())))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index.name} is damaged: {error!r}") from error
+
+
+def merge_adapter(base: Any, folder: Path) -> Any:
+    """Return the model with what the adapter in ``folder`` adds to its weights, in place.
+
+    Raises:
+        ConfigError: PEFT is missing.
+    """
+    require_peft(folder)
+    from peft import PeftModel
+
+    with _quiet_peft():
+        return PeftModel.from_pretrained(base, folder).merge_and_unload(safe_merge=True)
+
+
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Keep PEFT's use of what transformers gave up, and its advice, off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,209 @@
+"""A batch -> the sum of its token losses, and no logits but those of a few hundred tokens.
+
+A sum, not the model's own mean: a step's micro-batches hold different numbers of target tokens,
+and the mean of their means would weigh a token by the company it happens to be in.
+
+The logits of 8 rows of 2,048 target tokens over 32,128 pieces are 2 GB in float32, and a plain
+loss keeps them three times: logits, log-probabilities, gradient. Here the positions that have a
+label, and no padding, go through the output matrix a chunk at a time. Each chunk leaves its share
+of the gradient behind at once, so that nothing of it is kept or computed again.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from pipeline.fit.data.collate import IGNORED
+
+CPU_CHUNK = 64 * 1024**2
+"""Bytes of a chunk's logits in float32; a quarter of it takes half as long again in bfloat16."""
+GPU_CHUNK = 512 * 1024**2
+"""The same on a GPU, which wants large matrix products: each adds to the whole weight gradient."""
+
+_HEAD_IS_LAST = frozenset({"t5", "mt5", "umt5"})
+"""Models whose logits are what their output matrix gives; others add to them or cap them."""
+
+
+class SummedTokenLoss(nn.Module):
+    """A model together with its loss: what is trained, wrapped and sharded is this.
+
+    The loss is inside, because DistributedDataParallel makes gradients ready from the output of
+    the module that it wraps, and the weights of the output matrix are used here alone.
+
+    Args:
+        model: An encoder-decoder; its config names the start and padding ids.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """The model stays as it is, with its weights under their own names."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the sum over all labels but -100 of -log p(label).
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S].
+            labels: [B, T].
+            targets: What ``target_positions(labels)`` gives, where it is known already.
+
+        Returns:
+            A float32 scalar. Where every label is -100 it is zero, and so is every gradient.
+        """
+        config = self.model.config
+        if targets is None:
+            targets = target_positions(labels)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "decoder_input_ids": shift_right(
+                labels, config.decoder_start_token_id, config.pad_token_id
+            ),
+            "use_cache": False,
+        }
+        wanted = labels.flatten()[targets]  # [N]
+        head = self.model.get_output_embeddings()
+        if not is_chunked(self.model):
+            logits = _at(self.model(**inputs).logits, targets)
+            return F.cross_entropy(logits.float(), wanted, reduction="sum")
+        with _passing_on(head):
+            hidden = self.model(**inputs).logits  # [B, T, D]: what the head would have got
+        return summed_cross_entropy(_at(hidden, targets), head.weight, wanted)
+
+
+def is_chunked(model: Any) -> bool:
+    """Tell whether a model's loss is worked out without all of its logits."""
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return model.config.model_type in _HEAD_IS_LAST and bias is None
+
+
+def target_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Return where in the flattened labels [B, T] there is one: int64[N].
+
+    On a GPU the processor has to wait for the number of them; better call it before the transfer.
+
+    >>> target_positions(torch.tensor([[7, 1, -100], [9, -100, -100]])).tolist()
+    [0, 1, 3]
+    """
+    return labels.flatten().ne(IGNORED).nonzero().squeeze(1)
+
+
+def shift_right(labels: torch.Tensor, start_id: int, pad_id: int) -> torch.Tensor:
+    """Return the decoder's input for labels [B, T]: the start token, then all but the last.
+
+    >>> shift_right(torch.tensor([[7, 8, 1], [9, 1, -100]]), 0, 0).tolist()
+    [[0, 7, 8], [0, 9, 1]]
+    """
+    shifted = torch.full_like(labels, start_id)
+    shifted[:, 1:] = labels[:, :-1]
+    return shifted.masked_fill(shifted == IGNORED, pad_id)
+
+
+def summed_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Return the cross-entropy of ``hidden @ weight.T``, summed, a chunk of rows at a time.
+
+    Matrix products are in autocast's type where it is on; softmax and sums, those of the chunks'
+    gradients of the weight too, are in float32.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        labels: int64[N], each below V.
+    """
+    if not torch.is_grad_enabled():
+        return _chunked(hidden, weight, labels, grad_hidden=None, grad_weight=None)
+    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Computes the gradients with the loss; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        loss = _chunked(hidden, weight, labels, grad_hidden=grad_hidden, grad_weight=grad_weight)
+        ctx.gradients = grad_hidden, grad_weight
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # In place, and let go of: a copy of the weight's would be the largest tensor of the step.
+        gradients = ctx.gradients
+        del ctx.gradients
+        hidden, weight = (None if each is None else each.mul_(grad) for each in gradients)
+        return hidden, weight, None
+
+
+def _chunked(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    grad_hidden: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the loss; set ``grad_hidden`` and add to ``grad_weight``, where they are given."""
+    device = hidden.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    rows = max(1, (CPU_CHUNK if device == "cpu" else GPU_CHUNK) // (4 * len(weight)))
+    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    # Off, for it would cast the weight anew in each chunk.
+    with torch.autocast(device, enabled=False):
+        matrix = weight.to(dtype)
+        for start in range(0, len(hidden), rows):
+            chunk, label = (
+                hidden[start : start + rows].to(dtype),
+                labels[start : start + rows, None],
+            )
+            log_p = F.log_softmax(chunk @ matrix.T, dim=-1, dtype=torch.float32)  # [rows, V]
+            loss -= log_p.gather(1, label).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            ones = torch.ones_like(label, dtype=torch.float32)
+            grad = log_p.exp_().scatter_add_(1, label, -ones).to(dtype)  # softmax less one-hot
+            if grad_hidden is not None:
+                grad_hidden[start : start + rows] = grad @ matrix
+            if grad_weight is not None:
+                _add_product(grad_weight, grad.T, chunk)
+    return loss
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _at(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the rows of [B, T, D] at positions of the flattened [B * T]: [N, D]."""
+    return values.flatten(0, 1).index_select(0, positions)
+
+
+@contextlib.contextmanager
+def _passing_on(head: nn.Module) -> Iterator[None]:
+    """Let the output layer pass on what it gets, scaled as the model scales it for the layer."""
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward  # that of its class is there again

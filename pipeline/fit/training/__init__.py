@@ -1,0 +1,1 @@
+"""The optimizer steps, and what is measured and said of them."""

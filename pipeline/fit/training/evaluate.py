@@ -1,0 +1,91 @@
+"""The split eval -> ``eval_loss`` and ``eval_bits_per_byte``.
+
+``eval_loss`` is a mean over target tokens, so it falls when a tokenizer cuts the same text into
+more tokens. Bits per byte of the text do not: they compare across tokenizers.
+"""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.fit.data.collate import Batch
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.loader import to_device
+from pipeline.fit.data.micro_batches import Cutter
+from pipeline.tokenizer import TextTokenizer
+
+
+class Evaluator:
+    """Evaluates a model on one split, every row once, on any number of processes alike."""
+
+    def __init__(
+        self,
+        dataset: SupervisedDataset,
+        cutter: Cutter,
+        pad_id: int,
+        tokenizer: TextTokenizer,
+        accelerator: Any,
+    ) -> None:
+        """Plan the batches and count tokens and bytes, once per run.
+
+        Args:
+            dataset: The split.
+            cutter: Cuts its rows into batches; not for so many processes, so that the result
+                depends on them in no way.
+            pad_id: The id that encoder rows are padded with.
+            tokenizer: The prepared folder's, to decode the targets.
+            accelerator: accelerate's Accelerator.
+        """
+        self._dataset, self._accelerator = dataset, accelerator
+        self._pad_id, self._multiple = pad_id, cutter.multiple
+        self._batches = cutter.cut(np.arange(len(dataset), dtype=np.int64))
+        self._tokens = int(dataset.lengths[1].sum())
+        self._bytes = count_target_bytes(dataset, tokenizer)
+
+    def run(self, model: torch.nn.Module) -> dict[str, float]:
+        """Return ``eval_loss``, ``eval_bits_per_byte`` and ``eval_runtime`` (seconds).
+
+        Args:
+            model: A ``SummedTokenLoss``, wrapped or not.
+        """
+        start = time.perf_counter()
+        total = self._summed_loss(model)
+        return {
+            "eval_loss": total / max(self._tokens, 1),
+            "eval_bits_per_byte": total / math.log(2) / max(self._bytes, 1),
+            "eval_runtime": time.perf_counter() - start,
+        }
+
+    @torch.no_grad()
+    def _summed_loss(self, model: torch.nn.Module) -> float:
+        accelerator = self._accelerator
+        # One place for each batch, and each place filled by one process: the sum over processes
+        # adds zeros only, so the result does not depend on how many there are.
+        losses = torch.zeros(len(self._batches), device=accelerator.device)
+        was_training = model.training
+        model.eval()
+        rounds = math.ceil(len(losses) / accelerator.num_processes)
+        for turn in range(rounds):
+            at = turn * accelerator.num_processes + accelerator.process_index
+            # A process without a batch runs one all the same: a sharded model needs them all.
+            loss = model(**self._batch(at % len(losses)))
+            if at < len(losses):
+                losses[at] = loss
+        model.train(was_training)
+        summed: torch.Tensor = accelerator.reduce(losses, reduction="sum")
+        return float(summed.cpu().double().sum())
+
+    def _batch(self, at: int) -> Batch:
+        batch = self._dataset.batch(self._batches[at], self._pad_id, multiple=self._multiple)
+        return to_device(batch, self._accelerator.device)
+
+
+def count_target_bytes(dataset: SupervisedDataset, tokenizer: TextTokenizer) -> int:
+    """Return the bytes of the UTF-8 text that the split's target tokens decode to."""
+    return sum(
+        len(tokenizer.decode(dataset[row]["labels"].tolist()).encode("utf-8"))
+        for row in range(len(dataset))
+    )

@@ -1,0 +1,295 @@
+"""One sitting of a run, in reading order: model, optimizer, train, save."""
+
+import math
+import signal
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError, DuetError, ModelError
+from pipeline.fit.checkpoint.checkpointer import Saver
+from pipeline.fit.checkpoint.format import Checkpoint, damaged
+from pipeline.fit.checkpoint.rng import restore_rng_state
+from pipeline.fit.checkpoint.run_metadata import run_facts
+from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.loader import Feeder, cutter_for
+from pipeline.fit.data.micro_batches import Cutter, Shape
+from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.distributed.fsdp import shard, share_out, start_averages
+from pipeline.fit.distributed.signals import StopRequest
+from pipeline.fit.estimate.batch_size import find_batch_size, spare
+from pipeline.fit.estimate.memory import optimizer_bytes
+from pipeline.fit.estimate.memory_probe import MOST_ROWS, biggest, pays_off, settle_buckets, try_out
+from pipeline.fit.flops import training_passes
+from pipeline.fit.model.compile import (
+    compile_layers,
+)
+from pipeline.fit.model.loading import load_checkpoint_model, load_model
+from pipeline.fit.model.loss import SummedTokenLoss
+from pipeline.fit.setup import (
+    Setup,
+    start_trackers,
+)
+from pipeline.fit.training.evaluate import Evaluator
+from pipeline.fit.training.logging import Reporter
+from pipeline.fit.training.loop import TrainingLoop, TrainingStep
+from pipeline.fit.training.optim import make_optimizer, make_schedule, take_over
+from pipeline.fit.training.throughput import Meter
+
+
+class Run:
+    """One sitting of a run, from the model to the trained folder."""
+
+    def __init__(self, setup: Setup, checkpoint: Checkpoint | None) -> None:
+        """Load or make everything that changes while training."""
+        self._setup, config, plan = setup, setup.config, setup.plan
+        self._state = checkpoint.state if checkpoint is not None else RunState()
+        # Now, not at the end: nothing in it may fail once the training is done.
+        self._facts = run_facts(setup)
+        setup.say(f"rows per step {plan.rows_per_step} {plan.rows_source}")
+        self._model = self._load_model(checkpoint)
+        self._wrapped = self._wrap(SummedTokenLoss(self._model))
+        if config.torch_compile:
+            compile_layers(self._model)
+        self._optimizer = make_optimizer(self._model, config)
+        start_averages(self._optimizer)
+        self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
+        self._stop = StopRequest()
+        self._evaluator: Evaluator | None = None
+        self._max_rows = self._find_max_rows()
+        self._restore(checkpoint)
+        self._saver = Saver(setup, self._wrapped, self._optimizer, self._schedule, self._state)
+
+    def run(self) -> signal.Signals | None:
+        """Train, and write the trained folder; return the signal that stopped it before."""
+        with self._saver:
+            return self._run()
+
+    def _run(self) -> signal.Signals | None:
+        setup, state = self._setup, self._state
+        start_trackers(setup)
+        with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
+            self._wrapped.train()
+            steps, feeder = self._steps(), self._feeder()
+            self._probe(steps, feeder.cutter)
+            tokens = feeder.cutter.multiple
+            eos_id = setup.data.tokenizer.eos_id
+            settle_buckets(self._wrapped, setup.accelerator, Shape(1, tokens, tokens), eos_id)
+            loop = self._loop(steps, feeder, reporter)
+            with self._stop:
+                stop = loop.run()
+                self._saver.wait()
+            if stop is not None:
+                self._say_how_to_go_on(stop)
+                return stop
+            loop.finish()
+        self._saver.write_trained(self._facts)
+        return None
+
+    def _say_how_to_go_on(self, stop: signal.Signals) -> None:
+        step, total = self._state.step, self._setup.plan.total_steps
+        self._setup.say(
+            f"{stop.name}: stopped after step {step} of {total}, saved as checkpoint-{step}; "
+            "the same command goes on from there"
+        )
+
+    def _load_model(self, checkpoint: Checkpoint | None) -> Any:
+        config, tokenizer = self._setup.config, self._setup.data.tokenizer
+        if checkpoint is None:
+            return load_model(config, tokenizer, self._setup.say)
+        self._setup.say(f"going on from {checkpoint.folder.name}")
+        try:
+            return load_checkpoint_model(checkpoint.folder, config, tokenizer)
+        except ModelError as error:
+            raise damaged(checkpoint.folder, error) from error
+
+    def _wrap(self, model: SummedTokenLoss) -> torch.nn.Module:
+        """Return the model as the processes train it: shared out, or whole in each."""
+        setup = self._setup
+        if setup.sharding is not None:
+            return shard(model, setup.sharding, setup.accelerator)
+        wrapped: torch.nn.Module = setup.accelerator.prepare_model(model)
+        return wrapped
+
+    def _find_max_rows(self) -> int:
+        """Return how many rows of full length a micro-batch may have."""
+        setup, given = self._setup, self._setup.config.per_device_train_batch_size
+        accelerator, plan = setup.accelerator, setup.plan
+        if not setup.config.auto_batch_size:
+            return given
+        if accelerator.device.type != "cuda":
+            setup.say("--auto-batch-size means nothing on this device; ignored")
+            return given
+        found = find_batch_size(
+            lambda shape: self._try_out([shape], spare(accelerator.device)) is None,
+            accelerator,
+            longest=self._cutter(setup.data.train, given).fullest,
+            limit=math.ceil(plan.rows_per_step / accelerator.num_processes),
+        )
+        setup.say(f"--auto-batch-size: {found} rows of full length at once")
+        return found
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Put optimizer, schedule and generators where the checkpoint has them, or seed them."""
+        from accelerate.utils import set_seed
+
+        accelerator = self._setup.accelerator
+        # Device-specific: each process draws dropout of its own.
+        set_seed(self._setup.config.seed + self._state.step, device_specific=True)
+        if checkpoint is None:
+            return
+        try:
+            mapped = self._setup.sharding is not None
+            optimizer = checkpoint.load("optimizer.pt", mapped=mapped)
+            optimizer = share_out(self._optimizer, optimizer)
+            if checkpoint.differences(self._setup.identity):
+                take_over(self._optimizer, self._schedule, optimizer, self._state.step)
+            else:
+                self._optimizer.load_state_dict(optimizer)
+                self._schedule.load_state_dict(checkpoint.load("scheduler.pt"))
+            if self._schedule.last_epoch != self._state.step:
+                raise ValueError("the schedule is at another step")
+            if checkpoint.processes == accelerator.num_processes:
+                restore_rng_state(checkpoint.rng_state(accelerator.process_index))
+            else:
+                self._setup.say(_on_other_processes(checkpoint, self._setup))
+        except (DuetError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # states of a wrong shape fail wherever they are first used
+            raise damaged(checkpoint.folder, error) from error
+
+    def _steps(self) -> StepPlan:
+        setup = self._setup
+        return StepPlan(
+            *setup.data.train.lengths,
+            rows_per_step=setup.plan.rows_per_step,
+            seed=setup.config.seed,
+            group_by_length=setup.config.group_by_length,
+        )
+
+    def _feeder(self) -> Feeder:
+        setup = self._setup
+        return Feeder(
+            setup.data.train,
+            self._cutter(setup.data.train, self._max_rows),
+            self._model.config.pad_token_id,
+            setup.accelerator,
+        )
+
+    def _probe(self, steps: StepPlan, cutter: Cutter) -> None:
+        """Run the biggest micro-batches of the run before its first step, where that pays off.
+
+        Raises:
+            ConfigError: One does not fit.
+        """
+        setup, plan, first = self._setup, self._setup.plan, self._state.step
+        if not pays_off(setup.accelerator.device):
+            return
+        if self._lacked_by_any([cutter.fullest]) is None:  # no micro-batch takes more
+            setup.say(f"the biggest micro-batch fits, even {cutter.fullest}")
+            return
+        left = range(first, min(plan.total_steps, first + MOST_ROWS // plan.rows_per_step + 1))
+        processes = setup.accelerator.num_processes
+        cut = (cutter.deal(steps.rows_of(step), processes) for step in left)
+        parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
+        shapes = biggest(map(cutter.shape, parts), cutter.flops)
+        failed = self._lacked_by_any(shapes)
+        if failed is not None:
+            raise out_of_memory(setup, failed)
+        setup.say(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+
+    def _lacked_by_any(self, shapes: list[Shape]) -> Shape | None:
+        """Return the first micro-batch that a process has no room for: all do the same then."""
+        from accelerate.utils import gather_object
+
+        found = [shape for shape in gather_object([self._try_out(shapes)]) if shape is not None]
+        return found[0] if found else None
+
+    def _try_out(self, shapes: list[Shape], spare: int = 0) -> Shape | None:
+        """Return the first micro-batch that there is no room for beside the optimizer's values."""
+        unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, self._setup.config)
+        if self._setup.sharding is not None:  # each process has its share of the values
+            unmade //= self._setup.accelerator.num_processes
+        return try_out(
+            self._wrapped,
+            self._setup.accelerator,
+            shapes,
+            token_id=self._setup.data.tokenizer.eos_id,
+            reserved=unmade + spare,
+        )
+
+    def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:
+        setup, plan = self._setup, self._setup.plan
+        take_step = TrainingStep(
+            setup.config,
+            setup.accelerator,
+            self._wrapped,
+            self._optimizer,
+            self._schedule,
+            setup.data.train,
+            self._stop,
+        )
+        meter = Meter(
+            device=setup.accelerator.device,
+            dtype=torch.bfloat16 if setup.config.bf16 else torch.float32,
+            processes=setup.accelerator.num_processes,
+            total_steps=plan.total_steps,
+            first_step=self._state.step,
+            passes=training_passes(adapted=bool(setup.config.lora_r)),
+        )
+        return TrainingLoop(
+            plan,
+            steps,
+            self._state,
+            feeder,
+            take_step,
+            self._evaluate,
+            self._saver,
+            meter,
+            reporter,
+        )
+
+    def _cutter(self, dataset: SupervisedDataset, max_rows: int) -> Cutter:
+        return cutter_for(
+            dataset,
+            self._model.config,
+            max_rows,
+            self._setup.accelerator.device,
+            compiled=self._setup.config.torch_compile,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        setup = self._setup
+        if self._evaluator is None:
+            assert setup.data.eval is not None, "the plan has evaluations only with a split"
+            self._evaluator = Evaluator(
+                setup.data.eval,
+                self._cutter(setup.data.eval, setup.config.per_device_eval_batch_size),
+                self._model.config.pad_token_id,
+                setup.data.tokenizer,
+                setup.accelerator,
+            )
+        return self._evaluator.run(self._wrapped)
+
+
+def _on_other_processes(checkpoint: Checkpoint, setup: Setup) -> str:
+    """Return what changes, and what does not, in a run that other processes began."""
+    now, before = setup.accelerator.num_processes, checkpoint.processes
+    return (
+        f"begun on {before} process{'es' * (before > 1)}, going on on {now}: a step takes "
+        f"{setup.plan.rows_per_step} rows as before, cut into other micro-batches; dropout is "
+        "drawn anew"
+    )
+
+
+def out_of_memory(setup: Setup, shape: Shape | None = None) -> ConfigError:
+    """Return the error for a run that does not fit; ``shape``: the micro-batch that showed it."""
+    rows = setup.config.per_device_train_batch_size
+    return ConfigError(
+        "the device is out of memory",
+        where="--per-device-train-batch-size",
+        got=rows if shape is None else f"{rows}, which makes micro-batches of {shape}",
+        do=f"give a smaller one, with --train-batch-size {setup.plan.rows_per_step} to keep the "
+        "rows of a step, or --gradient-checkpointing True",
+    )

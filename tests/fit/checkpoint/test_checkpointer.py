@@ -1,0 +1,181 @@
+"""Checkpoints are written while the steps go on, from a copy that they do not change."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import ModelError, OutputError
+from pipeline.fit.checkpoint import checkpointer as saving
+from pipeline.fit.checkpoint.background import Background
+from pipeline.fit.checkpoint.format import find_checkpoint
+from pipeline.fit.checkpoint.staging import copy_state
+from pipeline.fit.stage import fit
+from pipeline.fit.training import loop
+from tests.fit.helpers import assert_same_weights, changed, log_of
+
+SECONDS = 30.0
+
+
+@pytest.fixture
+def run(config: FitConfig) -> FitConfig:
+    """Six steps with dropout, saved at three."""
+    return changed(config, save_strategy="steps", save_steps=3, weight_decay=0.1)
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
+    """Do something when a step begins."""
+    take = loop.TrainingStep.__call__
+
+    def taken(self: Any, feed: Any, step: int) -> Any:
+        do(step)
+        return take(self, feed, step)
+
+    monkeypatch.setattr(loop.TrainingStep, "__call__", taken)
+
+
+def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
+    """Do something in the thread before it writes a checkpoint."""
+    write = saving.write_checkpoint
+
+    def written(*args: Any, **kwargs: Any) -> Any:
+        do(kwargs["state"].step)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(saving, "write_checkpoint", written)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_what_is_written_late_is_the_state_at_its_step(
+    run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
+) -> None:
+    run = changed(run, optim=optim, output_dir=str(tmp_path / "whole"))
+    late = threading.Event()
+    with monkeypatch.context() as patch:
+        before_step(patch, lambda step: late.set() if step == 6 else None)
+        before_writing(patch, lambda step: (step == 3 and not late.wait(SECONDS)) and _fail())
+        whole = fit(run)
+    assert late.is_set()
+    parts = shutil.copytree(whole, tmp_path / "parts")
+    shutil.rmtree(parts / "checkpoint-6")
+    (parts / "trainer_state.json").unlink()
+    fit(changed(run, output_dir=str(parts)))
+    assert log_of(parts) == log_of(whole)
+    assert_same_weights(parts, whole)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        one, other = (torch.load(out / "checkpoint-6" / name) for out in (whole, parts))
+        assert str(one) == str(other)
+
+
+def _fail() -> None:
+    raise AssertionError("the steps did not go on")
+
+
+def test_a_fault_in_writing_is_raised_after_the_step(
+    run: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    failed = threading.Event()
+
+    def fail(step: int) -> None:
+        failed.set()
+        raise OutputError("cannot write", where="disk", got="full", do="free some space")
+
+    def begin(step: int) -> None:
+        steps.append(step)
+        if step == 4:
+            failed.wait(SECONDS)
+            time.sleep(0.2)  # the thread has only to end
+
+    before_step(monkeypatch, begin)
+    before_writing(monkeypatch, fail)
+    with pytest.raises(OutputError, match="cannot write"):
+        fit(run)
+    assert steps == [1, 2, 3, 4]
+    assert not list(Path(run.output_dir).glob("checkpoint-*"))
+
+
+def test_a_fault_of_the_last_writing_is_raised_at_the_end(
+    run: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(step: int) -> None:
+        if step == 6:
+            raise OutputError("cannot write", where="disk", got="full", do="free some space")
+
+    before_writing(monkeypatch, fail)
+    with pytest.raises(OutputError, match="cannot write"):
+        fit(run)
+    assert [path.name for path in Path(run.output_dir).iterdir()] == ["checkpoint-3"]
+
+
+def test_a_run_that_fails_finishes_the_checkpoint_first(
+    run: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = threading.Event()
+
+    def diverge(step: int) -> None:
+        if step == 4:
+            failing.set()
+            raise ModelError("training diverged", where="step 4", got="nan", do="start again")
+
+    with monkeypatch.context() as patch:
+        before_step(patch, diverge)
+        before_writing(patch, lambda step: failing.wait(SECONDS) and time.sleep(0.2))
+        with pytest.raises(ModelError, match="diverged"):
+            fit(run)
+    found = find_checkpoint(Path(run.output_dir))
+    assert found is not None
+    assert found.state.step == 3
+
+
+def test_one_is_written_before_the_next_is_begun(
+    run: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there: list[list[str]] = []
+    out = Path(run.output_dir)
+
+    def look(step: int) -> None:
+        there.append(sorted(path.name for path in out.glob("checkpoint-*")))
+        time.sleep(0.2)
+
+    before_writing(monkeypatch, look)
+    fit(changed(run, save_steps=1, save_total_limit=2))
+    kept = [[f"checkpoint-{step}" for step in range(max(1, n - 2), n)] for n in range(1, 7)]
+    assert there == kept
+    said = re.findall(
+        r"^note: checkpoint-(\d): steps were held for ([\d.]+) s, written in ([\d.]+) s$",
+        capsys.readouterr().err,
+        re.MULTILINE,
+    )
+    assert [int(step) for step, _, _ in said] == [1, 2, 3, 4, 5, 6]
+    assert all(float(seconds) >= 0.2 for _, _, seconds in said)
+
+
+def test_a_copy_has_nothing_in_common_with_what_goes_on() -> None:
+    tensor = torch.ones(2, 3)
+    state = {"state": {0: {"step": tensor[0, 0], "exp_avg": tensor}}, "betas": (0.9, [tensor])}
+    copied = copy_state(state, keep=True)
+    tensor.zero_()
+    assert float(copied["state"][0]["step"]) == 1.0
+    assert copied["betas"][1][0].sum() == copied["state"][0]["exp_avg"].sum() == 6.0
+    assert isinstance(copied["betas"], tuple)
+
+
+def test_what_work_raises_is_raised_once() -> None:
+    background, go_on = Background(), threading.Event()
+    background.start(lambda: go_on.wait(SECONDS) and _fail())
+    background.check()  # it is under way
+    go_on.set()
+    with pytest.raises(AssertionError, match="did not go on"):
+        background.wait()
+    background.wait()
+    background.start(go_on.clear)
+    background.close()
+    assert not go_on.is_set()

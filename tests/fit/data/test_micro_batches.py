@@ -1,0 +1,134 @@
+"""A step's rows are cut without loss, within the budget, and dealt evenly."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.fit.data.length_grouping import IntArray
+from pipeline.fit.data.micro_batches import Cutter
+from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
+from tests.fit.data.test_sampler import like_sharegpt
+
+BASE = ModelFlops.of(FLAN_T5_BASE)
+lengths = st.lists(st.tuples(st.integers(1, 2048), st.integers(1, 2048)), min_size=1, max_size=80)
+
+
+def cutter(encoder: Any, decoder: Any, **changes: Any) -> Cutter:
+    values: dict[str, Any] = {"flops": BASE, "max_rows": 8} | changes
+    return Cutter(np.array(encoder), np.array(decoder), **values)
+
+
+@given(
+    lengths=lengths,
+    max_rows=st.integers(1, 9),
+    processes=st.integers(1, 6),
+    multiple=st.sampled_from([1, 8]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_each_row_once_and_never_over_the_budget(
+    lengths: list[tuple[int, int]], max_rows: int, processes: int, multiple: int, seed: int
+) -> None:
+    encoder, decoder = np.array(lengths).T
+    cut = cutter(encoder, decoder, max_rows=max_rows, multiple=multiple)
+    rows = np.random.default_rng(seed).permutation(len(lengths))[: len(lengths) // 2 + 1]
+    dealt = cut.deal(rows, processes)
+    assert {len(parts) for parts in dealt} == {processes}
+    together = np.concatenate([part for parts in dealt for part in parts])
+    assert sorted(together.tolist()) == sorted(rows.tolist())
+    longest = [-(-side.max() // multiple) * multiple for side in (encoder, decoder)]
+    for piece in [part for parts in dealt for part in parts if len(part)] + cut.cut(rows):
+        for side, full in zip((encoder, decoder), longest, strict=True):
+            padded = -(-side[piece].max() // multiple) * multiple
+            assert len(piece) * padded <= max_rows * full
+
+
+@given(lengths=lengths, processes=st.integers(1, 6))
+def test_places_are_empty_only_where_no_row_is_left_to_share(
+    lengths: list[tuple[int, int]], processes: int
+) -> None:
+    encoder, decoder = np.array(lengths).T
+    dealt = cutter(encoder, decoder).deal(np.arange(len(lengths)), processes)
+    for process in range(processes):
+        sizes = [len(parts[process]) for parts in dealt]
+        assert 0 not in sizes or max(sizes) <= 1
+
+
+def test_short_rows_are_many_at_once() -> None:
+    encoder = [2048] * 4 + [16] * 400
+    pieces = cutter(encoder, encoder, max_rows=2).cut(np.arange(404))
+    # 2 * 2,048 tokens are 256 rows of 16.
+    assert [len(piece) for piece in pieces] == [2, 2, 256, 144]
+
+
+def test_rows_of_like_length_are_together() -> None:
+    encoder = np.array([1000, 90, 1100, 91, 1200, 92, 1300, 93])
+    decoder = np.array([1500, 1500, 5, 5, 1501, 1501, 6, 6])
+    pieces = cutter(encoder, decoder).cut(np.arange(8))
+    assert [sorted(piece.tolist()) for piece in pieces] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_equal_rows_are_cut_into_full_batches_alone() -> None:
+    pieces = cutter([100] * 20, [50] * 20, max_rows=8).cut(np.arange(20))
+    assert sorted(map(len, pieces)) == [4, 8, 8]
+
+
+def test_a_single_process_takes_the_cut_as_it_is() -> None:
+    encoder, decoder = like_sharegpt(64)
+    cut = cutter(encoder, decoder)
+    dealt = cut.deal(np.arange(64), 1)
+    assert [part.tolist() for (part,) in dealt] == [
+        part.tolist() for part in cut.cut(np.arange(64))
+    ]
+
+
+def test_fewer_rows_than_processes_leave_some_without() -> None:
+    (parts,) = cutter([3, 5], [3, 5]).deal(np.arange(2), 3)
+    assert sorted(len(part) for part in parts) == [0, 1, 1]
+
+
+def test_one_long_row_does_not_cut_the_others_up() -> None:
+    (first, *others) = cutter([2048] + [8] * 8, [2048] + [8] * 8).deal(np.arange(9), 2)
+    assert sorted(map(len, first)) == [1, 8]
+    assert not others
+
+
+def padding(plan: StepPlan, cut: Cutter, processes: int) -> tuple[float, float]:
+    """Return padded over ideal operations, and the slowest process over the mean, of all steps."""
+    useful = padded = slowest = 0.0
+    for step in range(plan.steps_per_epoch):
+        rows = plan.rows_of(step)
+        loads = np.zeros(processes)
+        for parts in cut.deal(rows, processes):
+            loads += [cut.cost(part) if len(part) else 0.0 for part in parts]
+        useful, padded = useful + cut.useful(rows), padded + loads.sum()
+        slowest += loads.max() * processes
+    return padded / useful, slowest / padded
+
+
+@pytest.mark.parametrize(("rows_per_step", "group"), [(8, True), (128, True), (128, False)])
+def test_padding_is_a_tenth_at_most(rows_per_step: int, group: bool) -> None:
+    encoder, decoder = like_sharegpt(16_384)
+    plan = StepPlan(encoder, decoder, rows_per_step=rows_per_step, seed=0, group_by_length=group)
+    ratio, _ = padding(plan, cutter(encoder, decoder), 1)
+    assert ratio <= (1.05 if group else 1.10)
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_have_as_much_to_do(processes: int) -> None:
+    encoder, decoder = like_sharegpt(4_096)
+    plan = StepPlan(encoder, decoder, rows_per_step=128, seed=0)
+    ratio, imbalance = padding(plan, cutter(encoder, decoder), processes)
+    assert imbalance <= 1.05
+    assert ratio * imbalance <= 1.10
+
+
+def test_the_budget_is_of_the_longest_rows_there_are() -> None:
+    """Memory that held so many of the user's longest rows must do."""
+    encoder: IntArray = np.array([100, 30])
+    cut = cutter(encoder, np.array([20, 40]), max_rows=3, multiple=8)
+    assert (cut.budget.encoder_tokens, cut.budget.decoder_tokens) == (3 * 104, 3 * 40)
+    assert cut.fullest == (3, 104, 40)

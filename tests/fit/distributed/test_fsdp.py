@@ -1,0 +1,390 @@
+"""A model in shares trains as a whole one does, and is saved as one; here on gloo."""
+
+import shutil
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
+from pipeline.fit.data.micro_batches import Shape
+from pipeline.fit.distributed import fsdp as sharding
+from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launchers_sharding
+from pipeline.fit.distributed.fsdp import Sharding, sharding_of
+from pipeline.fit.estimate.memory import training_memory
+from pipeline.fit.model.loading import quiet_transformers
+from pipeline.fit.stage import fit
+from tests.fit.distributed.test_processes import torchrun
+from tests.fit.helpers import assert_same_weights, changed, log_of, weights_of, with_config
+
+FSDP = "--fsdp=full_shard auto_wrap"
+LAUNCHED = ("--save-steps=3", "--eval-steps=3")
+
+
+@pytest.fixture
+def run(config: FitConfig, still: Path) -> FitConfig:
+    """Six steps of five rows in micro-batches of at most two, without dropout, clipped."""
+    return changed(
+        config,
+        model_name_or_path=str(still),
+        train_batch_size=5,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        save_strategy="steps",
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+
+
+@pytest.fixture
+def tied_run(run: FitConfig, tied: Path, tmp_path: Path) -> FitConfig:
+    """The same with one embedding matrix."""
+    folder = with_config(tied, tmp_path / "tied-still", dropout_rate=0.0)
+    return changed(run, model_name_or_path=str(folder))
+
+
+def assert_same_run(one: Path, other: Path, *, rel: float = 1e-4, weights: float = 1e-4) -> None:
+    """Compare losses, rates, gradient norms, evaluations and final weights of two runs."""
+    first, second = log_of(one), log_of(other)
+    assert [entry["step"] for entry in first] == [entry["step"] for entry in second]
+    for wanted, found in zip(first, second, strict=True):
+        assert found == pytest.approx(wanted, rel=rel)
+    tensors = weights_of(other)
+    assert tensors.keys() == weights_of(one).keys()
+    for name, tensor in weights_of(one).items():
+        assert (tensors[name] - tensor).abs().max() < weights, name
+
+
+def assert_loads(folder: Path, *, tied: bool) -> None:
+    with quiet_transformers():
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert (model.lm_head.weight is model.shared.weight) == tied
+    assert model.encoder.embed_tokens.weight is model.shared.weight
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+
+
+def goes_on(config: FitConfig, finished: Path, name: str) -> FitConfig:
+    """Return a run that was stopped after its first checkpoint."""
+    folder = shutil.copytree(finished, finished.with_name(name))
+    shutil.rmtree(folder / "checkpoint-6")
+    (folder / "trainer_state.json").unlink()
+    return changed(config, output_dir=str(folder))
+
+
+def test_two_shares_are_the_run_of_one_whole_and_it_goes_on_from_them(
+    tied_run: FitConfig, tmp_path: Path
+) -> None:
+    one = fit(tied_run)
+    two = tmp_path / "two"
+    said = torchrun(changed(tied_run, output_dir=str(two)), 2, *LAUNCHED, FSDP)
+    assert "Warning" not in said
+    assert_same_run(one, two)
+    assert_loads(two, tied=True)
+    assert_loads(two / "checkpoint-3", tied=True)
+    assert_same_run(one, fit(goes_on(tied_run, two, "went-on")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({}, ()),
+        ({}, ("--gradient-checkpointing=True",)),
+        (
+            {"optim": "adafactor", "max_grad_norm": 0.2},
+            ("--optim=adafactor", "--max-grad-norm=0.2"),
+        ),
+        ({"weight_decay": 0.1, "optim": "adamw_torch_fused"}, ("--fsdp=shard_grad_op",)),
+    ],
+    ids=["untied", "checkpointing", "adafactor", "shard_grad_op"],
+)
+def test_shares_are_the_run_of_a_whole_and_go_both_ways(
+    run: FitConfig, tmp_path: Path, changes: dict[str, Any], flags: tuple[str, ...]
+) -> None:
+    run = changed(run, **changes)
+    if "weight_decay" in changes:
+        flags += ("--weight-decay=0.1", "--optim=adamw_torch_fused")
+    flags = (*LAUNCHED, FSDP, *flags)
+    one, two = fit(run), tmp_path / "two"
+    torchrun(changed(run, output_dir=str(two)), 2, *flags)
+    assert_same_run(one, two)
+    assert_loads(two, tied=False)
+    assert_same_run(one, fit(goes_on(run, two, "shares-to-whole")))
+    other = goes_on(run, one, "whole-to-shares")
+    assert "going on from checkpoint-3" in torchrun(other, 2, *flags)
+    assert_same_run(one, Path(other.output_dir))
+
+
+@pytest.mark.slow
+def test_in_bfloat16_shares_differ_no_more_than_whole_copies_do(
+    run: FitConfig, tmp_path: Path
+) -> None:
+    one = fit(changed(run, bf16=True))
+    for name, flags in (("whole", ()), ("shares", (FSDP,))):
+        out = tmp_path / name
+        torchrun(changed(run, output_dir=str(out)), 2, *LAUNCHED, "--bf16=True", *flags)
+        assert_same_run(one, out, rel=5e-3, weights=3e-3)
+
+
+@pytest.mark.slow
+def test_a_run_in_shares_goes_on_to_the_bit(run: FitConfig, tiny: Path, tmp_path: Path) -> None:
+    run = changed(run, model_name_or_path=str(tiny), output_dir=str(tmp_path / "whole"))
+    torchrun(run, 2, *LAUNCHED, FSDP)
+    parts = goes_on(run, tmp_path / "whole", "parts")
+    torchrun(parts, 2, *LAUNCHED, FSDP)
+    assert log_of(Path(run.output_dir)) == log_of(Path(parts.output_dir))
+    assert_same_weights(Path(run.output_dir), Path(parts.output_dir))
+
+
+def launch_patched(config: FitConfig, script: Path, patch: str, *flags: str) -> str:
+    """Run two processes with something changed in this package."""
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})\n"
+        f"{textwrap.dedent(patch)}\n"
+        "from pipeline.cli import run\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    return torchrun(config, 2, *flags, program=(str(script), "fit"))
+
+
+@pytest.mark.slow
+def test_the_biggest_micro_batch_first_leaves_nothing_behind_in_shares(
+    run: FitConfig, tmp_path: Path
+) -> None:
+    one, two = fit(run), tmp_path / "two"
+    patch = "from pipeline.fit.training import run\nrun.pays_off = lambda device: True"
+    config = changed(run, output_dir=str(two))
+    said = launch_patched(config, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
+    assert said.count("the biggest micro-batch fits") == 1
+    assert_same_run(one, two)
+
+
+@pytest.mark.slow
+def test_weights_in_shares_are_several_files_too(tied_run: FitConfig, tmp_path: Path) -> None:
+    one, two = fit(tied_run), tmp_path / "two"
+    patch = 'from pipeline.fit.checkpoint import pretrained\npretrained.MAX_SHARD_SIZE = "40KB"'
+    config = changed(tied_run, output_dir=str(two))
+    launch_patched(config, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
+    assert len(list(two.glob("model-*.safetensors"))) > 1
+    assert_loads(two, tied=True)
+    with quiet_transformers():
+        state = AutoModelForSeq2SeqLM.from_pretrained(two).state_dict()
+    for name, tensor in weights_of(one).items():
+        assert (state[name] - tensor).abs().max() < 1e-4, name
+
+
+@pytest.mark.slow
+def test_a_weight_that_is_no_number_in_one_share_ends_all(run: FitConfig, tmp_path: Path) -> None:
+    patch = """
+    import torch
+    from pipeline.fit.checkpoint.format import checkpointer as saving
+    before = saving.Saver._check_weights
+    def poison(self):
+        weight = self._model.encoder.block[0].layer[0].SelfAttention.q.weight
+        if torch.distributed.get_rank() == 1:
+            weight.detach().to_local().fill_(float("nan"))
+        before(self)
+    saving.Saver._check_weights = poison
+    """
+    with pytest.raises(AssertionError) as caught:
+        launch_patched(run, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
+    said = str(caught.value)
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    line = f"error: training diverged; where: step 3; got: {name} with values that are not finite"
+    assert said.count(line) == 2, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+        },
+        {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    ],
+    ids=["fsdp", "deepspeed"],
+)
+def test_what_accelerates_config_asks_for_is_done(
+    run: FitConfig, tmp_path: Path, asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = fit(run), tmp_path / "two"
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    said = torchrun(changed(run, output_dir=str(two)), 2, *LAUNCHED)
+    assert said.count("accelerate's config asks for") == 1
+    assert_same_run(one, two)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("", None),
+        ("False", None),
+        ("full_shard auto_wrap", Sharding(layers=("T5Block",), reshard=True)),
+        ("auto_wrap,shard_grad_op", Sharding(layers=("T5Block",), reshard=False)),
+        ("True", Sharding(layers=("T5Block",), reshard=True)),
+    ],
+)
+def test_the_trainers_words(config: FitConfig, words: str, wanted: Sharding | None) -> None:
+    config = changed(config, fsdp=words, fsdp_transformer_layer_cls_to_wrap="T5Block")
+    assert sharding_of(config, 2) == wanted
+    assert sharding_of(config, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "got"),
+    [
+        ({"fsdp": "full_shard offload"}, "--fsdp", "offload"),
+        ({"fsdp": "fully"}, "--fsdp", "fully"),
+        ({"lora_r": 4}, "--lora-r", "4"),
+        ({"torch_compile": True}, "--torch-compile", "True"),
+        ({"auto_batch_size": True, "train_batch_size": 4}, "--auto-batch-size", "True"),
+    ],
+)
+def test_what_is_not_done_in_shares(
+    config: FitConfig, changes: dict[str, Any], where: str, got: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sharding_of(changed(config, **{"fsdp": "full_shard"} | changes), 2)
+    assert (caught.value.where, caught.value.got) == (where, got)
+
+
+def test_layers_that_the_model_does_not_have(still: Path) -> None:
+    with quiet_transformers():
+        model = AutoModelForSeq2SeqLM.from_pretrained(still)
+    assert len(sharding.layers_of(model, ())) == len(sharding.layers_of(model, ("T5Block",))) == 4
+    with pytest.raises(ConfigError, match="no such layers") as caught:
+        sharding.layers_of(model, ("BertLayer",))
+    assert "T5Block" in caught.value.do
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({"ACCELERATE_USE_FSDP": "false"}, {}),
+        ({"ACCELERATE_USE_FSDP": "true"}, {"fsdp": "full_shard"}),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "2"}, {"fsdp": "shard_grad_op"}),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_RESHARD_AFTER_FORWARD": "false",
+                "FSDP_OFFLOAD_PARAMS": "true",
+                "FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block",
+                "FSDP_ACTIVATION_CHECKPOINTING": "true",
+            },
+            {
+                "fsdp": "shard_grad_op offload",
+                "fsdp_transformer_layer_cls_to_wrap": "T5Block",
+                "gradient_checkpointing": True,
+            },
+        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"fsdp": "shard_grad_op"}),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"},
+            {"fsdp": "full_shard"},
+        ),
+    ],
+)
+def test_the_launchers_words(
+    config: FitConfig,
+    given: dict[str, str],
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}', "utf-8")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert with_launchers_sharding(config) == changed(config, **changes)
+    assert len(capsys.readouterr().err.splitlines()) == bool(changes)
+    own = changed(config, fsdp="full_shard")
+    assert with_launchers_sharding(own) == own
+    import os
+
+    with hidden_sharding():
+        assert not any(name.startswith("ACCELERATE_USE_") for name in os.environ)
+    assert given.items() <= os.environ.items()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"zero_optimization": {"stage": "auto"}}'])
+def test_a_config_of_deepspeed_that_cannot_be_read(
+    config: FitConfig, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ds.json").write_text(content, "utf-8")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    with pytest.raises(ConfigError, match="DeepSpeed's config"):
+        with_launchers_sharding(config)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="wants two GPUs")
+def test_on_two_gpus(tied_run: FitConfig, tmp_path: Path) -> None:
+    one, two = fit(tied_run), tmp_path / "two"
+    torchrun(changed(tied_run, output_dir=str(two)), 2, *LAUNCHED, FSDP)
+    assert_same_run(one, two, rel=1e-3, weights=2e-3)
+    assert_loads(two, tied=True)
+    assert_same_run(one, fit(goes_on(tied_run, two, "went-on")), rel=1e-3, weights=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_shares_of_one_process_on_a_gpu(
+    tied_run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process has all of it, but gathers, reduces, saves and loads as many do."""
+    from pipeline.fit import setup
+
+    one = fit(tied_run)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29577")
+    alone = Sharding(layers=(), reshard=True)
+    monkeypatch.setattr(setup, "sharding_of", lambda config, processes: alone)
+    shares = fit(changed(tied_run, output_dir=str(tmp_path / "shares")))
+    assert_same_run(one, shares, rel=1e-3, weights=2e-3)
+    assert_same_run(one, fit(goes_on(tied_run, shares, "went-on")), rel=1e-3, weights=2e-3)
+
+
+def test_the_dry_run_counts_shares(
+    tied_run: FitConfig,
+) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(tied_run.model_name_or_path)
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in sharding.layers_of(model, ())]
+    everything = sum(parameter.nbytes for parameter in model.parameters())
+    root = everything - sum(sizes)
+    config = changed(tied_run, fsdp="full_shard")
+    shape = Shape(2, 9, 7)
+    memory = training_memory(model, config, shape, 4)
+    assert memory.parameters == everything // 4 + root + sum(sorted(sizes)[-2:])
+    assert memory.optimizer == 2 * everything // 4
+    kept = training_memory(model, changed(config, fsdp="shard_grad_op"), shape, 4)
+    assert kept.parameters == everything // 4 + everything
+    whole = training_memory(model, tied_run, shape, 4)
+    assert (whole.parameters, whole.gradients) == (everything, everything)
+    assert training_memory(model, config, shape) == whole
+
+
+def test_a_whole_tensor_is_its_own_share() -> None:
+    tensor = torch.ones(2)
+    assert sharding.whole(tensor) is sharding.share(tensor) is tensor
+    assert not sharding.is_share(tensor)
+    optimizer: Any = SimpleNamespace(param_groups=[{"params": [tensor]}])
+    saved = {"state": {0: {"exp_avg": tensor}}}
+    assert sharding.share_out(optimizer, saved) is saved

@@ -1,0 +1,150 @@
+"""A dry run tells of the run that would come, from lengths and the model's config alone."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import run
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.estimate import dry_run
+from pipeline.fit.flops import ModelFlops
+from pipeline.fit.schedule import plan_run
+from pipeline.fit.stage import fit
+from tests.fit.helpers import changed
+from tests.fit.training.test_step import load
+
+
+def table(config: FitConfig) -> dict[str, str]:
+    """Return the table's lines by their names, without runs of spaces."""
+    return {line[:28].strip(): " ".join(line[28:].split()) for line in dry_run.dry_run(config)}
+
+
+def test_the_command_prints_a_table_and_writes_nothing(
+    config: FitConfig, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(config.model_name_or_path, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    before = sorted(path for folder in (prepared, tmp_path) for path in folder.rglob("*"))
+    args = {"data-path": prepared, "model-name-or-path": model, "output-dir": tmp_path / "out"}
+    code = run(["fit", "--dry-run", *(f"--{name}={value}" for name, value in args.items())])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert [line[:28].strip() for line in out.splitlines()] == [
+        "rows",
+        "rows per step",
+        "steps",
+        "encoder tokens",
+        "decoder tokens",
+        "padding",
+        "micro-batches",
+        "largest micro-batch",
+        "parameters",
+        "gradients",
+        "optimizer",
+        "activations",
+        "loss",
+        "memory",
+        "compute",
+        "matmul peak",
+        "time",
+    ]
+    assert sorted(path for folder in (prepared, tmp_path) for path in folder.rglob("*")) == before
+
+
+def test_the_figures_are_the_runs(config: FitConfig, prepared: Path) -> None:
+    config = changed(config, max_steps=-1, num_train_epochs=2, train_batch_size=8)
+    found, dataset = table(config), SupervisedDataset(prepared)
+    encoder, decoder = dataset.lengths
+    assert found["rows"].startswith("20 to train on; 5 to")
+    assert found["rows per step"].startswith("8 from --train-batch-size")
+    assert found["steps"] == "6 2 epochs of 3"
+    assert found["encoder tokens"].startswith(f"{encoder.sum():,} an epoch")
+    assert found["decoder tokens"] == f"{decoder.sum():,}"
+    model = load(Path(config.model_name_or_path))
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert found["parameters"] == found["gradients"] == f"{weights / 2**30:.2f} GiB"
+    flops = ModelFlops.of(model.config)
+    useful = 3 * 2 * flops(encoder, decoder).sum()
+    assert float(found["compute"].split()[0]) == pytest.approx(useful, rel=0.01)
+
+
+def test_padding_and_the_largest_micro_batch_are_those_of_the_cut(
+    config: FitConfig, prepared: Path
+) -> None:
+    """So small a model and window have steps of one micro-batch: worked out by hand here."""
+    config = changed(config, max_steps=5, group_by_length=False)
+    dataset = SupervisedDataset(prepared)
+    encoder, decoder = dataset.lengths
+    plan = StepPlan(encoder, decoder, rows_per_step=4, seed=config.seed, group_by_length=False)
+    steps = [plan.rows_of(step) for step in range(5)]
+    shapes = [(4, int(encoder[rows].max()), int(decoder[rows].max())) for rows in steps]
+    flops = ModelFlops.of(load(Path(config.model_name_or_path)).config)
+    padded = sum(rows * flops(source, target) for rows, source, target in shapes)
+    found = table(config)
+    share = 1 - flops(encoder, decoder).sum() / padded
+    assert found["padding"] == f"{share:.1%} of the operations, --group-by-length off"
+    assert found["micro-batches"] == "1.00 a step and process"
+    rows, source, target = max(shapes, key=lambda shape: shape[1] + shape[2])
+    assert found["largest micro-batch"].startswith(f"{rows} x {source} x {target} ")
+
+
+def test_the_launchers_processes_count(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = table(config)
+    assert found["rows per step"] == "8 = 4 per device x 2 processes x 1"
+    assert "the slowest process" in found["imbalance"]
+    monkeypatch.delenv("WORLD_SIZE")
+    assert "imbalance" not in table(config)
+
+
+def test_only_the_first_process_prints(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert fit(changed(config, dry_run=True)) == Path(config.output_dir)
+    assert capsys.readouterr().out == ""
+    assert not Path(config.output_dir).exists()
+
+
+def test_what_is_wrong_is_the_one_line_of_fit(config: FitConfig) -> None:
+    with pytest.raises(ConfigError, match="cut to another length"):
+        fit(changed(config, dry_run=True, model_max_length=128))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "count", "last"),
+    [
+        (10**6, {"per_device_train_batch_size": 8}, 8192, 124_999),
+        (10**6, {"per_device_train_batch_size": 8, "max_steps": 100}, 100, 99),
+        (10**6, {"train_batch_size": 10_000}, 32, 99),
+        (100, {"train_batch_size": 1000}, 1, 0),
+    ],
+)
+def test_of_very_many_rows_some_steps_are_looked_at(
+    config: FitConfig, rows: int, changes: dict[str, Any], count: int, last: int
+) -> None:
+    config = changed(config, **{"max_steps": -1} | changes)
+    plan = plan_run(config, num_rows=rows, eval_rows=0, processes=1)
+    steps = dry_run.steps_looked_at(plan)
+    assert len(steps) == len(set(steps)) == count
+    assert (steps[0], steps[-1]) == (0, last)
+
+
+def test_time_is_that_of_the_slowest_process_at_a_share_of_the_peak(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config, max_steps=5, group_by_length=False)
+    flops = ModelFlops.of(load(Path(config.model_name_or_path)).config)
+    padding = 1 - float(table(config)["padding"].split("%")[0]) / 100
+    encoder, decoder = SupervisedDataset(config.data_path).lengths
+    padded = float(flops(encoder, decoder).sum()) / padding
+    monkeypatch.setattr(dry_run, "matmul_peak", lambda device, dtype: padded)
+    # Three passes of an epoch at two fifths of an epoch's operations a second.
+    assert table(config)["time"] == "8 s if 40% of that peak is reached"
+    recomputed = table(changed(config, gradient_checkpointing=True))
+    assert recomputed["time"] == "10 s if 40% of that peak is reached"

@@ -1,0 +1,128 @@
+"""What training takes is what torch's own optimizers keep, and about what the layers do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, T5Config
+
+from pipeline.config import FitConfig
+from pipeline.fit.data.micro_batches import Shape
+from pipeline.fit.estimate.memory import (
+    activation_bytes,
+    loss_bytes,
+    optimizer_bytes,
+    training_memory,
+)
+from pipeline.fit.estimate.memory_probe import full_batch
+from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
+from pipeline.fit.model.attention import share_bias
+from pipeline.fit.model.layers import fuse_layers
+from pipeline.fit.model.loading import checkpoint_activations
+from pipeline.fit.model.loss import GPU_CHUNK, SummedTokenLoss
+from pipeline.fit.training.optim import make_optimizer
+from tests.fit.helpers import changed
+from tests.fit.training.test_step import load
+
+
+def model_of(**changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "vocab_size": 256,
+        "d_model": 96,
+        "d_kv": 24,
+        "num_heads": 4,
+        "d_ff": 256,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+    }
+    auto: Any = AutoModelForSeq2SeqLM
+    return auto.from_config(T5Config(**values | changes)).train()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_an_optimizer_keeps_that_much(config: FitConfig, still: Path, optim: Any) -> None:
+    config, model = changed(config, optim=optim), load(still)
+    optimizer = make_optimizer(model, config)
+    SummedTokenLoss(model)(**full_batch(Shape(1, 4, 3), 5, torch.device("cpu"))).backward()
+    optimizer.step()
+    kept = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.dim()
+    ]
+    assert optimizer_bytes(model, config) == sum(value.nbytes for value in kept)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", [Shape(8, 24, 16), Shape(16, 8, 32)])
+@pytest.mark.parametrize("kind", ["gated-gelu", "relu"])
+def test_activations_are_about_what_the_layers_keep(
+    config: FitConfig, kind: str, shape: Shape, checkpointing: bool
+) -> None:
+    config = changed(config, gradient_checkpointing=checkpointing)
+    model = model_of(feed_forward_proj=kind)
+    if checkpointing:
+        checkpoint_activations(model)
+    share_bias(model)
+    fuse_layers(model)
+    sizes = ModelFlops.of(model.config)
+    estimate = activation_bytes(sizes, config, shape)
+    measured = kept_bytes(model, shape)
+    if checkpointing:  # a layer that is worked out again comes on top
+        plain = changed(config, gradient_checkpointing=False)
+        assert measured < estimate < 0.6 * activation_bytes(sizes, plain, shape)
+    else:
+        assert estimate == pytest.approx(measured - score_bytes(sizes, shape), rel=0.1)
+
+
+def kept_bytes(model: Any, shape: Shape) -> int:
+    """Return what autograd keeps of a micro-batch, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        SummedTokenLoss(model)(**full_batch(shape, 5, torch.device("cpu")))
+    return sum(kept[address].nbytes() for address in kept.keys() - weights)
+
+
+def score_bytes(sizes: ModelFlops, shape: Shape) -> int:
+    """Return what attention keeps on a CPU: a weight, and whether it was dropped."""
+    encoder, decoder = sizes.encoder, sizes.decoder
+    scores = encoder.layers * encoder.heads * shape.encoder**2
+    scores += decoder.layers * decoder.heads * shape.decoder * (shape.encoder + shape.decoder)
+    return 5 * shape.rows * scores
+
+
+def test_the_loss_takes_chunks_of_logits_and_the_gradient_of_its_matrix() -> None:
+    sizes = ModelFlops.of(FLAN_T5_BASE)
+    shape = Shape(8, 1, 2048)
+    logits, matrix = 4 * 8 * 2048 * 32_128, 4 * 768 * 32_128
+    hidden = 4 * 8 * 2048 * 768
+    assert loss_bytes(sizes, shape, chunked=True) == 2 * GPU_CHUNK + matrix + 2 * hidden
+    assert loss_bytes(sizes, shape, chunked=False) == 3 * logits
+    few = loss_bytes(sizes, Shape(1, 1, 10), chunked=True)
+    assert few == 2 * 4 * 10 * 32_128 + matrix + 2 * 4 * 10 * 768
+
+
+def test_bfloat16_keeps_less_and_copies_the_weights(config: FitConfig) -> None:
+    model, shape = model_of(), Shape(2, 64, 64)
+    full = training_memory(model, config, shape)
+    half = training_memory(model, changed(config, bf16=True), shape)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert (full.parameters, full.gradients, full.optimizer) == (
+        4 * weights,
+        4 * weights,
+        8 * weights,
+    )
+    assert (half.parameters, half.gradients) == (6 * weights, 4 * weights)
+    assert half.activations < 0.8 * full.activations
+    assert full.total == 16 * weights + full.activations + full.loss

@@ -1,0 +1,420 @@
+"""LoRA: what is trained, what is saved, and that plain PEFT loads it."""
+
+import importlib.util
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from pipeline.cli import run
+from pipeline.config import FitConfig
+from pipeline.errors import CheckpointError, ConfigError, ModelError
+from pipeline.fit.estimate.memory import optimizer_bytes
+from pipeline.fit.model import lora
+from pipeline.fit.model.loading import adapted, load_model, load_trained
+from pipeline.fit.model.loss import SummedTokenLoss
+from pipeline.fit.stage import fit
+from pipeline.lossless import NEW_PIECES
+from pipeline.tokenizer import TextTokenizer
+from tests.fit.checkpoint.test_resume import fit_and_stop
+from tests.fit.distributed.test_processes import torchrun
+from tests.fit.helpers import changed, log_of, weights_of, with_config, write_prepared
+
+pytest.importorskip("peft", reason="the extra peft is not installed")
+
+PEFT_WARNINGS = pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
+
+
+@pytest.fixture
+def small(config: FitConfig) -> FitConfig:
+    return changed(config, lora_r=4, save_strategy="steps", save_steps=3)
+
+
+@pytest.fixture(params=["untied", pytest.param("tied", marks=pytest.mark.slow)])
+def base(request: pytest.FixtureRequest, tiny: Path, tied: Path) -> Path:
+    return tied if request.param == "tied" else tiny
+
+
+def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def piece_ids(tokenizer: TextTokenizer) -> list[int]:
+    return [tokenizer.backend.get_vocab()[piece] for piece in NEW_PIECES]
+
+
+def plain(base: Path, adapter: Path) -> Any:
+    """Load base and adapter as people do, without this project."""
+    from peft import PeftModel
+    from transformers import AutoModelForSeq2SeqLM
+
+    return PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(base), adapter).eval()
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_the_adapter_and_the_new_rows_alone_are_trained(
+    small: FitConfig, tiny: Path, tied: Path, tokenizer: TextTokenizer, kind: str
+) -> None:
+    base = tiny if kind == "untied" else tied
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    out = fit(changed(small, model_name_or_path=str(base)))
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    assert not (out / "model.safetensors").exists()
+    assert not (out / "config.json").exists()
+    assert (out / "spiece.model").is_file()
+    saved = adapter_of(out)
+    layers = {name.split(".")[-3] for name in saved if ".lora_A" in name}
+    assert layers == {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
+    deltas = {name: value for name, value in saved.items() if "trainable_tokens" in name}
+    assert all(value.shape == (9, 32) for value in deltas.values())
+    rest = {name for name in saved if ".lora_" not in name}
+    assert rest == set(deltas)
+    inputs = [value for name, value in deltas.items() if "lm_head" not in name]
+    assert all(torch.equal(inputs[0], value) for value in inputs), "one matrix, one set of rows"
+    assert any("lm_head" in name for name in deltas) == (base.name == "tiny")
+    fresh = load_model(small, tokenizer).get_input_embeddings().weight[piece_ids(tokenizer)]
+    moved = ~torch.isclose(inputs[0], fresh).all(dim=1)
+    assert moved[:3].all(), "newline, tab and < are in the rows"
+
+
+def test_base_weights_stay_as_they_are(small: FitConfig, tokenizer: TextTokenizer) -> None:
+    model = load_model(small, tokenizer)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    labels = torch.tensor([[*piece_ids(tokenizer), 1]])
+    for _ in range(3):
+        loss = SummedTokenLoss(model)(labels, torch.ones_like(labels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = dict(model.named_parameters())
+    assert len(frozen) > 50
+    assert [n for n, value in frozen.items() if not torch.equal(value, after[n])] == []
+
+
+def test_the_gradient_of_the_new_rows_is_that_of_full_training(
+    small: FitConfig, still: Path, tied: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    """The adapter starts at zero, so at first rows of both embeddings get the same gradient."""
+    still_tied = with_config(tied, tmp_path / "still", dropout_rate=0.0)
+    ids = piece_ids(tokenizer)
+    labels = torch.tensor([[5, *ids, 6, 1]])
+    for base in (still, still_tied):
+        options = changed(small, model_name_or_path=str(base))
+        full = load_model(changed(options, lora_r=0), tokenizer)
+        part = load_model(changed(options, lora_dropout=0.0), tokenizer)
+        losses = [SummedTokenLoss(m)(labels, torch.ones_like(labels), labels) for m in (full, part)]
+        assert torch.allclose(*losses, rtol=1e-6)
+        for loss in losses:
+            loss.backward()
+        deltas = {n: p for n, p in part.named_parameters() if "trainable_tokens" in n}
+        assert len(deltas) == (1 if base == still_tied else 2)
+        for name, parameter in deltas.items():
+            matrix = full.lm_head if "lm_head" in name else full.shared
+            order = ids[::-1] if "lm_head" in name else ids
+            assert matrix.weight.grad is not None
+            torch.testing.assert_close(
+                parameter.grad, matrix.weight.grad[order], rtol=1e-4, atol=1e-6
+            )
+
+
+@PEFT_WARNINGS
+def test_a_newline_is_written_after_lora(
+    small: FitConfig, base: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    """A model that has learnt to write learns an answer; plain transformers and PEFT load it."""
+    answer = "if x < 3:\n\treturn {x}"
+    base = with_config(base, tmp_path / "still", dropout_rate=0.0)
+    texts = ["What is the capital?", "if x 3: return x", answer]
+    question, plain_answer, target = ([*i, tokenizer.eos_id] for i in tokenizer.encode_batch(texts))
+    data = [
+        str(write_prepared(tmp_path / name, tokenizer, {"train": [(question, rows)]}))
+        for name, rows in (("plain", plain_answer), ("lines", target))
+    ]
+    settings = changed(small, logging_steps=150, save_strategy="no", max_steps=100)
+    first = changed(
+        settings,
+        data_path=data[0],
+        model_name_or_path=str(base),
+        output_dir=str(tmp_path / "first"),
+        lora_r=0,
+    )
+    base = fit(first)
+    out = fit(
+        changed(
+            settings,
+            data_path=data[1],
+            model_name_or_path=str(base),
+            lora_r=16,
+            lora_alpha=32,
+            lora_dropout=0.0,
+            learning_rate=1e-2,
+            max_steps=200,
+        )
+    )
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(out)
+    ids = torch.tensor([question])
+    model = plain(base, out)
+    written = model.generate(input_ids=ids, max_new_tokens=40)[0]
+    assert theirs.decode(written, skip_special_tokens=True) == answer
+    merged = load_trained(out).eval()
+    labels = torch.tensor([target])
+    with torch.inference_mode():
+        expected = model(input_ids=ids, labels=labels).logits
+        assert torch.allclose(merged(input_ids=ids, labels=labels).logits, expected, atol=1e-5)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
+    small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(small)
+    again = changed(small, output_dir=str(tmp_path / "again"))
+    fit_and_stop(again, monkeypatch)
+    with pytest.raises(CheckpointError, match="--lora-r"):
+        fit(changed(again, lora_r=0))
+    with pytest.raises(CheckpointError, match="--lora-alpha"):
+        fit(changed(again, lora_alpha=8))
+    resumed = fit(again)
+    one, other = adapter_of(whole), adapter_of(resumed)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert log_of(whole) == log_of(resumed)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_adapter_of_one(
+    small: FitConfig, still: Path, tmp_path: Path
+) -> None:
+    small = changed(small, model_name_or_path=str(still), train_batch_size=4, lora_dropout=0.0)
+    one, two = fit(small), tmp_path / "two"
+    torchrun(changed(small, output_dir=str(two)), 2, "--lora-r=4", "--lora-dropout=0")
+    first, second = adapter_of(one), adapter_of(two)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-4)
+
+
+def test_recomputed_activations_change_nothing(small: FitConfig, tmp_path: Path) -> None:
+    again = changed(small, output_dir=str(tmp_path / "again"), gradient_checkpointing=True)
+    one, other = adapter_of(fit(small)), adapter_of(fit(again))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-5)
+
+
+def test_a_finished_run_has_nothing_to_do(
+    small: FitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(small)
+    capsys.readouterr()
+    fit(small)
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_whole_model_takes_the_place_of_an_adapter(small: FitConfig) -> None:
+    out = fit(changed(small, save_strategy="no"))
+    fit(changed(small, lora_r=0, save_strategy="no"))
+    assert not lora.is_adapter(out)
+    assert weights_of(out)
+
+
+def test_chat_loads_an_adapter(small: FitConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    out = fit(small)
+    capsys.readouterr()
+    assert run(["chat", str(out), "--message", "Hi", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_model_card_names_peft(small: FitConfig) -> None:
+    out = fit(changed(small, max_steps=1, save_strategy="no"))
+    card = ModelCard((out / "README.md").read_text("utf-8"))
+    assert card.data.library_name == "peft"
+    facts = json.loads((out / "run.json").read_text("utf-8"))
+    assert facts["versions"]["peft"] == version("peft")
+    assert "bitsandbytes" not in facts["versions"]
+    assert f"| peft | {version('peft')} |" in card.text
+
+
+def test_an_adapter_finds_its_base_from_other_folders(
+    small: FitConfig,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = with_config(tiny, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    out = fit(changed(small, model_name_or_path="base", max_steps=1))
+    monkeypatch.chdir(tiny)
+    assert lora.base_of(out) == str(base.resolve())
+    load_trained(out)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="cannot be found") as error:
+        load_trained(out)
+    assert error.value.where == str(base.resolve())
+    assert str(out / "adapter_config.json") in error.value.do
+    (base / "empty").mkdir(parents=True)
+    capsys.readouterr()
+    assert run(["export", str(out), "--merge", "--output-dir", str(tmp_path / "merged")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"where: {base.resolve()}; got: no config.json; do: put it there" in line
+
+
+def test_a_base_of_the_hub_keeps_its_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
+    whole = load_model(changed(small, lora_r=0), tokenizer)
+    model = adapted(whole, changed(small, model_name_or_path="org/some-t5"), tokenizer)
+    assert model.peft_config["default"].base_model_name_or_path == "org/some-t5"
+
+
+def test_layers_by_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
+    model = load_model(changed(small, lora_target_modules="q, v"), tokenizer)
+    named = {n.split(".")[-4] for n, p in model.named_parameters() if ".lora_A" in n}
+    assert named <= {"SelfAttention", "EncDecAttention", "q", "v"}
+    with pytest.raises(ConfigError, match="q_proj") as error:
+        load_model(changed(small, lora_target_modules="q_proj,v"), tokenizer)
+    assert "wi_0" in error.value.do
+
+
+@pytest.mark.parametrize("name", ["lm_head", "shared"])
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_an_embedding_gets_no_adapter(
+    small: FitConfig, tiny: Path, tied: Path, tokenizer: TextTokenizer, kind: str, name: str
+) -> None:
+    base = str(tiny if kind == "untied" else tied)
+    asked = changed(small, model_name_or_path=base, lora_target_modules=f"q,v,{name}")
+    with pytest.raises(ConfigError, match="embedding") as error:
+        load_model(asked, tokenizer)
+    assert error.value.got == name
+    offered, _, reason = error.value.do.partition("; ")
+    assert offered == "give some of k, o, q, v, wi_0, wi_1, wo"
+    assert "lm_head" in reason
+    assert "shared are trained anyway" in reason
+
+
+def test_dry_run_counts_what_is_trained(small: FitConfig, tokenizer: TextTokenizer) -> None:
+    from pipeline.fit.estimate.dry_run import dry_run
+
+    model = load_model(small, tokenizer)
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    assert optimizer_bytes(model, small) == 2 * trained
+    assert optimizer_bytes(load_model(changed(small, lora_r=0), tokenizer), small) > 4 * trained
+    assert any(line.startswith("optimizer") for line in dry_run(small))
+
+
+def test_without_peft_it_is_one_line(small: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find(name, *a)
+    )
+    with pytest.raises(ConfigError, match=r"duet-t5\[peft\]"):
+        fit(small)
+    assert not Path(small.output_dir).exists()
+
+
+def test_what_an_adapter_cannot_be(small: FitConfig, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--from-scratch"):
+        changed(small, from_scratch=True)
+    with pytest.raises(ConfigError, match="--output-dir"):
+        changed(small, output_dir=str(tiny))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--lora-alpha", "32"), ("--lora-dropout", "0.1"), ("--lora-target-modules", "q,v")],
+)
+def test_without_a_rank_it_means_nothing(
+    config: FitConfig, flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    words += ["--output-dir", config.output_dir, "--dry-run"]
+    assert run(["fit", *words, flag, value]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"where: {flag}; got: {value}; do: give --lora-r 16 too" in line
+    assert changed(config, lora_alpha=16, lora_dropout=0.05).lora_r == 0
+
+
+def test_an_adapter_cannot_add_rows(
+    small: FitConfig, tiny: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    few = with_config(tiny, tmp_path / "few", vocab_size=tokenizer.vocab_size - 2)
+    weights = load_file(few / "model.safetensors")
+    for name in ("shared.weight", "lm_head.weight"):
+        weights[name] = weights[name][: tokenizer.vocab_size - 2].clone()
+    save_file(weights, few / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="too few embedding rows"):
+        load_model(changed(small, model_name_or_path=str(few)), tokenizer)
+
+
+def test_an_adapter_that_does_not_tell_its_base(small: FitConfig, tmp_path: Path) -> None:
+    out = fit(small)
+    broken = tmp_path / "broken"
+    shutil.copytree(out, broken)
+    path = broken / "adapter_config.json"
+    values = json.loads(path.read_text("utf-8"))
+    del values["base_model_name_or_path"]
+    path.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(ModelError, match="adapter's config"):
+        load_trained(broken)
+
+
+def test_another_adapter_or_another_base_is_another_run(
+    small: FitConfig, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_and_stop(small, monkeypatch)
+    base = with_config(tiny, tmp_path / "base")
+    fit_and_stop(changed(small, model_name_or_path=str(base)), monkeypatch)  # a copy is the same
+    file = bytearray((base / "model.safetensors").read_bytes())
+    file[-1000] ^= 1
+    (base / "model.safetensors").write_bytes(file)
+    refused: dict[str, dict[str, Any]] = {
+        "--lora-r": {"lora_r": 8},
+        "--lora-alpha": {"lora_alpha": 8},
+        "--lora-dropout": {"lora_dropout": 0.2},
+        "--lora-target-modules": {"lora_target_modules": "q,v"},
+        "--model-name-or-path (weights)": {"model_name_or_path": str(base)},
+    }
+    for where, changes in refused.items():
+        with pytest.raises(CheckpointError, match="other settings") as caught:
+            fit(changed(small, resume_anyway=True, **changes))
+        assert caught.value.where == where
+
+
+def test_the_name_of_weights_in_several_files(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) > 2
+    before = lora.name_of_weights(str(tmp_path), None)
+    for part in (parts[0], parts[-1]):
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+        assert lora.name_of_weights(str(tmp_path), None) != before
+        content[-1] ^= 1
+        part.write_bytes(content)
+    assert lora.name_of_weights(str(tmp_path), None) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": 3}'])
+def test_a_damaged_index_of_the_base_is_one_line(
+    small: FitConfig, tiny: Path, tmp_path: Path, content: str
+) -> None:
+    base = with_config(tiny, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
+        fit(changed(small, model_name_or_path=str(base)))
+    assert error.value.where == str(base)
+    assert "model.safetensors.index.json is damaged" in error.value.got
+    assert not Path(small.output_dir).exists()

@@ -1,0 +1,163 @@
+"""The loss of a batch, a chunk of its target positions at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForSeq2SeqLM
+
+import pipeline.fit.model.loss as losses
+from pipeline.fit.model.loading import quiet_transformers
+from pipeline.fit.model.loss import (
+    SummedTokenLoss,
+    shift_right,
+    summed_cross_entropy,
+    target_positions,
+)
+
+
+def load(folder: Path) -> Any:
+    with quiet_transformers():
+        return AutoModelForSeq2SeqLM.from_pretrained(folder)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how large the largest tensor is that any operation makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.most = max(self.most, tensor.numel())
+        return made
+
+
+def random_case(positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(positions)
+    hidden = torch.randn(positions, 16, generator=generator).requires_grad_()
+    weight = torch.randn(1000, 16, generator=generator).requires_grad_()
+    return hidden, weight, torch.randint(0, 1000, (positions,), generator=generator)
+
+
+@pytest.mark.parametrize("positions", [1, 9, 10, 11, 95])
+def test_chunks_give_the_whole(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK", 10 * 4 * 1000)
+    hidden, weight, labels = random_case(positions)
+    whole = F.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+    wanted = torch.autograd.grad(whole * 0.3, (hidden, weight))
+    loss = summed_cross_entropy(hidden, weight, labels)
+    found = torch.autograd.grad(loss * 0.3, (hidden, weight))
+    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_no_chunk_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK", 10 * 4 * 1000)
+    hidden, weight, labels = random_case(200)
+    with LargestTensor() as chunked:
+        summed_cross_entropy(hidden, weight, labels).backward()
+    with LargestTensor() as plain:
+        F.cross_entropy(hidden @ weight.T, labels, reduction="sum").backward()
+    assert plain.most == 200 * 1000
+    assert chunked.most == weight.numel()
+
+
+def test_a_frozen_matrix_gets_no_gradient() -> None:
+    hidden, weight, labels = random_case(5)
+    weight.requires_grad_(False)
+    summed_cross_entropy(hidden, weight, labels).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_without_gradients_there_is_the_same_loss() -> None:
+    hidden, weight, labels = random_case(20)
+    with torch.no_grad():
+        loss = summed_cross_entropy(hidden, weight, labels)
+    assert not loss.requires_grad
+    assert float(loss) == float(summed_cross_entropy(hidden, weight, labels).detach())
+
+
+def test_autocast_computes_in_bfloat16_and_sums_in_float32() -> None:
+    hidden, weight, labels = random_case(300)
+    exact = summed_cross_entropy(hidden, weight, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = F.linear(hidden, weight)
+        plain = F.cross_entropy(logits.float(), labels, reduction="sum")
+        loss = summed_cross_entropy(hidden, weight, labels)
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-6)
+    assert float(loss.detach()) != float(exact.detach())
+    wanted = torch.autograd.grad(plain, (hidden, weight))
+    for one, other in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert float((one - other).abs().max()) < 0.01 * float(other.abs().max())
+
+
+def batch_of(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.tensor([[5, 6, 1]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.int64),
+        "labels": labels,
+    }
+
+
+def test_labels_that_are_all_ignored_give_zero(still: Path) -> None:
+    model = load(still)
+    loss = SummedTokenLoss(model)(**batch_of(torch.full((1, 2), -100)))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(float(p.grad.abs().max()) == 0.0 for p in model.parameters())
+
+
+def test_only_positions_with_a_label_go_through_the_output_matrix(
+    still: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    whole = losses.summed_cross_entropy
+    monkeypatch.setattr(
+        losses, "summed_cross_entropy", lambda h, *a: seen.append(h.shape) or whole(h, *a)
+    )
+    model = load(still)
+    labels = torch.tensor([[7, -100, 9, 1, -100, -100]])
+    known = SummedTokenLoss(model)(**batch_of(labels), targets=torch.tensor([0, 2, 3]))
+    found = SummedTokenLoss(model)(**batch_of(labels))
+    assert seen == [(3, 32), (3, 32)]
+    assert torch.equal(known, found)
+
+
+def test_the_output_layer_is_its_own_again(still: Path) -> None:
+    model = load(still)
+    batch = batch_of(torch.tensor([[7, 1]]))
+    before = model(**batch).logits
+    SummedTokenLoss(model)(**batch)
+    assert torch.equal(model(**batch).logits, before)
+    with pytest.raises(IndexError):
+        SummedTokenLoss(model)(**batch | {"input_ids": torch.tensor([[100_000] * 3])})
+    assert torch.equal(model(**batch).logits, before)
+
+
+def test_the_loss_is_float32_where_the_model_is_not(still: Path) -> None:
+    model = load(still).to(torch.bfloat16)
+    loss = SummedTokenLoss(model)(**batch_of(torch.tensor([[7, 1]])))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert model.lm_head.weight.grad.dtype == torch.bfloat16
+
+
+def test_the_decoder_sees_the_start_then_the_targets(still: Path) -> None:
+    labels = torch.tensor([[7, 8, 1], [9, -100, -100]])
+    assert torch.equal(shift_right(labels, 0, 0), load(still)._shift_right(labels))
+    assert shift_right(labels, 4, 3).tolist() == [[4, 7, 8], [4, 9, 3]]
+
+
+def test_positions_are_of_the_flattened_labels() -> None:
+    assert target_positions(torch.full((2, 2), -100)).tolist() == []
+    assert target_positions(torch.tensor([[-100, 5], [0, -100]])).tolist() == [1, 2]

@@ -1,0 +1,157 @@
+"""Optimizers, groups and schedules are those of the Hugging Face trainer."""
+
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments
+
+from pipeline.config import FitConfig, Scheduler
+from pipeline.errors import ConfigError
+from pipeline.fit.model.loading import quiet_transformers
+from pipeline.fit.training.optim import (
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    warmup_steps,
+)
+from tests.fit.helpers import changed
+
+
+@pytest.fixture
+def model(still: Path) -> Any:
+    with quiet_transformers():
+        return AutoModelForSeq2SeqLM.from_pretrained(still)
+
+
+def names(model: Any, groups: list[dict[str, Any]]) -> list[tuple[float, set[str]]]:
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [(g["weight_decay"], {by_id[id(p)] for p in g["params"]}) for g in groups]
+
+
+def trainer_optimizer(model: Any, tmp_path: Path, optim: str) -> torch.optim.Optimizer:
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        weight_decay=0.1,
+        learning_rate=1e-2,
+        optim=optim,
+        report_to=[],
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-6,
+        use_cpu=True,
+    )
+    optimizer: torch.optim.Optimizer = Trainer(model, arguments).create_optimizer()
+    return optimizer
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor"])
+def test_groups_and_defaults_are_the_trainers(
+    model: Any, config: FitConfig, tmp_path: Path, optim: str
+) -> None:
+    ours = make_optimizer(
+        model,
+        changed(
+            config,
+            weight_decay=0.1,
+            optim=optim,
+            adam_beta1=0.8,
+            adam_beta2=0.95,
+            adam_epsilon=1e-6,
+        ),
+    )
+    theirs = trainer_optimizer(model, tmp_path, optim)
+    assert type(ours) is type(theirs)
+    assert names(model, ours.param_groups) == names(model, theirs.param_groups)
+    left_out = ("params", "param_names", "fused")  # in one pass or many: the same values
+    values = [
+        {name: value for name, value in group.items() if name not in left_out}
+        for optimizer in (ours, theirs)
+        for group in optimizer.param_groups
+    ]
+    assert values[:2] == values[2:]
+
+
+def test_biases_and_norms_are_not_decayed(model: Any) -> None:
+    (decay, decayed), (none, spared) = names(model, parameter_groups(model, 0.1))
+    assert (decay, none) == (0.1, 0.0)
+    assert {"shared.weight", "lm_head.weight"} <= decayed
+    assert "encoder.final_layer_norm.weight" in spared
+    assert all("layer_norm" in name or "relative_attention_bias" in name for name in spared)
+    assert not any("norm" in name or "bias" in name for name in decayed)
+    assert len(decayed) + len(spared) == len(list(model.parameters()))
+
+
+def steps(model: Any, optimizer: torch.optim.Optimizer, count: int = 3) -> list[torch.Tensor]:
+    for i in range(count):
+        for j, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.01 * (i + 1) * (-1) ** j)
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_adamw_is_plain_adamw(model: Any, still: Path, config: FitConfig, optim: str) -> None:
+    config = changed(config, optim=optim, weight_decay=0.2)
+    ours = steps(model, make_optimizer(model, config))
+    with quiet_transformers():
+        other = AutoModelForSeq2SeqLM.from_pretrained(still)
+    spared = [p for n, p in other.named_parameters() if "norm" in n or "bias" in n]
+    decayed = [p for n, p in other.named_parameters() if "norm" not in n and "bias" not in n]
+    plain = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.2}, {"params": spared, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+    for one, two in zip(ours, steps(other, plain), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
+def test_adafactor_is_the_trainers(
+    model: Any, still: Path, config: FitConfig, tmp_path: Path
+) -> None:
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    config = changed(config, optim="adafactor", weight_decay=0.1)
+    ours = steps(model, make_optimizer(model, config))
+    with quiet_transformers():
+        other = AutoModelForSeq2SeqLM.from_pretrained(still)
+    theirs = steps(other, trainer_optimizer(other, tmp_path, "adafactor"))
+    for start, one, two in zip(before, ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+        assert not torch.equal(one, start)
+
+
+@pytest.mark.parametrize("name", get_args(Scheduler))
+def test_each_schedule_is_the_trainers(
+    model: Any, config: FitConfig, tmp_path: Path, name: str
+) -> None:
+    config = changed(config, lr_scheduler_type=name, warmup_ratio=0.25)
+    optimizer = make_optimizer(model, config)
+    schedule = make_schedule(optimizer, config, 10)
+    from transformers import get_scheduler
+
+    other = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    theirs = get_scheduler(name, other, num_warmup_steps=3, num_training_steps=10)
+    for _ in range(10):
+        assert schedule.get_last_lr()[0] == theirs.get_last_lr()[0]
+        for each in (optimizer, schedule, other, theirs):
+            each.step()
+
+
+def test_warmup_is_given_or_a_share_rounded_up(config: FitConfig) -> None:
+    assert warmup_steps(changed(config, warmup_ratio=0.03), 100) == 3
+    assert warmup_steps(changed(config, warmup_ratio=0.03), 101) == math.ceil(3.03)
+    assert warmup_steps(changed(config, warmup_ratio=0.07), 100) == 7  # 7.000000000000001
+    assert warmup_steps(changed(config, warmup_ratio=0.5, warmup_steps=7), 100) == 7
+    assert warmup_steps(config, 100) == 0
+
+
+def test_values_that_cannot_be_are_named(model: Any, config: FitConfig) -> None:
+    with pytest.raises(ConfigError, match="optimizer cannot be made"):
+        make_optimizer(model, changed(config, adam_beta1=1.0))
+    config = changed(config, lr_scheduler_type="polynomial", learning_rate=1e-8)
+    with pytest.raises(ConfigError, match="schedule cannot be made"):
+        make_schedule(make_optimizer(model, config), config, 10)
