@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.prepare.encode.segment_encoder import is_eval
 from pipeline.prepare.found import Record
-from pipeline.prepare.part_encoder import is_eval
-from pipeline.prepare.reader import read_records
-from pipeline.prepare.sources import Source
+from pipeline.prepare.read.reader import read_records
+from pipeline.prepare.read.sources import Source
 from pipeline.store.manifest import FILENAME, Shard, read_manifest, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 

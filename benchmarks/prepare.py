@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.prepare.found import Record
-from pipeline.prepare.reader import read_records
-from pipeline.prepare.sources import Source
+from pipeline.prepare.read.reader import read_records
+from pipeline.prepare.read.sources import Source
 
 HERE = Path(__file__).parent
 SIDES = {

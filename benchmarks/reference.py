@@ -19,7 +19,7 @@ from typing import Any
 
 from fit_reference import first_records
 
-from pipeline.prepare.records import clean
+from pipeline.prepare.read.records import clean
 from pipeline.tokenizer import load_tokenizer
 
 SIDE = Path(__file__).with_name("reference_side.py")

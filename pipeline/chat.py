@@ -13,7 +13,7 @@ from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import ModelError
 from pipeline.fit.model.loading import load_trained
 from pipeline.fit.model.lora import is_adapter
-from pipeline.prepare.encoding import PairEncoder
+from pipeline.prepare.encode.encoding import PairEncoder
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import saved_length
 

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from pipeline.config import CacheConfig
 from pipeline.errors import InputError, PreparedFolderError
 from pipeline.store.atomic import output_errors
+from pipeline.store.chunk_cache import FILENAME as PART_FILENAME
+from pipeline.store.chunk_cache import iterate_parts
 from pipeline.store.manifest import FILENAME, read_manifest
-from pipeline.store.parts import FILENAME as PART_FILENAME
-from pipeline.store.parts import iterate_parts
 from pipeline.store.passages import part_of
 
 _HOUR, _DAY = 3_600, 86_400

@@ -95,7 +95,7 @@ MESSAGES: list[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("messages", MESSAGES)
 def test_the_chat_template_renders_the_encoder_text(messages: list[dict[str, Any]]) -> None:
     from pipeline.conversation import ROLES_BY_NAME
-    from pipeline.prepare.records import parse_record
+    from pipeline.prepare.read.records import parse_record
 
     conversation = parse_record({"messages": messages}, "x", ROLES_BY_NAME)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

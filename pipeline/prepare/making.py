@@ -10,12 +10,12 @@ from typing import Self
 from pipeline.config import PrepareConfig
 from pipeline.logs import note
 from pipeline.prepare.cutting import MEAN_SIZE, Part
-from pipeline.prepare.engine import make_engine
+from pipeline.prepare.encode.segment_encoder import EncodingSettings
+from pipeline.prepare.engines.base import make_engine
 from pipeline.prepare.found import Known, RereadError
 from pipeline.prepare.options import part_options
-from pipeline.prepare.part_encoder import EncodingSettings
+from pipeline.store.chunk_cache import PART_SCHEMA, PartInfo, PartStore
 from pipeline.store.fingerprint import key_of
-from pipeline.store.parts import PART_SCHEMA, PartInfo, PartStore
 from pipeline.store.prepared import PreparedWriter
 from pipeline.tokenizer import TextTokenizer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipeline.conversation import ROLES_BY_NAME
 from pipeline.errors import RecordError
-from pipeline.prepare.encoding import PairEncoder
-from pipeline.prepare.records import RejectedError, parse_record
+from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.read.records import RejectedError, parse_record
 from pipeline.tokenizer import tokenizer_of
 from pipeline.window import saved_length
 

@@ -9,8 +9,8 @@ from pipeline.conversation import Place
 from pipeline.errors import DuetError
 from pipeline.logs import note
 from pipeline.prepare.cutting import Part, conversation_size, mark_reach
-from pipeline.prepare.formats import Content, format_of, open_file
-from pipeline.prepare.sources import FileState, Source
+from pipeline.prepare.read.formats import Content, format_of, open_file
+from pipeline.prepare.read.sources import FileState, Source
 from pipeline.store.passages import Passage, PassageStore, Rejection
 
 # In characters, of records that are in no part yet: a large file may be rejected as a whole.

@@ -9,18 +9,19 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
 from pipeline.logs import ByteProgress, note
 from pipeline.prepare.cache import PreparedCache
-from pipeline.prepare.collector import rare_collections
 from pipeline.prepare.cutting import Part, part_sizes
-from pipeline.prepare.formats import format_of
+from pipeline.prepare.encode.segment_encoder import EVAL, TRAIN
 from pipeline.prepare.found import Known, RereadError
+from pipeline.prepare.gc_tuning import rare_collections
 from pipeline.prepare.making import PartMaker
 from pipeline.prepare.options import reading_options, row_options
-from pipeline.prepare.part_encoder import EVAL, TRAIN
 from pipeline.prepare.passage_log import PassageLog
-from pipeline.prepare.reading import Reading
-from pipeline.prepare.rejections import RejectedFile
-from pipeline.prepare.sources import FileState, Source, states_of
+from pipeline.prepare.read.formats import format_of
+from pipeline.prepare.read.reading import Reading
+from pipeline.prepare.read.rejections import RejectedFile
+from pipeline.prepare.read.sources import FileState, Source, states_of
 from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.chunk_cache import PartStore
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import (
     SCHEMA_VERSION,
@@ -29,7 +30,6 @@ from pipeline.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.store.parts import PartStore
 from pipeline.store.passages import Passage, PassageStore
 from pipeline.store.prepared import PreparedWriter
 from pipeline.store.shards import row_schema

@@ -7,8 +7,8 @@ from pipeline.config import PrepareConfig, is_url
 from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.options import row_options
+from pipeline.prepare.read.sources import find_sources, states_of
 from pipeline.prepare.remote_output import prepare_to_url
-from pipeline.prepare.sources import find_sources, states_of
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
 from pipeline.store.summary import summary

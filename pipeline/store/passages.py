@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.checked import read_checked, write_checked
+from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import key_of
 
 PASSAGE_SCHEMA = 1

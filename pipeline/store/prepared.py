@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.store.atomic import output_errors
+from pipeline.store.chunk_cache import PartInfo, PartStore, link
 from pipeline.store.manifest import Shard
-from pipeline.store.parts import PartInfo, PartStore, link
 from pipeline.store.shards import ShardFile, ShardWriter, write_dataset_dict, write_split
 
 

@@ -12,9 +12,9 @@ import pytest
 import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
-from pipeline.prepare.workers import LocalEngine
+from pipeline.prepare.engines.local import LocalEngine
+from pipeline.store.chunk_cache import PartInfo, PartStore, PartWriter, iterate_parts
 from pipeline.store.manifest import read_manifest
-from pipeline.store.parts import PartInfo, PartStore, PartWriter, iterate_parts
 from pipeline.store.shards import open_split
 from tests.conftest import SAMPLE, record
 from tests.prepare.helpers import (

@@ -18,7 +18,7 @@ import pytest
 import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.errors import DuetError, OutputError
-from pipeline.prepare import workers as workers_module
+from pipeline.prepare.engines import local as workers_module
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import _HashingFile
 from tests.prepare.helpers import (
@@ -104,7 +104,9 @@ def check_visible(output: Path, undisturbed: dict[str, bytes]) -> int:
 
 FORKS = f"""
 import json, os, signal, sys, time
-from pipeline.prepare import cutting, preparation, stage
+from pipeline.prepare import cutting
+from pipeline.prepare import preparation
+from pipeline.prepare import stage
 from pipeline.config import PrepareConfig
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
 
@@ -262,8 +264,12 @@ def test_runs_with_workers_killed_at_random_moments_leave_nothing_wrong(
 STOPS = f"""
 import os, signal, sys
 from pathlib import Path
-from pipeline.prepare import cutting, preparation, stage
-from pipeline.store import atomic, manifest, parts
+from pipeline.prepare import cutting
+from pipeline.prepare import preparation
+from pipeline.prepare import stage
+from pipeline.store import atomic
+from pipeline.store import manifest
+from pipeline.store import chunk_cache as parts
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
 what, after, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 calls = 0
@@ -525,7 +531,8 @@ def test_any_write_that_fails_publishes_nothing(
 
 WAITS = f"""
 import sys
-from pipeline.prepare import cutting, preparation
+from pipeline.prepare import cutting
+from pipeline.prepare import preparation
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
 publish = preparation.publish_folder
 def wait(*args):
@@ -540,7 +547,8 @@ sys.exit(run(sys.argv[1:]))
 
 PLAIN = f"""
 import sys
-from pipeline.prepare import cutting, stage
+from pipeline.prepare import cutting
+from pipeline.prepare import stage
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
 lock = stage.PreparedCache.lock
 def say_and_lock(cache, name):

@@ -12,10 +12,10 @@ import pytest
 
 import pipeline
 from pipeline.config import PrepareConfig
-from pipeline.prepare import reading
-from pipeline.prepare.formats import Content
 from pipeline.prepare.found import Known
-from pipeline.store.parts import PartStore, iterate_parts
+from pipeline.prepare.read import reading
+from pipeline.prepare.read.formats import Content
+from pipeline.store.chunk_cache import PartStore, iterate_parts
 from tests.conftest import record
 from tests.prepare.helpers import WORDS, contents, cut_at, generated, leftovers, write
 

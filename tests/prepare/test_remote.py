@@ -22,7 +22,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 import pipeline
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.prepare.sources import find_sources
+from pipeline.prepare.read.sources import find_sources
 from pipeline.store import remote as remote_module
 from pipeline.store.manifest import read_manifest
 from tests.conftest import SAMPLE, record

@@ -21,9 +21,10 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import cutting, preparation, workers
+from pipeline.prepare import cutting, preparation
+from pipeline.prepare.engines import local as workers
+from pipeline.store.chunk_cache import iterate_parts
 from pipeline.store.manifest import read_manifest
-from pipeline.store.parts import iterate_parts
 from pipeline.store.shards import open_split
 from tests.conftest import SAMPLE, record
 
@@ -407,7 +408,8 @@ def test_a_script_without_a_main_guard_can_use_workers(tiny_t5: Path, tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(f"""
 import pipeline
-from pipeline.prepare import cutting, workers
+from pipeline.prepare import cutting
+from pipeline.prepare.engines import local as workers
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
 workers.LocalEngine._workers_are_busy = lambda engine: False
 workers.LocalEngine.encode_here = None
@@ -425,7 +427,8 @@ def test_workers_end_when_the_run_is_killed(tiny_t5: Path, tmp_path: Path) -> No
     code = f"""
 import multiprocessing, os, signal
 import pipeline
-from pipeline.prepare import cutting, workers
+from pipeline.prepare import cutting
+from pipeline.prepare.engines import local as workers
 cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
 add = workers.ProcessPoolExecutor.submit
 def submit_and_die(pool, function, *args):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.store.parts import PartInfo, PartStore
+from pipeline.store.chunk_cache import PartInfo, PartStore
 
 SCHEMA = pa.schema({"turn": pa.int32()})
 

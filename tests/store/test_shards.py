@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import OutputError, PreparedFolderError
+from pipeline.store.chunk_cache import PartStore
 from pipeline.store.manifest import Manifest, Shard
-from pipeline.store.parts import PartStore
 from pipeline.store.prepared import PreparedWriter
 from pipeline.store.shards import ShardWriter, open_split, row_schema
 

@@ -1,0 +1,1 @@
+"""Conversations to pairs to token ids."""

@@ -1,0 +1,1 @@
+"""Where segments are encoded: this machine, or a Ray cluster."""

@@ -1,0 +1,253 @@
+"""Files to records: every kind, and every fault gives each whole record before it."""
+
+import bz2
+import gzip
+import json
+import lzma
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.prepare.found import Fault, Record
+from pipeline.prepare.read import formats, reader
+from pipeline.prepare.read.reader import read_records
+from pipeline.prepare.read.sources import Source
+from tests.conftest import record
+
+NUMBERS = {"score": [0.5, 1e-5, -2.5e30, 12], "flags": [True, False, None], "n": 1e-7}
+RAW = [
+    one | NUMBERS for one in [record(f"id{i}", 'häl\n"{[]}\\ ,', "x" * i, "😀") for i in range(7)]
+]
+ROWS = [record("id0", "q", "a"), record("id1", "ü")]
+RECORDS = json.loads(json.dumps(RAW), parse_int=str, parse_float=str)
+
+
+def read(path: Path) -> list[Record | Fault]:
+    return list(read_records(Source(path, path.name)))
+
+
+def values(found: list[Record | Fault]) -> list[Any]:
+    return [f.value for f in found if isinstance(f, Record)]
+
+
+def faults(found: list[Record | Fault]) -> list[tuple[int, str]]:
+    return [(f.position, f.reason) for f in found if isinstance(f, Fault)]
+
+
+@pytest.fixture(params=[1, 5, 64, 1 << 20])
+def chunk_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many bytes are read at a time: every boundary must be survived."""
+    monkeypatch.setattr(formats, "_CHUNK", request.param)
+    return int(request.param)
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "two gzip members": lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:]),
+    "zstd": zstandard.ZstdCompressor().compress,
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+}
+FORMS: dict[str, Callable[[Any], bytes]] = {
+    "array": lambda value: json.dumps(value).encode(),
+    "indented array": lambda value: json.dumps(value, indent=2, ensure_ascii=False).encode(),
+    "array with a mark": lambda value: b"\xef\xbb\xbf \n" + json.dumps(value).encode() + b"\r\n ",
+    "lines": lambda value: "\n".join(map(json.dumps, value)).encode(),
+    "lines with a mark": lambda value: (
+        b"\xef\xbb\xbf" + b"".join(json.dumps(v).encode() + b"\r\n\r\n" for v in value)
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("packer", PACKERS)
+def test_every_form_gives_the_records(
+    tmp_path: Path, chunk_size: int, form: str, packer: str
+) -> None:
+    path = tmp_path / "wrong_suffix.txt"
+    path.write_bytes(PACKERS[packer](FORMS[form](RAW)))
+    found = read(path)
+    assert values(found) == RECORDS
+    assert [f.position for f in found] == list(range(7))
+
+
+def test_parquet_gives_the_records(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.json", row_group_size=2)
+    assert values(read(tmp_path / "x.json")) == ROWS
+
+
+def test_a_cut_parquet_file_is_one_fault(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data[:-20])
+    assert faults(read(tmp_path / "x.parquet")) == [(0, "broken_parquet")]
+
+
+ARRAY = json.dumps(RAW, indent=1).encode()
+
+
+@given(cut=st.integers(1, len(ARRAY) - 1))
+@settings(max_examples=150, deadline=None)
+def test_an_array_cut_anywhere_gives_each_whole_record_and_one_fault(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "x.json"
+    path.write_bytes(ARRAY[:cut])
+    whole = 0
+    while whole < len(RECORDS) and _end_of(whole) <= cut:
+        whole += 1
+    found = read(path)
+    assert values(found) == RECORDS[:whole]
+    assert faults(found) == [(whole, "cut_off")]
+
+
+def _end_of(i: int) -> int:
+    """Return how many bytes of ARRAY hold records 0 to i whole."""
+    return len(json.dumps(RAW[: i + 1], indent=1).encode()) - len(b"\n]")
+
+
+@pytest.mark.parametrize("packer", [p for p in PACKERS if p != "plain"])
+def test_a_cut_compressed_file_gives_every_record_that_can_be_unpacked(
+    tmp_path: Path, packer: str
+) -> None:
+    path = tmp_path / "x"
+    noise = random.Random(0)
+    many = [record(f"id{i}", noise.randbytes(200).hex(), str(i)) for i in range(3000)]
+    data = PACKERS[packer](json.dumps(many).encode())
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    found = read(path)
+    assert faults(found) == [(len(found) - 1, "cut_off")]
+    got = values(found)
+    assert got == many[: len(got)]
+    # bz2 packs in blocks of 900 kB; the others give nearly all that is there.
+    assert len(got) > 1500 or packer == "bz2"
+
+
+def test_a_damaged_gzip_gives_every_record_before_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    data = bytearray(gzip.compress(FORMS["lines"](RAW)))
+    data[-5] ^= 1  # of the checksum, behind all records
+    path.write_bytes(data)
+    assert values(read(path)) == RECORDS
+    assert faults(read(path)) == [(7, "cut_off")]
+
+
+def test_a_gzip_may_be_padded_with_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "x.json.gz"
+    data = FORMS["array"](RAW)
+    packed = [gzip.compress(part) for part in (data[:100], data[100:])]
+    path.write_bytes(packed[0] + bytes(50_000) + packed[1] + bytes(50_000))
+    assert (values(read(path)), faults(read(path))) == (RECORDS, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "fault"),
+    [
+        ("[", 0, "cut_off"),
+        ("[{}", 1, "cut_off"),
+        ("[{},", 1, "cut_off"),
+        ('[{}, {"a": tru', 1, "cut_off"),
+        ('[{}, {"a": "\\ud8', 1, "cut_off"),
+        ("[{}, 12", 2, "cut_off"),
+        ("[{},]", 1, "broken_json"),
+        ("[{} {}]", 1, "broken_json"),
+        ("[{}] x", 1, "broken_json"),
+        ("[{}, NaN, {}]", 1, "broken_json"),
+        ("[{}, -Infinity, {}]", 1, "broken_json"),
+        ('[{}, {"a": "\n"}, {}]', 1, "broken_json"),
+        ("[{}, 01]", 2, "broken_json"),
+    ],
+)
+def test_a_broken_array_gives_what_came_before(
+    tmp_path: Path, text: str, whole: int, fault: str, chunk_size: int
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    found = read(tmp_path / "x.json")
+    assert (len(values(found)), faults(found)) == (whole, [(whole, fault)])
+
+
+def test_broken_lines_are_faults_and_the_next_lines_go_on(tmp_path: Path, chunk_size: int) -> None:
+    lines = [
+        b'{"a": 1}',
+        b"{",
+        b'{"b": "\xff"}',
+        b"",
+        b'{"c": NaN}',
+        b"[] []",
+        b'{"d": 1e999}',
+        b'{"e"',
+    ]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    found = read(tmp_path / "x.jsonl")
+    assert values(found) == [{"a": "1"}, {"d": "1e999"}]
+    assert faults(found) == [
+        (1, "broken_json"),
+        (2, "invalid_utf8"),
+        (3, "broken_json"),
+        (4, "broken_json"),
+        (6, "cut_off"),
+    ]
+    assert [f.text for f in found if isinstance(f, Fault)][:2] == ["{", '{"b": "\ufffd"}']
+
+
+def test_an_array_with_invalid_utf8_ends_there(tmp_path: Path, chunk_size: int) -> None:
+    (tmp_path / "x.json").write_bytes(b'[{"a": 1}, {"b": "\xff"}, {"c": 1}]')
+    found = read(tmp_path / "x.json")
+    assert (len(values(found)), faults(found)) == (1, [(1, "invalid_utf8")])
+
+
+def test_what_readers_differ_on(tmp_path: Path) -> None:
+    digits = "9" * 5000
+    text = f'[{{"a": 1, "a": {digits}}}, "\\ud800", "\\ud83d\\ude00"]'
+    (tmp_path / "x.json").write_text(text)
+    assert values(read(tmp_path / "x.json")) == [{"a": digits}, "\ud800", "😀"]
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_a_record_nested_too_deep_is_passed_over(tmp_path: Path, form: str) -> None:
+    # The brackets in a string that is larger than the window count for nothing.
+    deep = "[" * 200_000 + '"' + "]]]" * 500_000 + '"' + "]" * 200_000
+    text = f"[{{}}, {deep}, {{}}]" if form == "array" else f"{{}}\n{deep}\n{{}}"
+    (tmp_path / "x.json").write_text(text)
+    found = read(tmp_path / "x.json")
+    assert (values(found), faults(found)) == ([{}, {}], [(1, "wrong_shape")])
+
+
+def test_a_record_larger_than_the_window_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_CHUNK", 1000)
+    big = [record("a", "x" * 100_000, "y"), record("b", "z", "w")]
+    (tmp_path / "x.json").write_text(json.dumps(big))
+    assert values(read(tmp_path / "x.json")) == big
+
+
+def test_only_a_window_of_a_large_file_is_in_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "x.json"
+    one = json.dumps(record("a", "x" * 10_000))
+    with path.open("w") as file:
+        file.write("[" + ",".join([one] * 3_000) + "]")
+    tracemalloc.start()
+    assert sum(1 for _ in read_records(Source(path, "x"))) == 3_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 30_000_000
+    assert peak < 12_000_000
+
+
+def test_a_record_keeps_its_text(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[ {"a" : 1.50} ]')
+    (found,) = read(tmp_path / "x.json")
+    assert isinstance(found, reader.Record)
+    assert found.text == '{"a" : 1.50}'
