@@ -162,10 +162,9 @@ def run_side(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def model_of(args: argparse.Namespace, seed: int) -> Path:
     """Return a folder with a fresh model of the shape; each seed has one, all sides the same."""
-    from pipeline.config import FitConfig
     from pipeline.fit.checkpoint.pretrained import save_model
     from pipeline.fit.model.embedding import rows_for
-    from pipeline.fit.model.loading import load_model
+    from pipeline.fit.model.loading import init_model
     from pipeline.tokenizer import load_tokenizer
 
     folder = args.work / f"{args.shape}-{seed}"
@@ -178,14 +177,8 @@ def model_of(args: argparse.Namespace, seed: int) -> Path:
     ids = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     config = {"model_type": "t5", "tie_word_embeddings": False} | shape | ids
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    options = FitConfig(
-        data_path=args.prepared,
-        model_name_or_path=folder,
-        output_dir=folder,
-        from_scratch=True,
-        seed=seed,
-    )
-    save_model(folder, load_model(options, tokenizer), args.prepared / "tokenizer")
+    model = init_model(str(folder), tokenizer.vocab_size, seed=seed)
+    save_model(folder, model, args.prepared / "tokenizer")
     return folder
 
 

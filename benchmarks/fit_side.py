@@ -104,13 +104,13 @@ def main() -> None:
 
 def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any:
     """Train with ``pipeline.fit``; return a function from a step to its rows."""
-    load = run.load_model
+    load = run.build_model
 
     def caught(*args: Any, **kwargs: Any) -> Any:
         clock.model = load(*args, **kwargs)
         return clock.model
 
-    run.load_model = caught  # type: ignore[assignment]
+    run.build_model = caught  # type: ignore[assignment]
     config = FitConfig(
         data_path=settings["prepared"],
         model_name_or_path=settings["model"],

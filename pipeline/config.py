@@ -149,6 +149,36 @@ class PrepareOptions:
         return roles
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSettings:
+    """A view of the settings: what an adapter is made by."""
+
+    r: int
+    """Rank of its matrices."""
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] | None = None
+    """Last names of the layers; None: all of T5's matrices that the model has."""
+    seed: int = 42
+    """Of its start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """A view of the settings: what a model is built from."""
+
+    name: str
+    """A folder or a hub name."""
+    cache_dir: str | None = None
+    from_scratch: bool = False
+    seed: int = 42
+    """Of fresh weights."""
+    bf16: bool = False
+    quantize: Literal["4bit"] | None = None
+    gradient_checkpointing: bool = False
+    lora: LoraSettings | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """What decides a training run on given rows. Defaults are the Hugging Face trainer's."""
@@ -305,6 +335,20 @@ class FitOptions:
         _require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
 
     @property
+    def lora(self) -> LoraSettings | None:
+        """The adapter; None where all weights are trained."""
+        if not self.lora_r:
+            return None
+        named = self.lora_target_modules
+        return LoraSettings(
+            r=self.lora_r,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            target_modules=None if named is None else tuple(map(str.strip, named.split(","))),
+            seed=self.seed,
+        )
+
+    @property
     def trackers(self) -> list[str]:
         """The trackers to report to; empty for ``none``."""
         names = [name.strip() for name in self.report_to.split(",")]
@@ -359,6 +403,11 @@ class FitConfig(FitOptions):
             "give another folder than the model's: an adapter is of no use without it",
         )
         super().__post_init__()
+
+    @property
+    def model(self) -> ModelSettings:
+        """What the model is built from."""
+        return ModelSettings(name=self.model_name_or_path, **_shared(self, ModelSettings))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,11 +220,12 @@ def set_up(config: FitConfig, accelerator: Any, data: Data) -> Setup:
         plan,
         fingerprint=data.manifest.fingerprint,
         num_rows=num_rows,
-        model=architecture(config),
+        model=architecture(config.model_name_or_path, config.cache_dir),
         vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
     )
     if config.lora_r:
-        identity["--model-name-or-path (weights)"] = base_weights(config)
+        weights = base_weights(config.model_name_or_path, config.cache_dir)
+        identity["--model-name-or-path (weights)"] = weights
     setup = Setup(config=config, accelerator=accelerator, data=data, plan=plan, identity=identity)
     _note_what_means_nothing(setup)
     if accelerator.is_local_main_process:  # nodes may have a prepared folder each

@@ -18,7 +18,7 @@ from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.estimate.padding import StepCosts, cost_of_steps
 from pipeline.fit.flops import training_passes
-from pipeline.fit.model.loading import adapted, load_model
+from pipeline.fit.model.loading import model_structure
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.setup import open_data
 from pipeline.fit.training.throughput import matmul_peak
@@ -51,11 +51,7 @@ def dry_run(config: FitConfig) -> Iterator[str]:
     eval_rows = len(data.eval) if data.eval is not None else 0
     plan = plan_run(config, num_rows=len(data.train), eval_rows=eval_rows, processes=processes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.device("meta"):
-        whole = dataclasses.replace(config, from_scratch=True, lora_r=0, quantize=None)
-        model = load_model(whole, data.tokenizer)
-        if config.lora_r:
-            model = adapted(model, config, data.tokenizer)
+    model = model_structure(config.model, data.tokenizer)
     cutter = cutter_for(
         data.train,
         model.config,

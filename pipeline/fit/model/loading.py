@@ -6,14 +6,14 @@ each id of the prepared tokenizer; tied stays tied and untied untied, through sa
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.config import FitConfig
+from pipeline.config import LoraSettings, ModelSettings
 from pipeline.errors import DuetError, ModelError
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import (
@@ -64,60 +64,107 @@ _SHAPE = (
 """The settings that say of what shape a model is, apart from the rows of its embedding."""
 
 
-def load_model(
-    config: FitConfig, tokenizer: TextTokenizer, say: Callable[[str], None] = note
+def build_model(
+    settings: ModelSettings,
+    tokenizer: TextTokenizer,
+    *,
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] = note,
 ) -> Any:
-    """Return the model that a new run starts from.
+    """Return the model that a run trains, with its adapter where it gets one.
 
     Args:
-        config: Where it comes from, and whether only its config is taken (``from_scratch``).
+        settings: What it is built from.
         tokenizer: The prepared folder's; each of its ids gets a row.
+        checkpoint: The folder that its weights, or its adapter's, are read from; None: as new.
         say: Prints a note.
 
     Raises:
         ModelError: No such model, not an encoder-decoder, damaged, incomplete, or made for
             another vocabulary.
+        ConfigError: The adapter's settings do not fit the model.
     """
-    name = config.model_name_or_path
-    raw = _read_config(name, config.cache_dir)
-    with _model_errors(name), quiet_transformers():
-        if config.from_scratch:
-            model = _fresh_model(raw, config, tokenizer.vocab_size)
-        else:
-            own_ids = own_token_ids(name, config.cache_dir)
-            _check_vocabulary(name, tokenizer, own_ids)
-            model = _pretrained(name, config.cache_dir, **quantization(config))
-            if own_ids is None:
-                say("the model has no tokenizer of its own; new pieces start from the mean row")
-            if config.lora_r:
-                _check_rows(model, name, tokenizer)
-            _fit_embedding(model, tokenizer, own_ids)
-        model = _ready(model, name, tokenizer, config)
-        return adapted(model, config, tokenizer) if config.lora_r else model
+    name, lora = settings.name, settings.lora
+    if checkpoint is not None and lora is None:
+        name = str(checkpoint)
+        model = load_trained(checkpoint)
+    elif settings.from_scratch:
+        model = init_model(
+            name, tokenizer.vocab_size, cache_dir=settings.cache_dir, seed=settings.seed
+        )
+    else:
+        model = load_model(
+            name,
+            tokenizer,
+            cache_dir=settings.cache_dir,
+            may_grow=lora is None,
+            quantized=quantization(settings.quantize, bf16=settings.bf16),
+            say=say if checkpoint is None else lambda _: None,
+        )
+    _finish(model, name, tokenizer, checkpointing=settings.gradient_checkpointing)
+    if lora is None:
+        return model
+    model = adapted(model, lora, tokenizer, name)
+    if checkpoint is not None:
+        with _model_errors(checkpoint):
+            restore_adapter(model, checkpoint)
+    return model
 
 
-def adapted(model: Any, config: FitConfig, tokenizer: TextTokenizer) -> Any:
-    """Return a model with the adapter that the settings ask for; see ``lora.add_adapter``."""
-    ids = list(_pieces(tokenizer).values())
-    name = config.model_name_or_path
-    if Path(name).is_dir():
-        name = str(Path(name).resolve())  # the adapter is loaded from other folders, too
-    return add_adapter(model, config, ids, name)
-
-
-def load_checkpoint_model(folder: Path, config: FitConfig, tokenizer: TextTokenizer) -> Any:
-    """Return the model of a checkpoint, with every row where it belongs already.
+def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
+    """Return the model that ``build_model`` would, on the device ``meta``; no weights are read.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: There is no config, or none of an encoder-decoder.
+        ConfigError: The adapter's settings do not fit the model.
     """
-    if config.lora_r:
-        model = load_model(config, tokenizer, say=lambda _: None)
-        with _model_errors(folder):
-            restore_adapter(model, folder)
-        return model
-    with _model_errors(folder), quiet_transformers():
-        return _ready(load_trained(folder), str(folder), tokenizer, config)
+    name, lora = settings.name, settings.lora
+    with torch.device("meta"):
+        model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
+        _finish(model, name, tokenizer, checkpointing=settings.gradient_checkpointing)
+        return model if lora is None else adapted(model, lora, tokenizer, name)
+
+
+def load_model(
+    name: str,
+    tokenizer: TextTokenizer,
+    *,
+    cache_dir: str | None = None,
+    may_grow: bool = True,
+    quantized: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = note,
+) -> Any:
+    """Return a trained model with a row for each id of the tokenizer.
+
+    Args:
+        name: A folder or a hub name.
+        tokenizer: The prepared folder's.
+        cache_dir: Where models from the hub are kept.
+        may_grow: Whether its embedding may; that of an adapter's base may not.
+        quantized: See ``quantizing.quantization``.
+        say: Prints a note.
+
+    Raises:
+        ModelError: No such model, damaged, incomplete, or made for another vocabulary.
+    """
+    _read_config(name, cache_dir)
+    with _model_errors(name), quiet_transformers():
+        own_ids = own_token_ids(name, cache_dir)
+        _check_vocabulary(name, tokenizer, own_ids)
+        model = _pretrained(name, cache_dir, **(quantized or {}))
+        if own_ids is None:
+            say("the model has no tokenizer of its own; new pieces start from the mean row")
+        if not may_grow:
+            _check_rows(model, name, tokenizer)
+        _fit_embedding(model, tokenizer, own_ids)
+    return model
+
+
+def adapted(model: Any, lora: LoraSettings, tokenizer: TextTokenizer, name: str) -> Any:
+    """Return a model with an adapter, whose config calls the model ``name``."""
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())  # the adapter is loaded from other folders, too
+    return add_adapter(model, lora, list(_pieces(tokenizer).values()), name=name)
 
 
 def load_trained(folder: Path) -> Any:
@@ -155,7 +202,7 @@ def _base_model(adapter: Path) -> Any:
         return _pretrained(base, None)
 
 
-def architecture(config: FitConfig) -> str:
+def architecture(name: str, cache_dir: str | None) -> str:
     """Return a name of the kind of model that a run starts from: a hash of its shape.
 
     A run whose output folder is the model's own writes ``config.json`` there anew, with defaults
@@ -166,21 +213,20 @@ def architecture(config: FitConfig) -> str:
     """
     from transformers import AutoConfig
 
-    name = config.model_name_or_path
-    _read_config(name, config.cache_dir)
+    _read_config(name, cache_dir)
     with _model_errors(name), quiet_transformers():
-        settings = AutoConfig.from_pretrained(name, cache_dir=config.cache_dir)
+        settings = AutoConfig.from_pretrained(name, cache_dir=cache_dir)
     return key_of({field: getattr(settings, field, None) for field in _SHAPE})
 
 
-def base_weights(config: FitConfig) -> str:
+def base_weights(name: str, cache_dir: str | None) -> str:
     """Return a name of the weights that an adapter is trained on; see ``lora.name_of_weights``.
 
     Raises:
         ModelError: They cannot be read.
     """
-    with _model_errors(config.model_name_or_path):
-        return name_of_weights(config.model_name_or_path, config.cache_dir)
+    with _model_errors(name):
+        return name_of_weights(name, cache_dir)
 
 
 @contextlib.contextmanager
@@ -267,17 +313,30 @@ def _pretrained(name: str, cache_dir: str | None, **quantized: Any) -> Any:
     return model if quantized else model.float()
 
 
-def _fresh_model(raw: dict[str, Any], config: FitConfig, vocab_size: int) -> Any:
+def init_model(name: str, vocab_size: int, *, cache_dir: str | None = None, seed: int = 42) -> Any:
+    """Return a model with fresh weights, made from a model's config alone.
+
+    Args:
+        name: A folder or a hub name.
+        vocab_size: The rows that its embedding has at least.
+        cache_dir: Where models from the hub are kept.
+        seed: Of the weights.
+
+    Raises:
+        ModelError: There is no config, or none of an encoder-decoder.
+    """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    settings = AutoConfig.from_pretrained(config.model_name_or_path, cache_dir=config.cache_dir)
-    if settings.vocab_size < vocab_size:
-        settings.vocab_size = rows_for(vocab_size)
-    torch.manual_seed(config.seed)
+    raw = _read_config(name, cache_dir)
     auto: Any = AutoModelForSeq2SeqLM
-    model = auto.from_config(settings).float()
-    if raw.get("tie_word_embeddings") is False and is_tied(model):
-        _untie(model)
+    with _model_errors(name), quiet_transformers():
+        settings = AutoConfig.from_pretrained(name, cache_dir=cache_dir)
+        if settings.vocab_size < vocab_size:
+            settings.vocab_size = rows_for(vocab_size)
+        torch.manual_seed(seed)
+        model = auto.from_config(settings).float()
+        if raw.get("tie_word_embeddings") is False and is_tied(model):
+            _untie(model)
     return model
 
 
@@ -343,7 +402,7 @@ def _is_lossless(tokenizer: TextTokenizer) -> bool:
     return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
 
 
-def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -> Any:
+def _finish(model: Any, name: str, tokenizer: TextTokenizer, *, checkpointing: bool) -> None:
     """Check what training relies on, complete the generation config, make it fast."""
     _check_rows(model, name, tokenizer)
     settings, generation = model.config, model.generation_config
@@ -362,11 +421,10 @@ def _ready(model: Any, name: str, tokenizer: TextTokenizer, config: FitConfig) -
     generation.pad_token_id = settings.pad_token_id
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_id
-    if config.gradient_checkpointing:
+    if checkpointing:
         checkpoint_activations(model)
     share_bias(model)
     fuse_layers(model)
-    return model
 
 
 def _check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:

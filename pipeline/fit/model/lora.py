@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import FitOptions
+from pipeline.config import LoraSettings
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.model.embedding import embedding_weights, is_tied
 from pipeline.hub import find_model_file
@@ -52,12 +52,12 @@ def require_peft(where: object) -> None:
         )
 
 
-def add_adapter(model: Any, options: FitOptions, new_ids: Sequence[int], name: str) -> Any:
+def add_adapter(model: Any, lora: LoraSettings, new_ids: Sequence[int], *, name: str) -> Any:
     """Freeze a model, and return it with a fresh adapter, which is all that is trained.
 
     Args:
         model: A transformers model, ready to train but for this.
-        options: Rank, scale, dropout and layers of the adapter, and the seed of its start.
+        lora: Rank, scale, dropout and layers of the adapter, and the seed of its start.
         new_ids: The ids whose rows are trained too; they start from the model's own.
         name: What the adapter's config calls the model: a folder or a hub name.
 
@@ -70,15 +70,15 @@ def add_adapter(model: Any, options: FitOptions, new_ids: Sequence[int], name: s
     rows = _trained_rows(model, list(new_ids)) if new_ids else None
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules=_targets(model, options.lora_target_modules),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_targets(model, lora.target_modules),
         trainable_token_indices=rows,
         base_model_name_or_path=name,
     )
     with _quiet_peft(), torch.random.fork_rng():
-        torch.manual_seed(options.seed)
+        torch.manual_seed(lora.seed)
         adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = name
     if rows is not None:
@@ -86,7 +86,7 @@ def add_adapter(model: Any, options: FitOptions, new_ids: Sequence[int], name: s
     return adapted
 
 
-def _targets(model: Any, given: str | None) -> list[str]:
+def _targets(model: Any, given: Sequence[str] | None) -> list[str]:
     """Return the last names of the layers that get an adapter.
 
     The output matrix is none of them: the loss multiplies by it itself, past any adapter.
@@ -100,7 +100,7 @@ def _targets(model: Any, given: str | None) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     } - embeddings
-    named = TARGETS if given is None else [name.strip() for name in given.split(",")]
+    named = TARGETS if given is None else given
     found = [name for name in named if name in linear]
     missing = [] if given is None else [name for name in named if name not in linear]
     if missing or not found:

@@ -6,11 +6,10 @@ layers that transformers keeps in float32 (T5's ``wo``) stay as they are.
 """
 
 import importlib.util
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from pipeline.config import FitOptions
 from pipeline.errors import ConfigError
 
 WHOLE = ("lm_head", "shared")
@@ -51,12 +50,12 @@ def require_gpu(device: torch.device) -> None:
         )
 
 
-def quantization(options: FitOptions) -> dict[str, Any]:
+def quantization(kind: Literal["4bit"] | None, *, bf16: bool) -> dict[str, Any]:
     """Return what ``from_pretrained`` is told besides, so that it quantizes; nothing for nothing.
 
     Each process loads onto its own GPU, where there is one: that is where bitsandbytes quantizes.
     """
-    if options.quantize is None:
+    if kind is None:
         return {}
     from transformers import BitsAndBytesConfig
 
@@ -65,7 +64,7 @@ def quantization(options: FitOptions) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if options.bf16 else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         llm_int8_skip_modules=list(WHOLE),
     )
     return {"quantization_config": config, "dtype": torch.float32}

@@ -25,7 +25,7 @@ from pipeline.fit.flops import training_passes
 from pipeline.fit.model.compile import (
     compile_layers,
 )
-from pipeline.fit.model.loading import load_checkpoint_model, load_model
+from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.setup import (
     Setup,
@@ -97,10 +97,10 @@ class Run:
     def _load_model(self, checkpoint: Checkpoint | None) -> Any:
         config, tokenizer = self._setup.config, self._setup.data.tokenizer
         if checkpoint is None:
-            return load_model(config, tokenizer, self._setup.say)
+            return build_model(config.model, tokenizer, say=self._setup.say)
         self._setup.say(f"going on from {checkpoint.folder.name}")
         try:
-            return load_checkpoint_model(checkpoint.folder, config, tokenizer)
+            return build_model(config.model, tokenizer, checkpoint=checkpoint.folder)
         except ModelError as error:
             raise damaged(checkpoint.folder, error) from error
 

@@ -22,7 +22,7 @@ from pipeline.errors import ModelError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import cutter_for
 from pipeline.fit.data.sampler import StepPlan
-from pipeline.fit.model.loading import load_model
+from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
 from pipeline.fit.training import loop
 from pipeline.tokenizer import TextTokenizer
@@ -170,7 +170,7 @@ def rows_to_blame(config: FitConfig, token: int, tokenizer: TextTokenizer) -> tu
     """Return the first step that meets a token, and the rows of the micro-batches with it."""
     dataset = SupervisedDataset(config.data_path)
     plan = StepPlan(*dataset.lengths, rows_per_step=4, seed=config.seed)
-    model = load_model(config, tokenizer, lambda text: None)
+    model = build_model(config.model, tokenizer)
     cutter = cutter_for(dataset, model.config, 1, torch.device("cpu"))
     for step in range(9):
         parts = [part for dealt in cutter.deal(plan.rows_of(step), 1) for part in dealt]

@@ -14,7 +14,7 @@ from pipeline.fit.checkpoint.rng import rng_state
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.memory_probe import SMALLEST, biggest, pays_off, try_out
 from pipeline.fit.flops import ModelFlops
-from pipeline.fit.model.loading import load_model
+from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.fit.training import run
@@ -39,7 +39,7 @@ def test_the_biggest_are_those_in_some_way() -> None:
 
 @pytest.fixture
 def model(config: FitConfig, tokenizer: TextTokenizer) -> Any:
-    return SummedTokenLoss(load_model(config, tokenizer)).train()
+    return SummedTokenLoss(build_model(config.model, tokenizer)).train()
 
 
 def test_nothing_is_left(model: Any) -> None:

@@ -14,7 +14,7 @@ from transformers import BartForConditionalGeneration as Bart
 from pipeline.config import FitConfig
 from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.model.embedding import embedding_weights, is_tied, num_rows
-from pipeline.fit.model.loading import load_model, quiet_transformers
+from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -42,7 +42,7 @@ def cut_rows(folder: Path, rows: int) -> None:
 
 
 def load(config: FitConfig, model: Path, tokenizer: TextTokenizer, **changes: Any) -> Any:
-    return load_model(changed(config, model_name_or_path=str(model), **changes), tokenizer)
+    return build_model(changed(config, model_name_or_path=str(model), **changes).model, tokenizer)
 
 
 def test_spare_rows_take_the_new_pieces(

@@ -17,7 +17,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.fit.estimate.memory import optimizer_bytes
 from pipeline.fit.model import lora
-from pipeline.fit.model.loading import adapted, load_model, load_trained
+from pipeline.fit.model.loading import adapted, build_model, load_trained
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.lossless import NEW_PIECES
@@ -78,13 +78,13 @@ def test_the_adapter_and_the_new_rows_alone_are_trained(
     inputs = [value for name, value in deltas.items() if "lm_head" not in name]
     assert all(torch.equal(inputs[0], value) for value in inputs), "one matrix, one set of rows"
     assert any("lm_head" in name for name in deltas) == (base.name == "tiny")
-    fresh = load_model(small, tokenizer).get_input_embeddings().weight[piece_ids(tokenizer)]
+    fresh = build_model(small.model, tokenizer).get_input_embeddings().weight[piece_ids(tokenizer)]
     moved = ~torch.isclose(inputs[0], fresh).all(dim=1)
     assert moved[:3].all(), "newline, tab and < are in the rows"
 
 
 def test_base_weights_stay_as_they_are(small: FitConfig, tokenizer: TextTokenizer) -> None:
-    model = load_model(small, tokenizer)
+    model = build_model(small.model, tokenizer)
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     labels = torch.tensor([[*piece_ids(tokenizer), 1]])
@@ -107,8 +107,8 @@ def test_the_gradient_of_the_new_rows_is_that_of_full_training(
     labels = torch.tensor([[5, *ids, 6, 1]])
     for base in (still, still_tied):
         options = changed(small, model_name_or_path=str(base))
-        full = load_model(changed(options, lora_r=0), tokenizer)
-        part = load_model(changed(options, lora_dropout=0.0), tokenizer)
+        full = build_model(changed(options, lora_r=0).model, tokenizer)
+        part = build_model(changed(options, lora_dropout=0.0).model, tokenizer)
         losses = [SummedTokenLoss(m)(labels, torch.ones_like(labels), labels) for m in (full, part)]
         assert torch.allclose(*losses, rtol=1e-6)
         for loss in losses:
@@ -268,17 +268,18 @@ def test_an_adapter_finds_its_base_from_other_folders(
 
 
 def test_a_base_of_the_hub_keeps_its_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
-    whole = load_model(changed(small, lora_r=0), tokenizer)
-    model = adapted(whole, changed(small, model_name_or_path="org/some-t5"), tokenizer)
+    whole = build_model(changed(small, lora_r=0).model, tokenizer)
+    assert small.lora is not None
+    model = adapted(whole, small.lora, tokenizer, "org/some-t5")
     assert model.peft_config["default"].base_model_name_or_path == "org/some-t5"
 
 
 def test_layers_by_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
-    model = load_model(changed(small, lora_target_modules="q, v"), tokenizer)
+    model = build_model(changed(small, lora_target_modules="q, v").model, tokenizer)
     named = {n.split(".")[-4] for n, p in model.named_parameters() if ".lora_A" in n}
     assert named <= {"SelfAttention", "EncDecAttention", "q", "v"}
     with pytest.raises(ConfigError, match="q_proj") as error:
-        load_model(changed(small, lora_target_modules="q_proj,v"), tokenizer)
+        build_model(changed(small, lora_target_modules="q_proj,v").model, tokenizer)
     assert "wi_0" in error.value.do
 
 
@@ -290,7 +291,7 @@ def test_an_embedding_gets_no_adapter(
     base = str(tiny if kind == "untied" else tied)
     asked = changed(small, model_name_or_path=base, lora_target_modules=f"q,v,{name}")
     with pytest.raises(ConfigError, match="embedding") as error:
-        load_model(asked, tokenizer)
+        build_model(asked.model, tokenizer)
     assert error.value.got == name
     offered, _, reason = error.value.do.partition("; ")
     assert offered == "give some of k, o, q, v, wi_0, wi_1, wo"
@@ -301,11 +302,25 @@ def test_an_embedding_gets_no_adapter(
 def test_dry_run_counts_what_is_trained(small: FitConfig, tokenizer: TextTokenizer) -> None:
     from pipeline.fit.estimate.dry_run import dry_run
 
-    model = load_model(small, tokenizer)
+    model = build_model(small.model, tokenizer)
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     assert optimizer_bytes(model, small) == 2 * trained
-    assert optimizer_bytes(load_model(changed(small, lora_r=0), tokenizer), small) > 4 * trained
+    assert (
+        optimizer_bytes(build_model(changed(small, lora_r=0).model, tokenizer), small) > 4 * trained
+    )
     assert any(line.startswith("optimizer") for line in dry_run(small))
+
+
+def test_dry_run_takes_what_belongs_to_a_rank(
+    config: FitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    words += ["--output-dir", config.output_dir, "--dry-run", "--lora-r", "16"]
+    words += ["--lora-alpha", "32", "--lora-dropout", "0.1", "--lora-target-modules", "q,v"]
+    assert run(["fit", *words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "optimizer" in out
 
 
 def test_without_peft_it_is_one_line(small: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +366,7 @@ def test_an_adapter_cannot_add_rows(
         weights[name] = weights[name][: tokenizer.vocab_size - 2].clone()
     save_file(weights, few / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="too few embedding rows"):
-        load_model(changed(small, model_name_or_path=str(few)), tokenizer)
+        build_model(changed(small, model_name_or_path=str(few)).model, tokenizer)
 
 
 def test_an_adapter_that_does_not_tell_its_base(small: FitConfig, tmp_path: Path) -> None:

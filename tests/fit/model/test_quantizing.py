@@ -16,7 +16,7 @@ from pipeline.fit import setup
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.estimate.memory import quantized_bytes, training_memory
-from pipeline.fit.model.loading import load_model
+from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.quantizing import QUANTIZED, quantization
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
@@ -68,9 +68,9 @@ def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_what_from_pretrained_is_told(small: FitConfig, bf16: bool) -> None:
-    assert quantization(changed(small, quantize=None)) == {}
-    told = quantization(changed(small, bf16=bf16))
+def test_what_from_pretrained_is_told(bf16: bool) -> None:
+    assert quantization(None, bf16=bf16) == {}
+    told = quantization("4bit", bf16=bf16)
     assert told.pop("dtype") == torch.float32
     values = told.pop("quantization_config").to_dict()
     assert told == {}
@@ -83,7 +83,7 @@ def test_what_from_pretrained_is_told(small: FitConfig, bf16: bool) -> None:
 
 def test_dry_run_counts_four_bits(small: FitConfig, tokenizer: TextTokenizer) -> None:
     """Layers of width 32: attention 4 x 32 x 32, with 2 + 4 of them, and gates of 2 x 64 x 32."""
-    model = load_model(changed(small, quantize=None), tokenizer)
+    model = build_model(changed(small, quantize=None).model, tokenizer)
     assert quantized_bytes(model) == 4 * (6 * 4 * 32 * 32 + 4 * 2 * 64 * 32)
     quantized, whole = (
         training_memory(model, changed(small, quantize=kind), Shape(1, 8, 8))
@@ -99,7 +99,7 @@ def test_dry_run_counts_four_bits(small: FitConfig, tokenizer: TextTokenizer) ->
 def test_all_is_quantized_but_what_must_be_whole(
     small: FitConfig, tokenizer: TextTokenizer
 ) -> None:
-    model = load_model(small, tokenizer)
+    model = build_model(small.model, tokenizer)
     kinds: dict[torch.dtype, set[str]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -109,7 +109,9 @@ def test_all_is_quantized_but_what_must_be_whole(
     whole = {"wo", "layer_norm", "final_layer_norm", "relative_attention_bias", "token_adapter"}
     assert kinds[torch.float32] == whole
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    wanted = quantized_bytes(load_model(changed(small, quantize=None), tokenizer)) * QUANTIZED
+    wanted = (
+        quantized_bytes(build_model(changed(small, quantize=None).model, tokenizer)) * QUANTIZED
+    )
     taken = sum(state_bytes(module.weight) for module in layers(model))
     assert taken == pytest.approx(wanted, rel=0.02)
 
@@ -130,7 +132,7 @@ def rounded(small: FitConfig, tokenizer: TextTokenizer, folder: Path) -> Path:
     import bitsandbytes as bnb
 
     weights = load_file(Path(small.model_name_or_path) / "model.safetensors")
-    for name, module in load_model(small, tokenizer).get_base_model().named_modules():
+    for name, module in build_model(small.model, tokenizer).get_base_model().named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             name = name.removesuffix(".base_layer") + ".weight"
             again = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)

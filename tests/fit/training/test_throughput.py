@@ -11,7 +11,7 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import cutter_for
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.flops import training_passes
-from pipeline.fit.model.loading import load_model
+from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
 from pipeline.fit.training import throughput as metrics
 from pipeline.fit.training.throughput import METRICS, Meter, matmul_peak, peak_memory
@@ -128,7 +128,7 @@ def test_the_log_has_them_and_padding_is_that_of_the_plan(
     entries = [entry for entry in state_of(out)["log_history"] if "loss" in entry]
     dataset = SupervisedDataset(config.data_path)
     lengths = dataset.lengths
-    cutter = cutter_for(dataset, load_model(config, tokenizer).config, 2, CPU)
+    cutter = cutter_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
     steps = StepPlan(*lengths, rows_per_step=6, seed=42)
     for i, entry in enumerate(entries):
         rows = steps.rows_of(i)
