@@ -25,6 +25,7 @@ from pipeline.config import (
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.logs import note
+from pipeline.world import World
 
 
 def _prepare(config: PrepareConfig) -> None:
@@ -75,7 +76,7 @@ def _export(config: ExportConfig) -> None:
 
 def _print_once(result: object) -> None:
     """Print the result from one process of a distributed run."""
-    if os.environ.get("RANK", "0") == "0":
+    if World.from_environment().is_main:
         print(result)
 
 

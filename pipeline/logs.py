@@ -1,17 +1,45 @@
-"""What a run says on stderr while it runs: notes, and a bar on a terminal or lines in a log."""
+"""What a run says on stderr while it runs: notes, and a bar on a terminal or lines in a log.
 
-import os
+Notes go through ``logging``, to the logger ``pipeline``, which shows them on stderr: a program that
+uses this one as a library gives that logger other handlers, or none.
+"""
+
+import logging
 import sys
 import time
 from typing import Any, Literal, Self
+
+from pipeline.world import World
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def note(text: str) -> None:
-    """Print one line on stderr; of several processes of a run, the first speaks for all."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    """Say one line; of several processes of a run, the first speaks for all."""
+    _LOGGER.info(" ".join(text.split()))
+
+
+class _ToStderr(logging.StreamHandler[Any]):
+    """Writes to what ``sys.stderr`` is at the time, which tests and notebooks replace."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("note: %(message)s"))
+        self.addFilter(lambda _: World.from_environment().is_main)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        raise AttributeError("it is sys.stderr")
+
+
+_LOGGER = logging.getLogger("pipeline")
+_LOGGER.setLevel(logging.INFO)
+_LOGGER.propagate = False
+_LOGGER.addHandler(_ToStderr())
 
 
 class Bar:

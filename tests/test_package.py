@@ -2,8 +2,10 @@
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,10 @@ def test_every_module_has_a_docstring() -> None:
     for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
         if module.name != "pipeline.__main__":
             assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_only_one_file_reads_what_the_launcher_says_of_a_process() -> None:
+    source = Path(pipeline.__file__).parent
+    names = re.compile(r"(environ|getenv).*(RANK|WORLD_SIZE)")
+    readers = [path.name for path in source.rglob("*.py") if names.search(path.read_text("utf-8"))]
+    assert readers == ["world.py"]

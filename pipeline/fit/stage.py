@@ -2,27 +2,31 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.fit.checkpoint.format import Checkpoint
+from pipeline.fit.checkpoint.format import Checkpoint, run_identity
+from pipeline.fit.checkpoint.output import holding_output, make_output_folder
 from pipeline.fit.checkpoint.resuming import find_state
+from pipeline.fit.context import RunContext
+from pipeline.fit.data.prepared import PreparedData, check_shards, open_data
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launchers_sharding
+from pipeline.fit.distributed.fsdp import sharding_of
+from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.distributed.signals import exit_code
 from pipeline.fit.estimate.dry_run import print_dry_run
-from pipeline.fit.model.compile import (
-    is_of_the_compiler,
-    not_compiled,
-)
-from pipeline.fit.setup import (
-    Setup,
-    holding_output,
-    join_processes,
-    open_data,
-    set_up,
-)
+from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
+from pipeline.fit.model.loading import architecture, base_weights
+from pipeline.fit.model.lora import require_peft
+from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
+from pipeline.fit.schedule import RunPlan, plan_run
+from pipeline.fit.training.logging import check_trackers
 from pipeline.fit.training.run import Run, out_of_memory
+from pipeline.logs import note
+from pipeline.store.fingerprint import key_of
+from pipeline.world import World
 
 
 def fit(config: FitConfig) -> Path:
@@ -46,32 +50,106 @@ def fit(config: FitConfig) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
-    config = with_launchers_sharding(config)
+    world, config = World.from_environment(), with_launchers_sharding(config)
     if config.dry_run:
-        print_dry_run(config)
+        print_dry_run(config, world)
         return Path(config.output_dir)
     data = open_data(config)
-    with hidden_sharding(), join_processes(config) as accelerator:
-        setup = set_up(config, accelerator, data)
-        with holding_output(setup):
-            checkpoint, finished = find_state(setup)
+    check_packages(config)
+    with hidden_sharding(), join_processes(config, world) as accelerator:
+        ctx = build_context(config, accelerator, data)
+        with holding_output(ctx.output, is_main=accelerator.is_main_process):
+            checkpoint, finished = find_state(ctx)
             stop = None
             if finished:
-                setup.say("finished before; nothing to train")
+                note("finished before; nothing to train")
             else:
-                stop = _run(setup, checkpoint)
+                stop = _run(ctx, checkpoint)
             accelerator.wait_for_everyone()
     if stop is not None:
         raise SystemExit(exit_code(stop))
-    return setup.output
+    return ctx.output
 
 
-def _run(setup: Setup, checkpoint: Checkpoint | None) -> signal.Signals | None:
+def check_packages(config: FitConfig) -> None:
+    """Refuse what needs a package that is not there.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    check_trackers(config)
+    if config.lora_r:
+        require_peft("--lora-r")
+    if config.quantize:
+        require_bitsandbytes()
+
+
+def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> RunContext:
+    """Plan the run and make its output folder: what can be wrong is found before it takes time.
+
+    Raises:
+        ConfigError: See ``schedule.plan_run``.
+        PreparedFolderError: A shard is damaged.
+        ModelError: The model's config cannot be read.
+        OutputError: The folder cannot be written.
+    """
+    if config.quantize:
+        require_gpu(accelerator.device)
+    plan = plan_run(
+        config,
+        num_rows=len(data.train),
+        eval_rows=data.eval_rows,
+        processes=accelerator.num_processes,
+    )
+    ctx = RunContext(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        plan=plan,
+        identity=_identity(config, plan, data),
+        sharding=sharding_of(config, accelerator.num_processes),
+    )
+    _ignored_flags(config, accelerator)
+    if accelerator.is_local_main_process:  # nodes may have a prepared folder each
+        check_shards(data)
+    if accelerator.is_main_process:
+        make_output_folder(ctx.output)
+    accelerator.wait_for_everyone()
+    return ctx
+
+
+def _identity(config: FitConfig, plan: RunPlan, data: PreparedData) -> dict[str, Any]:
+    identity = run_identity(
+        config,
+        plan,
+        fingerprint=data.manifest.fingerprint,
+        num_rows=len(data.train),
+        model=architecture(config.model_name_or_path, config.cache_dir),
+        vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
+    )
+    if config.lora_r:
+        weights = base_weights(config.model_name_or_path, config.cache_dir)
+        identity["--model-name-or-path (weights)"] = weights
+    return identity
+
+
+def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
+    """Set the precision of matrix products, and say which flags change nothing here."""
+    if config.tf32 is not None:
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        elif config.tf32:
+            note("--tf32 means nothing on this device; ignored")
+    if config.fsdp and accelerator.num_processes == 1:
+        note("--fsdp means nothing in one process, which holds the whole model")
+
+
+def _run(ctx: RunContext, checkpoint: Checkpoint | None) -> signal.Signals | None:
     try:
-        return Run(setup, checkpoint).run()
+        return Run(ctx, checkpoint).run()
     except torch.cuda.OutOfMemoryError as error:
-        raise out_of_memory(setup) from error
+        raise out_of_memory(ctx) from error
     except Exception as error:
-        if setup.config.torch_compile and is_of_the_compiler(error):
+        if ctx.config.torch_compile and is_of_the_compiler(error):
             raise not_compiled(error) from error
         raise

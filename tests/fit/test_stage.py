@@ -18,13 +18,13 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig,
 import pipeline
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ModelError, OutputError, PreparedFolderError
-from pipeline.fit import setup
 from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.prepared import check_shards, open_data
+from pipeline.fit.distributed.launch import check_joined
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import architecture, build_model, quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.model.token_ids import own_token_ids
-from pipeline.fit.setup import check_joined
 from pipeline.fit.stage import fit
 from pipeline.fit.training.throughput import METRICS
 from pipeline.lossless import NEW_PIECES
@@ -328,7 +328,6 @@ def test_ids_that_were_overwritten_are_found_before_the_training(
     config: FitConfig,
     prepared: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     shard: str,
     size: str,
 ) -> None:
@@ -336,10 +335,12 @@ def test_ids_that_were_overwritten_are_found_before_the_training(
     column = SupervisedDataset(folder, shard)[0]["input_ids"].numpy().astype(np.uint16).tobytes()
     file = next((folder / shard).glob("*.arrow"))
     file.write_bytes(file.read_bytes().replace(column, b"\xee" * len(column)))
-    if size == "large":
-        monkeypatch.setattr(setup, "MOST_HASHED", 0)
+    config = changed(config, data_path=str(folder))
     with pytest.raises(PreparedFolderError, match="damaged") as caught:
-        fit(changed(config, data_path=str(folder)))
+        if size == "large":
+            check_shards(open_data(config), most_hashed=0)
+        else:
+            fit(config)
     assert str(folder / shard) in caught.value.where
     assert ("SHA-256" in caught.value.got) == (size == "small")
 

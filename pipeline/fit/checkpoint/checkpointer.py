@@ -23,9 +23,10 @@ from pipeline.fit.checkpoint.pretrained import write_trained
 from pipeline.fit.checkpoint.rng import rng_state
 from pipeline.fit.checkpoint.staging import copy_state, copy_weights
 from pipeline.fit.checkpoint.train_state import RunState, trainer_state_json
+from pipeline.fit.context import RunContext
 from pipeline.fit.distributed.fsdp import at_rest, share
-from pipeline.fit.setup import Setup
 from pipeline.fit.training.nonfinite import diverged
+from pipeline.logs import note
 
 
 class Saver:
@@ -33,7 +34,7 @@ class Saver:
 
     def __init__(
         self,
-        setup: Setup,
+        ctx: RunContext,
         wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -42,16 +43,16 @@ class Saver:
         """Nothing is saved yet.
 
         Args:
-            setup: The run.
+            ctx: The run.
             wrapped: The model with its loss, as it is trained.
             optimizer: Its optimizer.
             schedule: Its schedule.
             state: Where the run stands; kept up to date by the loop.
         """
-        self._setup, self._wrapped, self._state = setup, wrapped, state
+        self._ctx, self._wrapped, self._state = ctx, wrapped, state
         self._optimizer, self._schedule = optimizer, schedule
-        self._model = setup.accelerator.unwrap_model(wrapped).model
-        self._main = bool(setup.accelerator.is_main_process)
+        self._model = ctx.accelerator.unwrap_model(wrapped).model
+        self._main = bool(ctx.accelerator.is_main_process)
         self._background = Background()
         self._held = 0.0
         """Seconds that the steps were held for the last checkpoint."""
@@ -76,7 +77,7 @@ class Saver:
         try:
             self.wait()
         except DuetError as error:
-            self._setup.say(f"and the checkpoint before was not written: {error}")
+            note(f"and the checkpoint before was not written: {error}")
 
     def check(self) -> None:
         """Raise what a thread failed with, and say which checkpoints are written; wait for none."""
@@ -113,14 +114,14 @@ class Saver:
 
         return functools.partial(
             write_checkpoint,
-            self._setup.output,
+            self._ctx.output,
             model=self._model,
             weights=copy_weights(self._model, keep=self._main),
-            tokenizer=self._setup.data.tokenizer_folder,
+            tokenizer=self._ctx.data.tokenizer_folder,
             optimizer=copy_state(self._optimizer.state_dict(), keep=self._main),
             schedule=copy_state(self._schedule.state_dict(), keep=self._main),
             rng_states=gather_object([rng_state()]),
-            identity=self._setup.identity,
+            identity=self._ctx.identity,
             state=copy.deepcopy(self._state),
             trainer_state=self._trainer_state(),
         )
@@ -129,16 +130,14 @@ class Saver:
         """Write a checkpoint, and then delete those that are too many; the thread runs this."""
         began = time.perf_counter()
         write()
-        delete_oldest(self._setup.output, step, self._setup.config.save_total_limit)
+        delete_oldest(self._ctx.output, step, self._ctx.config.save_total_limit)
         self._written = f"checkpoint-{step}", time.perf_counter() - began
 
     def _tell(self) -> None:
         """Say that a checkpoint is written, once."""
         if self._written is not None:
             (name, seconds), self._written = self._written, None
-            self._setup.say(
-                f"{name}: steps were held for {self._held:.2f} s, written in {seconds:.2f} s"
-            )
+            note(f"{name}: steps were held for {self._held:.2f} s, written in {seconds:.2f} s")
 
     def write_trained(self, facts: str) -> None:
         """Write the trained folder, and wait for it.
@@ -150,20 +149,20 @@ class Saver:
             ModelError: A weight is infinite or NaN.
             OutputError: The folder, or the checkpoint before, could not be written.
         """
-        setup = self._setup
+        ctx = self._ctx
         self.wait()
         self._check_weights()
         weights = copy_weights(self._model, keep=self._main)
         if self._main:
             write_trained(
-                setup.output,
+                ctx.output,
                 self._model,
-                setup.data.tokenizer_folder,
+                ctx.data.tokenizer_folder,
                 weights,
                 run=facts,
                 trainer_state=self._trainer_state(),
             )
-            write_card(setup.output, model_card(setup.config, json.loads(facts), self._state))
+            write_card(ctx.output, model_card(ctx.config, json.loads(facts), self._state))
 
     def _check_weights(self) -> None:
         """Refuse to save weights that are no numbers; a loss tells only those of the step before.
@@ -180,4 +179,4 @@ class Saver:
             raise diverged(self._state.step, f"{name} with values that are not finite")
 
     def _trainer_state(self) -> str:
-        return trainer_state_json(self._state, self._setup.plan, self._setup.config)
+        return trainer_state_json(self._state, self._ctx.plan, self._ctx.config)

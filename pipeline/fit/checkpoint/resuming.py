@@ -6,12 +6,11 @@ from typing import Any
 from pipeline.errors import CheckpointError
 from pipeline.fit.checkpoint.format import Checkpoint, find_checkpoint
 from pipeline.fit.checkpoint.pretrained import is_trained
-from pipeline.fit.setup import (
-    Setup,
-)
+from pipeline.fit.context import RunContext
+from pipeline.logs import note
 
 
-def find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
+def find_state(ctx: RunContext) -> tuple[Checkpoint | None, bool]:
     """Return the checkpoint to go on from, and whether the run has nothing left to do.
 
     The main process decides for all: the others must not look while it writes.
@@ -19,9 +18,9 @@ def find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
     from accelerate.utils import broadcast_object_list, gather_object
 
     found: list[Any] = [None, False, None]
-    if setup.accelerator.is_main_process:
+    if ctx.accelerator.is_main_process:
         try:
-            found[:2] = _look_for_state(setup)
+            found[:2] = _look_for_state(ctx)
         except CheckpointError as error:  # the others wait to hear of it
             found[2] = error
     broadcast_object_list(found)
@@ -39,11 +38,11 @@ def find_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
     return checkpoint, finished
 
 
-def _look_for_state(setup: Setup) -> tuple[Checkpoint | None, bool]:
-    checkpoint = find_checkpoint(setup.output)
+def _look_for_state(ctx: RunContext) -> tuple[Checkpoint | None, bool]:
+    checkpoint = find_checkpoint(ctx.output)
     if checkpoint is None:
         return None, False
-    if other := checkpoint.check_identity(setup.identity, anyway=setup.config.resume_anyway):
-        setup.say(f"--resume-anyway: {checkpoint.folder.name} goes on with {other}")
-    ended = checkpoint.state.step == setup.plan.total_steps
-    return checkpoint, ended and is_trained(setup.output, checkpoint.state)
+    if other := checkpoint.check_identity(ctx.identity, anyway=ctx.config.resume_anyway):
+        note(f"--resume-anyway: {checkpoint.folder.name} goes on with {other}")
+    ended = checkpoint.state.step == ctx.plan.total_steps
+    return checkpoint, ended and is_trained(ctx.output, checkpoint.state)

@@ -8,29 +8,27 @@ from importlib.metadata import version
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.fit.setup import (
-    Setup,
-)
+from pipeline.fit.context import RunContext
 
 
-def run_facts(setup: Setup) -> str:
+def run_facts(ctx: RunContext) -> str:
     """Return the content of ``run.json``."""
-    manifest = setup.data.manifest
+    manifest = ctx.data.manifest
     facts = {
-        "settings": dataclasses.asdict(setup.config),
+        "settings": dataclasses.asdict(ctx.config),
         "prepared": {
             "fingerprint": manifest.fingerprint,
             "config": manifest.config,
             "counts": manifest.counts,
             "rows": {split: manifest.rows(split) for split in manifest.splits()},
         },
-        "rows_per_step": setup.plan.rows_per_step,
-        "rows_per_step_source": setup.plan.rows_source,
-        "steps": setup.plan.total_steps,
-        "processes": setup.accelerator.num_processes,
-        "device": _device_name(setup.accelerator.device),
+        "rows_per_step": ctx.plan.rows_per_step,
+        "rows_per_step_source": ctx.plan.rows_source,
+        "steps": ctx.plan.total_steps,
+        "processes": ctx.accelerator.num_processes,
+        "device": _device_name(ctx.accelerator.device),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in _packages(setup.config)},
+        | {name: version(name) for name in _packages(ctx.config)},
     }
     return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 

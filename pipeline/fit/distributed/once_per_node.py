@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import DuetError
 from pipeline.store.atomic import write_file
+from pipeline.world import World
 
 _POLL_SECONDS = 0.2
 _SECONDS_TO_APPEAR = 300.0
@@ -22,21 +23,21 @@ _calls = itertools.count()
 """Numbers the calls of a launch: all its processes make the same ones in the same order."""
 
 
-def once_per_node(work: Callable[[], Path], folder: Path) -> Path:
+def once_per_node(work: Callable[[], Path], folder: Path, world: World) -> Path:
     """Run ``work`` in the first process of each node and return its result in all of them.
 
     Args:
-        work: Returns a path; called in the process with ``LOCAL_RANK`` 0, or where there is no
-            launcher.
+        work: Returns a path; called in the first process of each node.
         folder: A folder on this node's disk for the word of it.
+        world: Which process this is.
 
     Raises:
         DuetError: The working process failed or died.
     """
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+    if world.local_size == 1:
         return work()
     word = folder / ".runs" / f"{_launch_id()}-{next(_calls)}.json"
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if world.local_rank != 0:
         return _wait_for(word)
     _say(word, pid=os.getpid())
     try:

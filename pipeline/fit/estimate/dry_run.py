@@ -5,7 +5,6 @@ number of processes is the launcher's, so ``WORLD_SIZE=8 duet fit --dry-run …`
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,15 +13,16 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import cutter_for
+from pipeline.fit.data.prepared import open_data
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.estimate.padding import StepCosts, cost_of_steps
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.loading import model_structure
 from pipeline.fit.schedule import RunPlan, plan_run
-from pipeline.fit.setup import open_data
 from pipeline.fit.training.throughput import matmul_peak
 from pipeline.store.summary import table_row
+from pipeline.world import World
 
 SHARE_OF_PEAK = 0.4
 """Of the matmul peak that training is taken to reach; public runs of T5 show a little less."""
@@ -30,26 +30,24 @@ _ROWS_LOOKED_AT = 65_536
 _STEPS_LOOKED_AT = 32
 
 
-def print_dry_run(config: FitConfig) -> None:
+def print_dry_run(config: FitConfig, world: World) -> None:
     """Print the table on stdout, all of it at once, from the first process alone.
 
     Raises:
         DuetError: What ``fit`` would raise before it reads the weights.
     """
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(list(dry_run(config))))
+    if world.is_main:
+        print("\n".join(list(dry_run(config, world.size))))
 
 
-def dry_run(config: FitConfig) -> Iterator[str]:
-    """Yield the lines of the table.
+def dry_run(config: FitConfig, processes: int) -> Iterator[str]:
+    """Yield the lines of the table, for a run on so many processes.
 
     Raises:
         DuetError: What ``fit`` would raise before it reads the weights.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     data = open_data(config)
-    eval_rows = len(data.eval) if data.eval is not None else 0
-    plan = plan_run(config, num_rows=len(data.train), eval_rows=eval_rows, processes=processes)
+    plan = plan_run(config, num_rows=len(data.train), eval_rows=data.eval_rows, processes=processes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_structure(config.model, data.tokenizer)
     cutter = cutter_for(
@@ -67,7 +65,7 @@ def dry_run(config: FitConfig) -> Iterator[str]:
     )
     looked_at = steps_looked_at(plan)
     costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
-    yield from _plan(config, plan, data.train, eval_rows)
+    yield from _plan(config, plan, data.train, data.eval_rows)
     yield from _padding(config, plan, costs, processes)
     yield from _memory(training_memory(model, config, costs.largest, processes))
     yield from _time(config, plan, costs, device)

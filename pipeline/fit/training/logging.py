@@ -3,9 +3,12 @@
 Everything goes to stderr, from the main process alone.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
 from pipeline.logs import Bar
 
 _WORDS: dict[str, Callable[[float], str]] = {
@@ -98,3 +101,50 @@ def _tracked(values: Mapping[str, float]) -> dict[str, float]:
         for name, value in values.items()
         if name != "step"
     }
+
+
+def start_trackers(config: FitConfig, accelerator: Any) -> None:
+    """Start the trackers that the settings name.
+
+    Raises:
+        ConfigError: One of them cannot start: it wants a login, a network, a disk.
+    """
+    if not config.trackers:
+        return
+    named = {"name": config.run_name} if config.run_name else {}
+    try:
+        accelerator.init_trackers(
+            "duet", config=_plain(config), init_kwargs={"wandb": named, "trackio": named}
+        )
+    except Exception as error:  # each tracker has its own
+        raise ConfigError(
+            "a tracker cannot be started",
+            where=f"--report-to {config.report_to}",
+            got=error,
+            do="mend what it says, or use --report-to none",
+        ) from error
+
+
+def _plain(config: FitConfig) -> dict[str, bool | int | float | str]:
+    """Return the settings as trackers take them."""
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in values.items()
+    }
+
+
+def check_trackers(config: FitConfig) -> None:
+    """Refuse a tracker whose package is missing, before anything takes time.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                "a tracker's package is missing",
+                where=f"--report-to {name}",
+                got="not installed",
+                do=f"pip install {name}",
+            )

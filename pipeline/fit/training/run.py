@@ -12,6 +12,7 @@ from pipeline.fit.checkpoint.format import Checkpoint, damaged
 from pipeline.fit.checkpoint.rng import restore_rng_state
 from pipeline.fit.checkpoint.run_metadata import run_facts
 from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.context import RunContext
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import Feeder, cutter_for
 from pipeline.fit.data.micro_batches import Cutter, Shape
@@ -27,27 +28,24 @@ from pipeline.fit.model.compile import (
 )
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
-from pipeline.fit.setup import (
-    Setup,
-    start_trackers,
-)
 from pipeline.fit.training.evaluate import Evaluator
-from pipeline.fit.training.logging import Reporter
+from pipeline.fit.training.logging import Reporter, start_trackers
 from pipeline.fit.training.loop import TrainingLoop, TrainingStep
 from pipeline.fit.training.optim import make_optimizer, make_schedule, take_over
 from pipeline.fit.training.throughput import Meter
+from pipeline.logs import note
 
 
 class Run:
     """One sitting of a run, from the model to the trained folder."""
 
-    def __init__(self, setup: Setup, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, ctx: RunContext, checkpoint: Checkpoint | None) -> None:
         """Load or make everything that changes while training."""
-        self._setup, config, plan = setup, setup.config, setup.plan
+        self._ctx, config, plan = ctx, ctx.config, ctx.plan
         self._state = checkpoint.state if checkpoint is not None else RunState()
         # Now, not at the end: nothing in it may fail once the training is done.
-        self._facts = run_facts(setup)
-        setup.say(f"rows per step {plan.rows_per_step} {plan.rows_source}")
+        self._facts = run_facts(ctx)
+        note(f"rows per step {plan.rows_per_step} {plan.rows_source}")
         self._model = self._load_model(checkpoint)
         self._wrapped = self._wrap(SummedTokenLoss(self._model))
         if config.torch_compile:
@@ -59,7 +57,7 @@ class Run:
         self._evaluator: Evaluator | None = None
         self._max_rows = self._find_max_rows()
         self._restore(checkpoint)
-        self._saver = Saver(setup, self._wrapped, self._optimizer, self._schedule, self._state)
+        self._saver = Saver(ctx, self._wrapped, self._optimizer, self._schedule, self._state)
 
     def run(self) -> signal.Signals | None:
         """Train, and write the trained folder; return the signal that stopped it before."""
@@ -67,15 +65,15 @@ class Run:
             return self._run()
 
     def _run(self) -> signal.Signals | None:
-        setup, state = self._setup, self._state
-        start_trackers(setup)
-        with Reporter(setup.accelerator, setup.plan.total_steps, state.step) as reporter:
+        ctx, state = self._ctx, self._state
+        start_trackers(ctx.config, ctx.accelerator)
+        with Reporter(ctx.accelerator, ctx.plan.total_steps, state.step) as reporter:
             self._wrapped.train()
             steps, feeder = self._steps(), self._feeder()
             self._probe(steps, feeder.cutter)
             tokens = feeder.cutter.multiple
-            eos_id = setup.data.tokenizer.eos_id
-            settle_buckets(self._wrapped, setup.accelerator, Shape(1, tokens, tokens), eos_id)
+            eos_id = ctx.data.tokenizer.eos_id
+            settle_buckets(self._wrapped, ctx.accelerator, Shape(1, tokens, tokens), eos_id)
             loop = self._loop(steps, feeder, reporter)
             with self._stop:
                 stop = loop.run()
@@ -88,17 +86,17 @@ class Run:
         return None
 
     def _say_how_to_go_on(self, stop: signal.Signals) -> None:
-        step, total = self._state.step, self._setup.plan.total_steps
-        self._setup.say(
+        step, total = self._state.step, self._ctx.plan.total_steps
+        note(
             f"{stop.name}: stopped after step {step} of {total}, saved as checkpoint-{step}; "
             "the same command goes on from there"
         )
 
     def _load_model(self, checkpoint: Checkpoint | None) -> Any:
-        config, tokenizer = self._setup.config, self._setup.data.tokenizer
+        config, tokenizer = self._ctx.config, self._ctx.data.tokenizer
         if checkpoint is None:
-            return build_model(config.model, tokenizer, say=self._setup.say)
-        self._setup.say(f"going on from {checkpoint.folder.name}")
+            return build_model(config.model, tokenizer, say=note)
+        note(f"going on from {checkpoint.folder.name}")
         try:
             return build_model(config.model, tokenizer, checkpoint=checkpoint.folder)
         except ModelError as error:
@@ -106,44 +104,44 @@ class Run:
 
     def _wrap(self, model: SummedTokenLoss) -> torch.nn.Module:
         """Return the model as the processes train it: shared out, or whole in each."""
-        setup = self._setup
-        if setup.sharding is not None:
-            return shard(model, setup.sharding, setup.accelerator)
-        wrapped: torch.nn.Module = setup.accelerator.prepare_model(model)
+        ctx = self._ctx
+        if ctx.sharding is not None:
+            return shard(model, ctx.sharding, ctx.accelerator)
+        wrapped: torch.nn.Module = ctx.accelerator.prepare_model(model)
         return wrapped
 
     def _find_max_rows(self) -> int:
         """Return how many rows of full length a micro-batch may have."""
-        setup, given = self._setup, self._setup.config.per_device_train_batch_size
-        accelerator, plan = setup.accelerator, setup.plan
-        if not setup.config.auto_batch_size:
+        ctx, given = self._ctx, self._ctx.config.per_device_train_batch_size
+        accelerator, plan = ctx.accelerator, ctx.plan
+        if not ctx.config.auto_batch_size:
             return given
         if accelerator.device.type != "cuda":
-            setup.say("--auto-batch-size means nothing on this device; ignored")
+            note("--auto-batch-size means nothing on this device; ignored")
             return given
         found = find_batch_size(
             lambda shape: self._try_out([shape], spare(accelerator.device)) is None,
             accelerator,
-            longest=self._cutter(setup.data.train, given).fullest,
+            longest=self._cutter(ctx.data.train, given).fullest,
             limit=math.ceil(plan.rows_per_step / accelerator.num_processes),
         )
-        setup.say(f"--auto-batch-size: {found} rows of full length at once")
+        note(f"--auto-batch-size: {found} rows of full length at once")
         return found
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put optimizer, schedule and generators where the checkpoint has them, or seed them."""
         from accelerate.utils import set_seed
 
-        accelerator = self._setup.accelerator
+        accelerator = self._ctx.accelerator
         # Device-specific: each process draws dropout of its own.
-        set_seed(self._setup.config.seed + self._state.step, device_specific=True)
+        set_seed(self._ctx.config.seed + self._state.step, device_specific=True)
         if checkpoint is None:
             return
         try:
-            mapped = self._setup.sharding is not None
+            mapped = self._ctx.sharding is not None
             optimizer = checkpoint.load("optimizer.pt", mapped=mapped)
             optimizer = share_out(self._optimizer, optimizer)
-            if checkpoint.differences(self._setup.identity):
+            if checkpoint.differences(self._ctx.identity):
                 take_over(self._optimizer, self._schedule, optimizer, self._state.step)
             else:
                 self._optimizer.load_state_dict(optimizer)
@@ -153,28 +151,28 @@ class Run:
             if checkpoint.processes == accelerator.num_processes:
                 restore_rng_state(checkpoint.rng_state(accelerator.process_index))
             else:
-                self._setup.say(_on_other_processes(checkpoint, self._setup))
+                note(_on_other_processes(checkpoint, self._ctx))
         except (DuetError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # states of a wrong shape fail wherever they are first used
             raise damaged(checkpoint.folder, error) from error
 
     def _steps(self) -> StepPlan:
-        setup = self._setup
+        ctx = self._ctx
         return StepPlan(
-            *setup.data.train.lengths,
-            rows_per_step=setup.plan.rows_per_step,
-            seed=setup.config.seed,
-            group_by_length=setup.config.group_by_length,
+            *ctx.data.train.lengths,
+            rows_per_step=ctx.plan.rows_per_step,
+            seed=ctx.config.seed,
+            group_by_length=ctx.config.group_by_length,
         )
 
     def _feeder(self) -> Feeder:
-        setup = self._setup
+        ctx = self._ctx
         return Feeder(
-            setup.data.train,
-            self._cutter(setup.data.train, self._max_rows),
+            ctx.data.train,
+            self._cutter(ctx.data.train, self._max_rows),
             self._model.config.pad_token_id,
-            setup.accelerator,
+            ctx.accelerator,
         )
 
     def _probe(self, steps: StepPlan, cutter: Cutter) -> None:
@@ -183,21 +181,21 @@ class Run:
         Raises:
             ConfigError: One does not fit.
         """
-        setup, plan, first = self._setup, self._setup.plan, self._state.step
-        if not pays_off(setup.accelerator.device):
+        ctx, plan, first = self._ctx, self._ctx.plan, self._state.step
+        if not pays_off(ctx.accelerator.device):
             return
         if self._lacked_by_any([cutter.fullest]) is None:  # no micro-batch takes more
-            setup.say(f"the biggest micro-batch fits, even {cutter.fullest}")
+            note(f"the biggest micro-batch fits, even {cutter.fullest}")
             return
         left = range(first, min(plan.total_steps, first + MOST_ROWS // plan.rows_per_step + 1))
-        processes = setup.accelerator.num_processes
+        processes = ctx.accelerator.num_processes
         cut = (cutter.deal(steps.rows_of(step), processes) for step in left)
         parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
         shapes = biggest(map(cutter.shape, parts), cutter.flops)
         failed = self._lacked_by_any(shapes)
         if failed is not None:
-            raise out_of_memory(setup, failed)
-        setup.say(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+            raise out_of_memory(ctx, failed)
+        note(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
 
     def _lacked_by_any(self, shapes: list[Shape]) -> Shape | None:
         """Return the first micro-batch that a process has no room for: all do the same then."""
@@ -208,35 +206,35 @@ class Run:
 
     def _try_out(self, shapes: list[Shape], spare: int = 0) -> Shape | None:
         """Return the first micro-batch that there is no room for beside the optimizer's values."""
-        unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, self._setup.config)
-        if self._setup.sharding is not None:  # each process has its share of the values
-            unmade //= self._setup.accelerator.num_processes
+        unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, self._ctx.config)
+        if self._ctx.sharding is not None:  # each process has its share of the values
+            unmade //= self._ctx.accelerator.num_processes
         return try_out(
             self._wrapped,
-            self._setup.accelerator,
+            self._ctx.accelerator,
             shapes,
-            token_id=self._setup.data.tokenizer.eos_id,
+            token_id=self._ctx.data.tokenizer.eos_id,
             reserved=unmade + spare,
         )
 
     def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:
-        setup, plan = self._setup, self._setup.plan
+        ctx, plan = self._ctx, self._ctx.plan
         take_step = TrainingStep(
-            setup.config,
-            setup.accelerator,
+            ctx.config,
+            ctx.accelerator,
             self._wrapped,
             self._optimizer,
             self._schedule,
-            setup.data.train,
+            ctx.data.train,
             self._stop,
         )
         meter = Meter(
-            device=setup.accelerator.device,
-            dtype=torch.bfloat16 if setup.config.bf16 else torch.float32,
-            processes=setup.accelerator.num_processes,
+            device=ctx.accelerator.device,
+            dtype=torch.bfloat16 if ctx.config.bf16 else torch.float32,
+            processes=ctx.accelerator.num_processes,
             total_steps=plan.total_steps,
             first_step=self._state.step,
-            passes=training_passes(adapted=bool(setup.config.lora_r)),
+            passes=training_passes(adapted=bool(ctx.config.lora_r)),
         )
         return TrainingLoop(
             plan,
@@ -255,41 +253,41 @@ class Run:
             dataset,
             self._model.config,
             max_rows,
-            self._setup.accelerator.device,
-            compiled=self._setup.config.torch_compile,
+            self._ctx.accelerator.device,
+            compiled=self._ctx.config.torch_compile,
         )
 
     def _evaluate(self) -> dict[str, float]:
-        setup = self._setup
+        ctx = self._ctx
         if self._evaluator is None:
-            assert setup.data.eval is not None, "the plan has evaluations only with a split"
+            assert ctx.data.eval is not None, "the plan has evaluations only with a split"
             self._evaluator = Evaluator(
-                setup.data.eval,
-                self._cutter(setup.data.eval, setup.config.per_device_eval_batch_size),
+                ctx.data.eval,
+                self._cutter(ctx.data.eval, ctx.config.per_device_eval_batch_size),
                 self._model.config.pad_token_id,
-                setup.data.tokenizer,
-                setup.accelerator,
+                ctx.data.tokenizer,
+                ctx.accelerator,
             )
         return self._evaluator.run(self._wrapped)
 
 
-def _on_other_processes(checkpoint: Checkpoint, setup: Setup) -> str:
+def _on_other_processes(checkpoint: Checkpoint, ctx: RunContext) -> str:
     """Return what changes, and what does not, in a run that other processes began."""
-    now, before = setup.accelerator.num_processes, checkpoint.processes
+    now, before = ctx.accelerator.num_processes, checkpoint.processes
     return (
         f"begun on {before} process{'es' * (before > 1)}, going on on {now}: a step takes "
-        f"{setup.plan.rows_per_step} rows as before, cut into other micro-batches; dropout is "
+        f"{ctx.plan.rows_per_step} rows as before, cut into other micro-batches; dropout is "
         "drawn anew"
     )
 
 
-def out_of_memory(setup: Setup, shape: Shape | None = None) -> ConfigError:
+def out_of_memory(ctx: RunContext, shape: Shape | None = None) -> ConfigError:
     """Return the error for a run that does not fit; ``shape``: the micro-batch that showed it."""
-    rows = setup.config.per_device_train_batch_size
+    rows = ctx.config.per_device_train_batch_size
     return ConfigError(
         "the device is out of memory",
         where="--per-device-train-batch-size",
         got=rows if shape is None else f"{rows}, which makes micro-batches of {shape}",
-        do=f"give a smaller one, with --train-batch-size {setup.plan.rows_per_step} to keep the "
+        do=f"give a smaller one, with --train-batch-size {ctx.plan.rows_per_step} to keep the "
         "rows of a step, or --gradient-checkpointing True",
     )

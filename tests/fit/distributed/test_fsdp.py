@@ -348,7 +348,7 @@ def test_shares_of_one_process_on_a_gpu(
     tied_run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One process has all of it, but gathers, reduces, saves and loads as many do."""
-    from pipeline.fit import setup
+    from pipeline.fit import stage
 
     one = fit(tied_run)
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
@@ -356,7 +356,7 @@ def test_shares_of_one_process_on_a_gpu(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29577")
     alone = Sharding(layers=(), reshard=True)
-    monkeypatch.setattr(setup, "sharding_of", lambda config, processes: alone)
+    monkeypatch.setattr(stage, "sharding_of", lambda config, processes: alone)
     shares = fit(changed(tied_run, output_dir=str(tmp_path / "shares")))
     assert_same_run(one, shares, rel=1e-3, weights=2e-3)
     assert_same_run(one, fit(goes_on(tied_run, shares, "went-on")), rel=1e-3, weights=2e-3)

@@ -19,9 +19,10 @@ from tests.fit.helpers import changed
 from tests.fit.training.test_step import load
 
 
-def table(config: FitConfig) -> dict[str, str]:
+def table(config: FitConfig, processes: int = 1) -> dict[str, str]:
     """Return the table's lines by their names, without runs of spaces."""
-    return {line[:28].strip(): " ".join(line[28:].split()) for line in dry_run.dry_run(config)}
+    lines = dry_run.dry_run(config, processes)
+    return {line[:28].strip(): " ".join(line[28:].split()) for line in lines}
 
 
 def test_the_command_prints_a_table_and_writes_nothing(
@@ -93,13 +94,16 @@ def test_padding_and_the_largest_micro_batch_are_those_of_the_cut(
     assert found["largest micro-batch"].startswith(f"{rows} x {source} x {target} ")
 
 
-def test_the_launchers_processes_count(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    found = table(config)
+def test_the_launchers_processes_count(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = table(config, processes=2)
     assert found["rows per step"] == "8 = 4 per device x 2 processes x 1"
     assert "the slowest process" in found["imbalance"]
-    monkeypatch.delenv("WORLD_SIZE")
     assert "imbalance" not in table(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fit(changed(config, dry_run=True))
+    assert "= 4 per device x 2 processes x 1" in capsys.readouterr().out
 
 
 def test_only_the_first_process_prints(

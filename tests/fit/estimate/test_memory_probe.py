@@ -161,7 +161,7 @@ def test_of_a_model_in_shares_a_process_needs_room_for_its_share_of_the_optimize
     setup: Any = SimpleNamespace(
         sharding=sharding, accelerator=accelerator, config=config, data=data
     )
-    sitting._setup = setup
+    sitting._ctx = setup
     reserved = []
     monkeypatch.setattr(run, "try_out", lambda *_, **options: reserved.append(options))
     sitting._try_out([Shape(1, 1, 1)], spare=5)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.fit import setup
+from pipeline.fit import stage
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.estimate.memory import quantized_bytes, training_memory
@@ -64,7 +64,7 @@ def test_on_a_cpu_it_is_one_line(small: FitConfig) -> None:
 @pytest.fixture
 def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``fit`` run on a CPU, where bitsandbytes trains but does not evaluate alike."""
-    monkeypatch.setattr(setup, "require_gpu", lambda device: None)
+    monkeypatch.setattr(stage, "require_gpu", lambda device: None)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -191,7 +191,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
 
 def fit_on_cpu(config: FitConfig) -> None:
     """Run ``fit`` where it is refused; in a process of its own."""
-    setup.require_gpu = lambda device: None  # type: ignore[assignment]
+    stage.require_gpu = lambda device: None  # type: ignore[assignment]
     fit(config)
 
 

@@ -1,0 +1,42 @@
+"""The output folder of a run: made before anything takes time, and held while the run writes."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.fit.checkpoint.format import delete_leftovers
+from pipeline.store.atomic import locked_folder, output_errors
+
+
+def make_output_folder(output: Path) -> None:
+    """Make the folder, and find out before the training whether it can be written.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    with output_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+
+
+@contextlib.contextmanager
+def holding_output(output: Path, *, is_main: bool) -> Iterator[None]:
+    """Keep other runs out of the output folder, and delete what one that was killed left there.
+
+    A launcher that is killed leaves its processes behind, and they go on.
+
+    Args:
+        output: The folder.
+        is_main: Whether this is the process that writes; the others do nothing.
+
+    Raises:
+        OutputError: Another run writes into it.
+    """
+    if not is_main:
+        yield
+        return
+    with locked_folder(output):
+        delete_leftovers(output)
+        yield

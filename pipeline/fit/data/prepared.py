@@ -1,0 +1,92 @@
+"""The prepared folder of a run: opened, and its rows checked against what was written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError, PreparedFolderError
+from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.store.fingerprint import sha256_of_file
+from pipeline.store.manifest import Manifest
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
+
+MOST_HASHED = 2 * 1000**3
+"""Bytes of shards whose hashes are checked before a run: a few seconds. Of more, only the ids."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedData:
+    """An open prepared folder."""
+
+    train: SupervisedDataset
+    eval: SupervisedDataset | None
+    """None where there is no split eval, or no row in it."""
+    tokenizer: TextTokenizer
+
+    @property
+    def manifest(self) -> Manifest:
+        """The folder's manifest."""
+        return self.train.manifest
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files are."""
+        return self.train.path / "tokenizer"
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows to evaluate on; 0 where there is no split."""
+        return len(self.eval) if self.eval is not None else 0
+
+
+def open_data(config: FitConfig) -> PreparedData:
+    """Open the prepared folder that a run trains on.
+
+    Raises:
+        PreparedFolderError, TokenizerError: It is missing, incomplete or damaged.
+        ConfigError: It was cut to another length than the settings say.
+    """
+    num_rows = None if config.num_data < 1 else config.num_data
+    train = SupervisedDataset(config.data_path, "train", num_rows=num_rows)
+    prepared = train.manifest.config.get("model_max_length")
+    if config.model_max_length is not None and config.model_max_length != prepared:
+        raise ConfigError(
+            "the rows were cut to another length",
+            where="--model-max-length",
+            got=f"{config.model_max_length}, prepared with {prepared}",
+            do="leave it out, or run duet prepare with this length",
+        )
+    has_eval = train.manifest.rows("eval") > 0
+    return PreparedData(
+        train=train,
+        eval=SupervisedDataset(config.data_path, "eval") if has_eval else None,
+        tokenizer=load_tokenizer(str(train.path / "tokenizer")),
+    )
+
+
+def check_shards(data: PreparedData, *, most_hashed: int = MOST_HASHED) -> None:
+    """Check that the rows are those that the first stage wrote.
+
+    Args:
+        data: What was opened.
+        most_hashed: Of more bytes than these only the ids are checked, not the hashes.
+
+    Raises:
+        PreparedFolderError: They are not.
+    """
+    opened = {part.split: part for part in (data.train, data.eval) if part is not None}
+    shards = [shard for shard in data.manifest.shards if shard.split in opened]
+    if sum(shard.bytes for shard in shards) > most_hashed:
+        for part in opened.values():
+            part.check_ids(data.tokenizer.vocab_size)
+        return
+    for shard in shards:
+        path = data.train.path / shard.path
+        found = sha256_of_file(path)
+        if found != shard.sha256:
+            raise PreparedFolderError(
+                "a shard is damaged",
+                where=path,
+                got=f"SHA-256 {found[:12]}…, not {shard.sha256[:12]}…",
+                do="run duet prepare again",
+            )

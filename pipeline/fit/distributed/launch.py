@@ -1,0 +1,112 @@
+"""Joins the processes that a launcher started, on accelerate's terms, and says when one is lost."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError, ProcessError
+from pipeline.fit.distributed.fsdp import sharding_of
+from pipeline.world import World
+
+# For another process, which may write or read a large checkpoint: NCCL's own ten minutes are not
+# enough for flan-t5-xxl on a slow disk. One that died is noticed without it.
+_LONGEST_WAIT = timedelta(hours=2)
+
+
+@contextlib.contextmanager
+def join_processes(config: FitConfig, world: World) -> Iterator[Any]:
+    """Yield accelerate's Accelerator, joined with the run's other processes.
+
+    Args:
+        config: The settings.
+        world: The processes that the launcher started.
+
+    Raises:
+        ConfigError: The launcher asks for what is not to be had here.
+        ProcessError: Another process ended while this one waited for it.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import AutocastKwargs
+
+    # The state is global: without this, a second run in this process keeps the first's precision.
+    AcceleratorState._reset_state()
+    was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    sharded = sharding_of(config, world.size) is not None
+    parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # Kept until the end of the forward pass, copies in bfloat16 would be the whole model.
+    autocast = AutocastKwargs(cache_enabled=not sharded)
+    group = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
+    accelerator = Accelerator(
+        # Unless told so, accelerate does not join processes that have no GPU.
+        cpu=world.size > 1 and not _has_gpu(),
+        mixed_precision="bf16" if config.bf16 else "no",
+        log_with=config.trackers or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[parallel, autocast, group],
+    )
+    check_joined(accelerator, world.size)
+    try:
+        yield accelerator
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and _is_of_a_collective(error):
+            raise _left_alone(accelerator, error) from error
+        raise
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    # Only after a good end: after a fault the others may wait in a collective, and so would this.
+    if not was_joined:
+        accelerator.state.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    """Return whether torch raised it because it could not reach another process."""
+    # gloo has no class of its own: its messages begin with the place in its source.
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
+def _left_alone(accelerator: Any, error: RuntimeError) -> ProcessError:
+    return ProcessError(
+        "another process of the run has ended",
+        where=f"seen by process {accelerator.process_index} of {accelerator.num_processes}",
+        got=str(error).splitlines()[0],
+        do="see what that one said last; nothing: it was killed, often for want of memory. "
+        "The same command goes on from the newest checkpoint",
+    )
+
+
+def check_joined(accelerator: Any, processes: int) -> None:
+    """Refuse what a launcher can set up and this program would do wrong without a word.
+
+    Raises:
+        ConfigError: Sharding that the launcher set up, or processes that do not know each other.
+    """
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # the first two: not by the launcher
+        raise ConfigError(
+            "accelerate was set up with sharding that is not to be had here",
+            where="accelerate launch",
+            got=kind,
+            do='launch without it, and give --fsdp "full_shard"',
+        )
+    if accelerator.num_processes != processes:
+        raise ConfigError(
+            "the processes of this run cannot join",
+            where="WORLD_SIZE",
+            got=f"{processes}, but this process sees {accelerator.num_processes}",
+            do="start one process, or give each a device of its own",
+        )
+
+
+def _has_gpu() -> bool:
+    """Return whether there is a device that several processes can train on."""
+    if not hasattr(torch, "accelerator"):  # torch before 2.6
+        return torch.cuda.is_available()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is not None and device.type != "mps"
