@@ -24,7 +24,7 @@ from pipeline.fit.checkpoint.rng import rng_state
 from pipeline.fit.checkpoint.staging import copy_state, copy_weights
 from pipeline.fit.checkpoint.train_state import RunState, trainer_state_json
 from pipeline.fit.context import RunContext
-from pipeline.fit.distributed.fsdp import at_rest, share
+from pipeline.fit.distributed.fsdp import local_shard, resharded
 from pipeline.fit.training.nonfinite import diverged
 from pipeline.logs import note
 
@@ -172,8 +172,8 @@ class Saver:
         """
         from accelerate.utils import gather_object
 
-        weights = at_rest(self._wrapped).named_parameters()
-        found = [name for name, weight in weights if not share(weight).isfinite().all()]
+        weights = resharded(self._wrapped).named_parameters()
+        found = [name for name, weight in weights if not local_shard(weight).isfinite().all()]
         if found := gather_object(found[:1]):
             name = found[0].rpartition("model.")[2]
             raise diverged(self._state.step, f"{name} with values that are not finite")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.fit.distributed.fsdp import whole
+from pipeline.fit.distributed.fsdp import full_tensor
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.lora import is_adapted
 
@@ -63,5 +63,5 @@ def copy_state(value: Any, *, keep: bool) -> Any:
 
 
 def _copy(tensor: torch.Tensor, *, keep: bool) -> torch.Tensor:
-    gathered = whole(tensor)
+    gathered = full_tensor(tensor)
     return gathered.to("cpu", copy=True) if keep else gathered.new_empty(0)

@@ -1,15 +1,17 @@
-"""``--fsdp``: each process keeps its share of the weights, their gradients and averages.
+"""``--fsdp``: each process keeps its shard of the weights, their gradients and moments.
 
 torch's own FSDP2. Each layer of the stacks is a group, gathered when it runs and let go of after
 it; the root holds the rest, so that the matrix that a tied T5 uses in four modules is in one group.
 The weights keep their names and their type: with ``--bf16`` autocast is around them, as without
 sharding, and the losses are the same.
 
-Gradients are added up in shares after each micro-batch, not after a step's last one: whole, between
-two micro-batches, they would take as much memory as what sharding saves.
+Gradients are reduced to shards after each micro-batch, not after a step's last one: in full,
+between two micro-batches, they would take as much memory as what sharding saves.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,7 @@ class Sharding:
 
 
 def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
-    """Return the sharding that the settings ask for; None for whole models.
+    """Return the sharding that the settings ask for; None for none.
 
     Raises:
         ConfigError: What they ask for is not known, or not to be had.
@@ -54,7 +56,7 @@ def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
                 where="--fsdp",
                 got=word,
                 do='give "full_shard" (least memory) or "shard_grad_op" (less communication), or '
-                "leave it out: each process then holds the whole model",
+                "leave it out: each process then holds the full model",
             )
     if processes == 1:
         return None
@@ -67,16 +69,16 @@ def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
 
 
 def _check_others(options: FitOptions) -> None:
-    """Refuse what was not made to work on shares.
+    """Refuse what was not made to work sharded.
 
     Raises:
         ConfigError: Such a setting is on.
     """
     reasons = {
-        "--lora-r": (options.lora_r, "an adapter has little to share"),
+        "--lora-r": (options.lora_r, "an adapter has little to shard"),
         "--torch-compile": (
             options.torch_compile,
-            "a compiled layer is not known to work in shares",
+            "a compiled layer is not known to work sharded",
         ),
         "--auto-batch-size": (options.auto_batch_size, "a process cannot try a size by itself"),
     }
@@ -145,7 +147,7 @@ def layers_of(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
 
 
 def gathered_bytes(model: Any, sharding: Sharding) -> int:
-    """Return what a process holds of a transformers model at most, beside its shares.
+    """Return what a process gathers of a transformers model at most, beside its shards.
 
     That is the root's group, the layer that runs and the one that is gathered meanwhile; or all of
     it, where layers are not let go of.
@@ -161,35 +163,131 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def at_rest(model: nn.Module) -> nn.Module:
-    """Return the model with shares alone: a pass without a backward one leaves groups gathered."""
+@contextlib.contextmanager
+def without_communication(model: nn.Module) -> Iterator[None]:
+    """Let a sharded model run forward and backward in this process alone, to see what fits.
+
+    The shards of others are taken to be this one's: memory is that of a pass with the others, and
+    no process waits for one that failed. Gradients are dropped, and what a pass that raised left
+    behind in FSDP with them: else its root never again ends a backward pass, and each gradient from
+    then on is wrong. A model that is not sharded is left alone.
+    """
+    modules = _fsdp_modules(model)
+    for module in modules:
+        module.set_custom_all_gather(_LocalAllGather())
+        module.set_custom_reduce_scatter(_LocalReduceScatter())
+    try:
+        yield
+    finally:
+        # First of the gathered parameters, which a failed pass has as it left them.
+        model.zero_grad(set_to_none=True)
+        for module in modules[:1]:  # the root
+            module.reset_iter_state()
+        model.zero_grad(set_to_none=True)
+        for module in modules:
+            module.set_custom_all_gather(_AllGather())
+            module.set_custom_reduce_scatter(_ReduceScatter())
+
+
+def can_run_alone(model: nn.Module) -> bool:
+    """Return whether ``without_communication`` works: torch before 2.13 lacks what it calls."""
+    needed = ("set_custom_all_gather", "set_custom_reduce_scatter", "reset_iter_state")
+    return all(hasattr(module, name) for module in _fsdp_modules(model) for name in needed)
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    """Return the modules that are a group each, the root first."""
+    return [module for module in model.modules() if hasattr(module, "set_requires_gradient_sync")]
+
+
+class _Communication:
+    """What ``FSDPModule.set_custom_all_gather`` asks for besides the operation itself."""
+
+    def allocate(
+        self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _AllGather(_Communication):
+    """torch's own."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool
+    ) -> Any:
+        gather = torch.distributed.all_gather_into_tensor
+        return gather(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class _LocalAllGather(_Communication):
+    """Gives this process's shard the places of all others, too; it lies in its own already."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool
+    ) -> None:
+        for rank, place in enumerate(output_tensor.chunk(group.size())):
+            if rank != group.rank():
+                place.copy_(input_tensor)
+
+
+class _ReduceScatter(_Communication):
+    """torch's own."""
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: Any,
+        op: Any,
+        async_op: bool = False,
+    ) -> Any:
+        reduce = torch.distributed.reduce_scatter_tensor
+        return reduce(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+
+
+class _LocalReduceScatter(_Communication):
+    """Takes this process's own gradient for the sum of all."""
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: Any,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        output_tensor.copy_(input_tensor.chunk(group.size())[group.rank()])
+
+
+def resharded(model: nn.Module) -> nn.Module:
+    """Return the model, resharded: a pass without a backward one leaves groups gathered."""
     for module in model.modules():
         if callable(reshard := getattr(module, "reshard", None)):
             reshard()
     return model
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with the shares of all processes, which must all call this."""
-    return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with the shards of all processes, which must all call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def share(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what this process has of a tensor: its share, or all of it."""
-    return tensor.to_local() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process has of a tensor: its shard, or all of it."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def is_share(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is shared out over the processes."""
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is sharded over the processes."""
     return hasattr(tensor, "full_tensor")  # a DTensor, whose module is elsewhere in older torch
 
 
-def start_averages(optimizer: torch.optim.Optimizer) -> None:
-    """Give Adafactor the averages of shares that it would make whole by itself."""
+def init_sharded_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adafactor sharded moments, which it would make in full by itself."""
     if type(optimizer).__name__ != "Adafactor":
         return
     for group in optimizer.param_groups:
-        for weight in filter(is_share, group["params"]):
+        for weight in filter(is_sharded, group["params"]):
             shapes = {"exp_avg_sq": weight.shape}
             if weight.dim() >= 2:
                 shapes = {
@@ -197,25 +295,27 @@ def start_averages(optimizer: torch.optim.Optimizer) -> None:
                     "exp_avg_sq_col": weight.shape[:-2] + weight.shape[-1:],
                 }
             zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
-            optimizer.state[weight] = {"step": 0, "RMS": 0} | _shares(zeros, weight)
+            optimizer.state[weight] = {"step": 0, "RMS": 0} | _sharded(zeros, weight)
 
 
-def share_out(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's saved state with each average in shares where its weight is.
+def shard_optimizer_state(
+    optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+) -> dict[str, Any]:
+    """Return an optimizer's saved state with each moment sharded as its weight is.
 
     Args:
-        optimizer: That of a model in shares; of a whole model, ``saved`` is returned as it is.
-        saved: Its ``state_dict``, whole, in every process.
+        optimizer: That of a sharded model; of another, ``saved`` is returned as it is.
+        saved: Its ``state_dict``, of full tensors, in every process.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if not any(map(is_share, weights)):
+    if not any(map(is_sharded, weights)):
         return saved
-    state = {i: _shares(values, weights[i]) for i, values in saved["state"].items()}
+    state = {i: _sharded(values, weights[i]) for i, values in saved["state"].items()}
     return saved | {"state": state}
 
 
-def _shares(values: dict[str, Any], weight: Any) -> dict[str, Any]:
-    """Return a weight's averages in shares: along its first dimension, as it is itself."""
+def _sharded(values: dict[str, Any], weight: Any) -> dict[str, Any]:
+    """Return a weight's moments sharded: along its first dimension, as it is itself."""
     from torch.distributed.tensor import Replicate, distribute_tensor
 
     result = {}
@@ -224,7 +324,7 @@ def _shares(values: dict[str, Any], weight: Any) -> dict[str, Any]:
             of_columns = name == "exp_avg_sq_col" and weight.dim() == 2
             placements = [Replicate()] if of_columns else weight.placements
             on_device = value.to(weight.device)
-            # None: every process has the whole, none has to send it.
+            # None: every process has the full tensor, none has to send it.
             value = distribute_tensor(on_device, weight.device_mesh, placements, src_data_rank=None)
         result[name] = value
     return result

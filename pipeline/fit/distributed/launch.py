@@ -9,7 +9,6 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ProcessError
-from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.world import World
 
 # For another process, which may write or read a large checkpoint: NCCL's own ten minutes are not
@@ -36,10 +35,10 @@ def join_processes(config: FitConfig, world: World) -> Iterator[Any]:
     # The state is global: without this, a second run in this process keeps the first's precision.
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    sharded = sharding_of(config, world.size) is not None
-    parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    # Kept until the end of the forward pass, copies in bfloat16 would be the whole model.
-    autocast = AutocastKwargs(cache_enabled=not sharded)
+    parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    # Kept until the end of the forward pass, copies in bfloat16 would be a second model; no matrix
+    # is used twice in a pass.
+    autocast = AutocastKwargs(cache_enabled=False)
     group = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
     accelerator = Accelerator(
         # Unless told so, accelerate does not join processes that have no GPU.

@@ -1,8 +1,9 @@
 """Micro-batches are run before the first step, to see what fits on the device.
 
 The biggest of a run are: one that does not fit then ends in its first minute, and not on the third
-day, when the longest rows come together. With ``--auto-batch-size`` their size is looked for so.
-Nothing of it is left: no gradient, no number drawn, no weight moved.
+day, when the longest rows come together. ``--auto-batch-size`` looks for the most of the longest
+rows that fit at once, with room kept for what the optimizer will need; the rows of a step stay what
+the settings say. Nothing of it is left: no gradient, no number drawn, no weight moved.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +11,11 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.fit.checkpoint.rng import restore_rng_state, rng_state
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.micro_batches import Shape
+from pipeline.fit.distributed.fsdp import can_run_alone, without_communication
 
 MOST_ROWS = 1_000_000
 """Rows of a run that are searched for the biggest micro-batch: half a minute, and only where the
@@ -20,13 +23,21 @@ longest rows at once do not fit."""
 
 SMALLEST = Shape(1, 1, 1)
 
+SPARE = 0.05
+"""Share of the device's memory that is left alone: not every free piece can be used."""
+
 
 def pays_off(device: torch.device) -> bool:
-    """Tell whether to try: on a CPU a run that does not fit is no error that could be told.
+    """Return whether to try: on a CPU a run that does not fit is no error that could be told.
 
     There the machine swaps, or ends the process; and the trial costs as much as some steps.
     """
     return device.type != "cpu"
+
+
+def can_probe(model: torch.nn.Module) -> bool:
+    """Return whether a process can try by itself: where sharded, torch must let it."""
+    return can_run_alone(model)
 
 
 def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[Shape]:
@@ -51,49 +62,94 @@ def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[S
     return list(dict.fromkeys(found))
 
 
-def try_out(
-    model: torch.nn.Module,
-    accelerator: Any,
-    shapes: Sequence[Shape],
-    *,
-    token_id: int,
-    reserved: int = 0,
-) -> Shape | None:
-    """Run micro-batches forward and backward, as the run will.
+class MemoryProbe:
+    """Tries micro-batches, in all processes of a run: what it finds holds for all of them.
 
-    No process waits for another, unless the model is in shares.
+    Each tries by itself, so that none waits in a collective for one that failed; then they agree.
 
     Args:
         model: A ``SummedTokenLoss``, wrapped or not.
         accelerator: accelerate's Accelerator.
-        shapes: What to try.
         token_id: Any id of the vocabulary.
         reserved: Bytes that are kept meanwhile, such as the optimizer's if it has none yet.
-
-    Returns:
-        The first shape that there was no memory for; None where all fit.
     """
-    device, generators = accelerator.device, rng_state()
-    model.train()
-    shape, kept = SMALLEST, []
-    try:
-        kept.append(torch.empty(reserved, dtype=torch.uint8, device=device))
-        # The smallest makes the gradients, which are there as from a step's second micro-batch.
-        for shape in (SMALLEST, *shapes):
-            with accelerator.no_sync(model):
-                accelerator.backward(model(**full_batch(shape, token_id, device)))
-    except torch.cuda.OutOfMemoryError:
-        return shape
-    finally:
-        kept.clear()
-        model.zero_grad(set_to_none=True)
-        restore_rng_state(generators)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return None
+
+    def __init__(
+        self, model: torch.nn.Module, accelerator: Any, *, token_id: int, reserved: int = 0
+    ) -> None:
+        self._model, self._accelerator = model, accelerator
+        self._token_id, self._reserved = token_id, reserved
+
+    def too_big(self, shapes: Sequence[Shape]) -> Shape | None:
+        """Return the first of the shapes that a process has no memory for; None where all fit."""
+        from accelerate.utils import gather_object
+
+        own = next((shape for shape in shapes if not self.fits_in_memory(shape)), None)
+        found = [shape for shape in gather_object([own]) if shape is not None]
+        return found[0] if found else None
+
+    def find_batch_size(self, longest: Shape, limit: int) -> int:
+        """Return how many of the longest rows fit on the device, on every process's.
+
+        Args:
+            longest: The lengths of the longest rows; of its rows, what to try first.
+            limit: The most rows of interest.
+
+        Raises:
+            ConfigError: Not even one fits.
+        """
+        spare = spare_bytes(self._accelerator.device)
+        found = largest_that_fits(
+            lambda rows: self.fits_in_memory(longest._replace(rows=rows), spare),
+            first=longest.rows,
+            limit=limit,
+        )
+        each = self._accelerator.gather(torch.tensor([found], device=self._accelerator.device))
+        found = int(each.min())
+        if not found:
+            raise ConfigError(
+                "the device is out of memory with a single row",
+                where="--auto-batch-size",
+                got=f"{longest.encoder} encoder and {longest.decoder} decoder tokens",
+                do="use --gradient-checkpointing True, --optim adafactor, or prepare with a "
+                "smaller --model-max-length",
+            )
+        return found
+
+    def fits_in_memory(self, shape: Shape, spare: int = 0) -> bool:
+        """Return whether this process can run a micro-batch forward and backward.
+
+        Args:
+            shape: Of the micro-batch.
+            spare: Bytes that are kept besides what is reserved.
+        """
+        model, accelerator = self._model, self._accelerator
+        device, generators = accelerator.device, rng_state()
+        kept: list[torch.Tensor] = []
+        model.train()
+        try:
+            with accelerator.no_sync(model), without_communication(model):
+                # First the smallest: it makes the gradients, which are there as from a step's
+                # second micro-batch.
+                for tried in (SMALLEST, shape):
+                    accelerator.backward(model(**full_batch(tried, self._token_id, device)))
+                    if not kept:
+                        size = self._reserved + spare
+                        kept.append(torch.empty(size, dtype=torch.uint8, device=device))
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            kept.clear()
+            model.zero_grad(set_to_none=True)
+            restore_rng_state(generators)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
 
 
-def settle_buckets(model: torch.nn.Module, accelerator: Any, shape: Shape, token_id: int) -> None:
+def warm_up_ddp_buckets(
+    model: torch.nn.Module, accelerator: Any, shape: Shape, token_id: int
+) -> None:
     """Let DistributedDataParallel put the gradients into the order that they come in.
 
     It does so after its first backward pass. Of more than two processes, the order in which a value
@@ -103,7 +159,7 @@ def settle_buckets(model: torch.nn.Module, accelerator: Any, shape: Shape, token
     Args:
         model: A ``SummedTokenLoss``, wrapped or not, in training mode.
         accelerator: accelerate's Accelerator.
-        shape: Of the batch for it; the same on all processes and in all sittings.
+        shape: Of the batch for it; the same on all processes and in all sessions.
         token_id: Any id of the vocabulary.
     """
     if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
@@ -122,3 +178,34 @@ def full_batch(shape: Shape, token_id: int, device: torch.device) -> Batch:
         name: torch.full((shape.rows, length), values[name], device=device)
         for name, length in sides.items()
     }
+
+
+def largest_that_fits(fits: Callable[[int], bool], *, first: int, limit: int) -> int:
+    """Return the largest size that fits, at most ``limit``; 0 where not even 1 does.
+
+    Args:
+        fits: Tells whether a size fits; what is smaller than one that fits does, too.
+        first: What to try first; then it is doubled or halved, and closed in on.
+        limit: The largest size of interest; 1 or more.
+
+    >>> tried = []
+    >>> largest_that_fits(lambda size: tried.append(size) or size <= 11, first=4, limit=64)
+    11
+    >>> tried
+    [4, 8, 16, 12, 10, 11]
+    """
+    fitting, failing, size = 0, limit + 1, min(first, limit)
+    while failing - fitting > 1:
+        if fits(size):
+            fitting = size
+        else:
+            failing = size
+        size = (fitting + failing) // 2 if failing <= limit else min(2 * fitting, limit)
+    return fitting
+
+
+def spare_bytes(device: torch.device) -> int:
+    """Return the bytes that are left alone."""
+    if device.type != "cuda":
+        return 0
+    return round(SPARE * torch.cuda.get_device_properties(device).total_memory)

@@ -21,7 +21,7 @@ from pipeline.fit.checkpoint.train_state import RunState, Sums
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import Feeder, StepFeed, to_device
 from pipeline.fit.data.sampler import StepPlan
-from pipeline.fit.distributed.fsdp import whole
+from pipeline.fit.distributed.fsdp import full_tensor
 from pipeline.fit.distributed.signals import StopRequest, asked_for
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.logging import Reporter
@@ -122,7 +122,7 @@ class TrainingStep:
         """Clip the gradient; return its total norm before."""
         limit = self._config.max_grad_norm or math.inf
         norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        return float(whole(norm))
+        return float(full_tensor(norm))
 
 
 class TrainingLoop:

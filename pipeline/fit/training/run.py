@@ -17,11 +17,17 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import Feeder, cutter_for
 from pipeline.fit.data.micro_batches import Cutter, Shape
 from pipeline.fit.data.sampler import StepPlan
-from pipeline.fit.distributed.fsdp import shard, share_out, start_averages
+from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
 from pipeline.fit.distributed.signals import StopRequest
-from pipeline.fit.estimate.batch_size import find_batch_size, spare
 from pipeline.fit.estimate.memory import optimizer_bytes
-from pipeline.fit.estimate.memory_probe import MOST_ROWS, biggest, pays_off, settle_buckets, try_out
+from pipeline.fit.estimate.memory_probe import (
+    MOST_ROWS,
+    MemoryProbe,
+    biggest,
+    can_probe,
+    pays_off,
+    warm_up_ddp_buckets,
+)
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.compile import (
     compile_layers,
@@ -51,7 +57,7 @@ class Run:
         if config.torch_compile:
             compile_layers(self._model)
         self._optimizer = make_optimizer(self._model, config)
-        start_averages(self._optimizer)
+        init_sharded_moments(self._optimizer)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
         self._stop = StopRequest()
         self._evaluator: Evaluator | None = None
@@ -73,7 +79,7 @@ class Run:
             self._probe(steps, feeder.cutter)
             tokens = feeder.cutter.multiple
             eos_id = ctx.data.tokenizer.eos_id
-            settle_buckets(self._wrapped, ctx.accelerator, Shape(1, tokens, tokens), eos_id)
+            warm_up_ddp_buckets(self._wrapped, ctx.accelerator, Shape(1, tokens, tokens), eos_id)
             loop = self._loop(steps, feeder, reporter)
             with self._stop:
                 stop = loop.run()
@@ -119,9 +125,7 @@ class Run:
         if accelerator.device.type != "cuda":
             note("--auto-batch-size means nothing on this device; ignored")
             return given
-        found = find_batch_size(
-            lambda shape: self._try_out([shape], spare(accelerator.device)) is None,
-            accelerator,
+        found = self._memory_probe().find_batch_size(
             longest=self._cutter(ctx.data.train, given).fullest,
             limit=math.ceil(plan.rows_per_step / accelerator.num_processes),
         )
@@ -140,7 +144,7 @@ class Run:
         try:
             mapped = self._ctx.sharding is not None
             optimizer = checkpoint.load("optimizer.pt", mapped=mapped)
-            optimizer = share_out(self._optimizer, optimizer)
+            optimizer = shard_optimizer_state(self._optimizer, optimizer)
             if checkpoint.differences(self._ctx.identity):
                 take_over(self._optimizer, self._schedule, optimizer, self._state.step)
             else:
@@ -182,39 +186,29 @@ class Run:
             ConfigError: One does not fit.
         """
         ctx, plan, first = self._ctx, self._ctx.plan, self._state.step
-        if not pays_off(ctx.accelerator.device):
-            return
-        if self._lacked_by_any([cutter.fullest]) is None:  # no micro-batch takes more
-            note(f"the biggest micro-batch fits, even {cutter.fullest}")
+        if not (pays_off(ctx.accelerator.device) and can_probe(self._wrapped)):
             return
         left = range(first, min(plan.total_steps, first + MOST_ROWS // plan.rows_per_step + 1))
         processes = ctx.accelerator.num_processes
         cut = (cutter.deal(steps.rows_of(step), processes) for step in left)
         parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
         shapes = biggest(map(cutter.shape, parts), cutter.flops)
-        failed = self._lacked_by_any(shapes)
+        failed = self._memory_probe().too_big(shapes)
         if failed is not None:
             raise out_of_memory(ctx, failed)
         note(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
 
-    def _lacked_by_any(self, shapes: list[Shape]) -> Shape | None:
-        """Return the first micro-batch that a process has no room for: all do the same then."""
-        from accelerate.utils import gather_object
-
-        found = [shape for shape in gather_object([self._try_out(shapes)]) if shape is not None]
-        return found[0] if found else None
-
-    def _try_out(self, shapes: list[Shape], spare: int = 0) -> Shape | None:
-        """Return the first micro-batch that there is no room for beside the optimizer's values."""
-        unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, self._ctx.config)
-        if self._ctx.sharding is not None:  # each process has its share of the values
-            unmade //= self._ctx.accelerator.num_processes
-        return try_out(
+    def _memory_probe(self) -> MemoryProbe:
+        """Return what tries micro-batches beside the optimizer's values, which may not be there."""
+        ctx = self._ctx
+        unmade = 0 if self._optimizer.state else optimizer_bytes(self._model, ctx.config)
+        if ctx.sharding is not None:  # each process has its shard of the values
+            unmade //= ctx.accelerator.num_processes
+        return MemoryProbe(
             self._wrapped,
-            self._ctx.accelerator,
-            shapes,
-            token_id=self._ctx.data.tokenizer.eos_id,
-            reserved=unmade + spare,
+            ctx.accelerator,
+            token_id=ctx.data.tokenizer.eos_id,
+            reserved=unmade,
         )
 
     def _loop(self, steps: StepPlan, feeder: Feeder, reporter: Reporter) -> TrainingLoop:

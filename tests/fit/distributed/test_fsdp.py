@@ -383,8 +383,8 @@ def test_the_dry_run_counts_shares(
 
 def test_a_whole_tensor_is_its_own_share() -> None:
     tensor = torch.ones(2)
-    assert sharding.whole(tensor) is sharding.share(tensor) is tensor
-    assert not sharding.is_share(tensor)
+    assert sharding.full_tensor(tensor) is sharding.local_shard(tensor) is tensor
+    assert not sharding.is_sharded(tensor)
     optimizer: Any = SimpleNamespace(param_groups=[{"params": [tensor]}])
     saved = {"state": {0: {"exp_avg": tensor}}}
-    assert sharding.share_out(optimizer, saved) is saved
+    assert sharding.shard_optimizer_state(optimizer, saved) is saved

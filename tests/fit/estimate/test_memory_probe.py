@@ -7,12 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
 from pipeline.fit.checkpoint.rng import rng_state
+from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.micro_batches import Shape
-from pipeline.fit.estimate.memory_probe import SMALLEST, biggest, pays_off, try_out
+from pipeline.fit.estimate.memory_probe import (
+    SMALLEST,
+    MemoryProbe,
+    biggest,
+    largest_that_fits,
+    pays_off,
+)
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
@@ -20,7 +29,7 @@ from pipeline.fit.stage import fit
 from pipeline.fit.training import run
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import assert_same_weights, changed, log_of
-from tests.fit.training.test_step import OneOfMany
+from tests.fit.training.test_step import OneOfMany, load
 
 SIZES = SimpleNamespace(
     d_model=8, d_kv=4, d_ff=16, num_heads=2, num_layers=1, num_decoder_layers=1, vocab_size=100
@@ -50,8 +59,8 @@ def test_nothing_is_left(model: Any) -> None:
     )
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     generators, shapes = rng_state(), [Shape(3, 7, 5), Shape(1, 9, 2)]
-    assert try_out(model, OneOfMany(), shapes, token_id=1) is None
-    assert seen == [SMALLEST[:2], (3, 7), (1, 9)]
+    assert MemoryProbe(model, OneOfMany(), token_id=1).too_big(shapes) is None
+    assert seen == [SMALLEST[:2], (3, 7), SMALLEST[:2], (1, 9)]
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
     after = rng_state()
@@ -89,7 +98,7 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
     fit(changed(config, max_steps=1, train_batch_size=1, per_device_train_batch_size=1))
     weights = seen[0][0]
     assert seen == [
-        (weights, 0, 8 * weights),
+        (weights, 0, 0),
         (weights, weights, 8 * weights),
         (weights, 0, 0),  # the first step
     ]
@@ -107,25 +116,9 @@ def test_a_run_is_the_same_with_it(
     assert "biggest micro-batch" not in capsys.readouterr().err
     monkeypatch.setattr(run, "pays_off", lambda device: True)
     tried = fit(changed(config, output_dir=str(tmp_path / "tried")))
-    assert "note: the biggest micro-batch fits, even 4 rows of " in capsys.readouterr().err
+    assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
     assert log_of(tried) == log_of(plain)
     assert_same_weights(tried, plain)
-
-
-def test_where_the_longest_rows_at_once_do_not_fit_those_of_the_run_are_tried(
-    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tried: list[list[Shape]] = []
-
-    def try_first(_: Any, shapes: list[Shape], spare: int = 0) -> Shape | None:
-        tried.append(shapes)
-        return shapes[0] if len(tried) == 1 else None
-
-    monkeypatch.setattr(run, "pays_off", lambda device: True)
-    monkeypatch.setattr(run.Run, "_try_out", try_first)
-    fit(changed(config, max_steps=1))
-    assert len(tried) == 2
-    assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
 
 
 def test_a_run_that_does_not_fit_ends_before_its_first_step(
@@ -149,21 +142,122 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(
     fit(changed(config, per_device_train_batch_size=2, train_batch_size=4))
 
 
-@pytest.mark.parametrize(("sharding", "shares"), [(None, 1), ("full_shard", 8)])
-def test_of_a_model_in_shares_a_process_needs_room_for_its_share_of_the_optimizers_values(
-    config: FitConfig, model: Any, monkeypatch: pytest.MonkeyPatch, sharding: Any, shares: int
+def test_only_shapes_of_the_runs_own_plan_are_tried(
+    config: FitConfig, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sitting = object.__new__(run.Run)
-    sitting._model, sitting._wrapped = model.model, model
-    sitting._optimizer = torch.optim.AdamW(model.parameters())
-    data = SimpleNamespace(tokenizer=SimpleNamespace(eos_id=1))
-    accelerator = SimpleNamespace(num_processes=8)
-    setup: Any = SimpleNamespace(
-        sharding=sharding, accelerator=accelerator, config=config, data=data
+    """Steps of one row of the first three: the longest row of all is none of the run's."""
+    tried: list[Shape] = []
+
+    def note(self: MemoryProbe, shapes: list[Shape]) -> None:
+        tried.extend(shapes)
+
+    monkeypatch.setattr(run, "pays_off", lambda device: True)
+    monkeypatch.setattr(MemoryProbe, "too_big", note)
+    fit(changed(config, num_data=3, train_batch_size=1, max_steps=3))
+    encoder, decoder = (side[:3] for side in SupervisedDataset(prepared).lengths)
+    lengths = set(zip(encoder.tolist(), decoder.tolist(), strict=True))
+    assert tried
+    assert {(shape.encoder, shape.decoder) for shape in tried} <= lengths
+
+
+@given(most=st.integers(0, 300), first=st.integers(1, 300), limit=st.integers(1, 300))
+def test_the_largest_that_fits(most: int, first: int, limit: int) -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= most
+
+    assert largest_that_fits(fits, first=first, limit=limit) == min(most, limit)
+    assert all(1 <= size <= limit for size in tried)
+    assert len(tried) == len(set(tried)) <= 18
+
+
+class Gathering(OneOfMany):
+    """One of two processes, the other of which found room for ``less`` rows less."""
+
+    def __init__(self, less: int) -> None:
+        super().__init__()
+        self._less = less
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor - self._less])
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Stand for a device that holds batches of 99 tokens; return the shapes that it was given."""
+    given: list[tuple[int, ...]] = []
+    real = SummedTokenLoss.forward
+
+    def forward(model: SummedTokenLoss, **batch: torch.Tensor) -> torch.Tensor:
+        given.append(tuple(batch["input_ids"].shape))
+        if batch["input_ids"].numel() > 99:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(model, **batch)
+
+    monkeypatch.setattr(SummedTokenLoss, "forward", forward)
+    return given
+
+
+def find(model: Any, less: int, longest: Shape) -> int:
+    accelerator = Gathering(less)
+    return MemoryProbe(model, accelerator, token_id=1).find_batch_size(longest, limit=64)
+
+
+def test_the_size_is_that_of_the_process_with_least_room(
+    still: Path, small_device: list[tuple[int, ...]]
+) -> None:
+    model = SummedTokenLoss(load(still))
+    assert find(model, 1, Shape(2, 10, 4)) == 9 - 1
+    assert [shape for shape in small_device if shape != SMALLEST[:2]][:3] == [
+        (2, 10),
+        (4, 10),
+        (8, 10),
+    ]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_row_that_does_not_fit_is_one_line(
+    still: Path, small_device: list[tuple[int, ...]]
+) -> None:
+    with pytest.raises(ConfigError, match="single row") as caught:
+        find(SummedTokenLoss(load(still)), 0, Shape(2, 100, 4))
+    assert caught.value.got == "100 encoder and 4 decoder tokens"
+
+
+def test_room_is_kept_for_the_optimizer(still: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SummedTokenLoss(load(still))
+
+    def empty(size: int, **kwargs: Any) -> None:
+        assert kwargs["dtype"] == torch.uint8
+        if size > 10_000:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    for reserved, fits in ((10_000, True), (10_001, False)):
+        probe = MemoryProbe(model, OneOfMany(), token_id=1, reserved=reserved)
+        assert probe.fits_in_memory(Shape(1, 3, 3)) == fits
+    assert not MemoryProbe(model, OneOfMany(), token_id=1).fits_in_memory(Shape(1, 3, 3), 10_001)
+
+
+def test_on_a_cpu_it_means_nothing(
+    config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = log_of(fit(config))
+    capsys.readouterr()
+    auto = fit(changed(config, auto_batch_size=True, output_dir=str(tmp_path / "auto")))
+    assert (
+        "note: --auto-batch-size means nothing on this device; ignored" in capsys.readouterr().err
     )
-    sitting._ctx = setup
-    reserved = []
-    monkeypatch.setattr(run, "try_out", lambda *_, **options: reserved.append(options))
-    sitting._try_out([Shape(1, 1, 1)], spare=5)
-    weights = sum(weight.nbytes for weight in model.parameters())
-    assert reserved[0]["reserved"] == 2 * weights // shares + 5
+    assert log_of(auto) == plain
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_rows_of_a_step_stay_and_the_largest_cut_fits(
+    config: FitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(changed(config, auto_batch_size=True, per_device_train_batch_size=1, train_batch_size=6))
+    said = capsys.readouterr().err
+    assert "note: rows per step 6 " in said
+    assert "note: --auto-batch-size: 6 rows of full length at once" in said
