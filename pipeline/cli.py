@@ -154,9 +154,7 @@ def run(argv: list[str]) -> int:
     command = argv[0]
     try:
         if command in COMMANDS:
-            args, notes = modernise(
-                argv[1:], COMMANDS[command][0], accept_without_meaning=command == "train"
-            )
+            args, notes = modernise(argv[1:], COMMANDS[command][0])
             argv = [command, *args]
             for text in notes:
                 note(text)

@@ -13,30 +13,17 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from pipeline.config import flag
+from pipeline.config import FitOptions, flag
+from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _WORDS = _TRUE + _FALSE
 
-ALIASES = {"--evaluation-strategy": "--eval-strategy"}
-"""Older names of flags that are still written."""
-
-WITHOUT_MEANING = {
-    "--dataloader-num-workers": "rows are memory-mapped",
-    "--dataloader-pin-memory": "the loop decides",
-    "--ddp-find-unused-parameters": "every parameter is used",
-    "--disable-tqdm": "a bar is shown on a terminal only",
-    "--do-eval": "see --eval-strategy",
-    "--do-train": "fit always trains",
-    "--local-rank": "the launcher's environment says it",
-    "--logging-dir": "trackers write below --output-dir",
-    "--logging-strategy": "see --logging-steps",
-    "--overwrite-output-dir": "a run goes on from its newest checkpoint",
-    "--remove-unused-columns": "only the columns that are needed are read",
-    "--save-safetensors": "weights are always saved as safetensors",
-}
-"""Flags of the Hugging Face trainer that mean nothing here, and why; ``train`` accepts them."""
+_OFF = (*_FALSE, "none", "null", "")
+"""Values that switch a flag off."""
+_NEAR = 0.78
+"""How alike two flags' letters must be for one to be a misspelling of the other."""
 
 
 class UsageError(Exception):
@@ -101,24 +88,23 @@ def flags_of(config_class: type[Any]) -> dict[str, bool]:
     return flags
 
 
-def modernise(
-    args: Sequence[str], config_class: type[Any], *, accept_without_meaning: bool
-) -> Arguments:
+def modernise(args: Sequence[str], config_class: type[Any]) -> Arguments:
     """Rewrite a command's arguments to today's form.
 
     Args:
-        args: What stands behind the command's name.
-        config_class: The command's settings.
-        accept_without_meaning: Accept flags of the Hugging Face trainer that mean nothing here.
+        args: What stands after the command's name.
+        config_class: The command's settings. Where they are of a training run, flags of the
+            Hugging Face trainer are known: see ``trainer_flags``.
 
     Raises:
-        UsageError: An unknown flag; the message names the nearest one.
+        UsageError: An unknown flag; the message names a near one, or what to use instead.
 
     >>> from pipeline.config import FitConfig
-    >>> modernise(["--bf16", "True", "--data_path=x"], FitConfig, accept_without_meaning=False).args
+    >>> modernise(["--bf16", "True", "--data_path=x"], FitConfig).args
     ['--bf16', '--data-path', 'x']
     """
     flags = flags_of(config_class)
+    trains = issubclass(config_class, FitOptions)
     result, notes, rest = [], list[str](), list(args)
     while rest:
         arg = rest.pop(0)
@@ -127,7 +113,8 @@ def modernise(
             continue
         name, equals, value = arg.partition("=")
         name = name.lower().replace("_", "-")
-        name = ALIASES.get(name, name)
+        if name not in flags:
+            name = ALIASES.get(name, name)
         if name == "--help":
             return Arguments(["--help"], [])
         if equals:
@@ -138,27 +125,71 @@ def modernise(
             if not rest or (rest[0].startswith("--") and not equals):
                 raise UsageError(f"{name} needs a value, got {rest[0] if rest else 'nothing'}")
             result += [name, rest.pop(0)]
-        elif accept_without_meaning and name in WITHOUT_MEANING:
-            if rest and not rest[0].startswith("--"):
-                rest.pop(0)
-            notes.append(f"{name} means nothing here ({WITHOUT_MEANING[name]}); ignored")
         else:
-            valued = bool(rest) and not rest[0].startswith("--") and rest[0].lower() not in _WORDS
-            likely = [known for known, switch in flags.items() if not (valued and switch)]
-            nearest = max(likely, key=lambda known: _likeness(name, known))
-            raise UsageError(f"unknown flag {name}; the nearest one is {nearest}")
+            valued = bool(rest) and (bool(equals) or not rest[0].startswith("--"))
+            given = rest.pop(0) if valued else None
+            if not trains or (reason := _ignored(name, given)) is None:
+                raise UsageError(_unknown(name, given, flags))
+            notes.append(f"{name} is ignored: {reason}")
     return Arguments(result, notes)
 
 
+def _ignored(name: str, value: str | None) -> str | None:
+    """Return why a flag of the Hugging Face trainer changes nothing; None where it would.
+
+    Raises:
+        UsageError: It would, and the message says what to use instead.
+    """
+    if name.removeprefix("--no-") != name:
+        positive = "--" + name.removeprefix("--no-")
+        name, value = (positive, "False") if positive in IGNORED | REFUSED else (name, value)
+    if name in IGNORED:
+        return IGNORED[name]
+    if name not in REFUSED:
+        return None
+    refusal = REFUSED[name]
+    if value is not None and value.lower() in (*_OFF, *refusal.unless):
+        return refusal.text
+    raise UsageError(f"{name} is not available: {refusal.text}")
+
+
+def _unknown(name: str, value: str | None, flags: dict[str, bool]) -> str:
+    """Return what to say of a flag that nobody knows: a near one, if there is one."""
+    valued = value is not None and value.lower() not in _WORDS
+    likely = [known for known, switch in flags.items() if not (valued and switch)]
+    nearest = max(likely, key=lambda known: _likeness(name, known))
+    near = _letters_alike(name, nearest) >= _NEAR or _abbreviates(name, nearest)
+    return f"unknown flag {name}" + (f"; the nearest one is {nearest}" if near else "")
+
+
 def _likeness(name: str, known: str) -> float:
-    """Return how alike two flags are: by their letters, and by whole words that both have."""
-    words = [set(flag.strip("-").split("-")) for flag in (name, known)]
-    shared = len(words[0] & words[1]) / len(words[0] | words[1])
-    return difflib.SequenceMatcher(None, name, known).ratio() + shared
+    """Return how alike two flags are: by letters, by whole words of both, by how they begin."""
+    words, others = set(_words(name)), set(_words(known))
+    shared = len(words & others) / len(words | others)
+    begins = _abbreviates(name, known) + known.startswith(name)
+    return _letters_alike(name, known) + shared + begins
+
+
+def _letters_alike(name: str, known: str) -> float:
+    return difflib.SequenceMatcher(None, name.strip("-"), known.strip("-")).ratio()
+
+
+def _abbreviates(name: str, known: str) -> bool:
+    """Return whether each word of a flag is, or begins, a word of a known one, in that order.
+
+    >>> _abbreviates("--grad-accum", "--gradient-accumulation-steps")
+    True
+    """
+    others = iter(_words(known))
+    return all(any(other.startswith(word) for other in others) for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    return name.strip("-").split("-")
 
 
 def _switch(name: str, rest: list[str], *, given: bool) -> str:
-    """Return the switch that a value behind it means, and take the value away."""
+    """Return the switch that a value after it means, and take the value away."""
     word = rest[0].lower() if rest else ""
     if word not in _WORDS:
         if given or not (word == "" or word.startswith("-")):

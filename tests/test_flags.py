@@ -1,6 +1,7 @@
 """Flags: the golden list, and old ways of writing them."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.cli import COMMANDS, run
 from pipeline.config import ChatConfig, FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.flags import UsageError, flags_of, modernise
+from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
 GOLDEN = Path(__file__).parent / "golden" / "flags.txt"
 
@@ -60,16 +62,20 @@ def test_the_help_of_a_command_names_each_flag(
     ],
 )
 def test_old_ways_of_writing_are_read(args: list[str], expected: list[str]) -> None:
-    assert modernise(args, TrainConfig, accept_without_meaning=True).args == expected
+    assert modernise(args, TrainConfig).args == expected
 
 
-def test_a_flag_without_a_meaning_is_accepted_with_one_line() -> None:
+def test_an_ignored_flag_is_accepted_with_one_line() -> None:
     args = ["--ddp_find_unused_parameters", "False", "--overwrite_output_dir", "--seed", "1"]
-    found = modernise(args, TrainConfig, accept_without_meaning=True)
-    assert found.args == ["--seed", "1"]
-    assert len(found.notes) == 2
+    for config_class in (TrainConfig, FitConfig):
+        found = modernise(args, config_class)
+        assert found.args == ["--seed", "1"]
+        assert [note.partition(" is ignored: ")[0] for note in found.notes] == [
+            args[0].replace("_", "-"),
+            args[2].replace("_", "-"),
+        ]
     with pytest.raises(UsageError):
-        modernise(args, TrainConfig, accept_without_meaning=False)
+        modernise(args, PrepareConfig)
 
 
 @pytest.mark.parametrize(
@@ -78,18 +84,89 @@ def test_a_flag_without_a_meaning_is_accepted_with_one_line() -> None:
         ("--learning-rat", "--learning-rate"),
         ("--model_max_len", "--model-max-length"),
         ("--train-epochs", "--num-train-epochs"),
+        ("--epochs", "--num-train-epochs"),
         ("--batch-size", "--train-batch-size"),
+        ("--grad-accum", "--gradient-accumulation-steps"),
+        ("--data", "--data-path"),
+        ("--report-too", "--report-to"),
     ],
 )
 def test_an_unknown_flag_names_the_nearest(given: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"the nearest one is {nearest}$"):
-        modernise([given, "8"], TrainConfig, accept_without_meaning=True)
+        modernise([given, "8"], TrainConfig)
 
 
 @pytest.mark.parametrize("rest", [[], ["True"], ["--seed", "1"]])
 def test_an_unknown_switch_names_a_switch(rest: list[str]) -> None:
     with pytest.raises(UsageError, match=r"the nearest one is --auto-batch-size$"):
-        modernise(["--auto_find_batch_size", *rest], FitConfig, accept_without_meaning=True)
+        modernise(["--auto_batch", *rest], FitConfig)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["--frobnicate", "--verbose", "--num-gpus", "--temperature", "--early", "--config-name"],
+)
+def test_a_flag_that_resembles_none_names_none(given: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        modernise([given, "8"], FitConfig)
+    assert str(caught.value) == f"unknown flag {given}"
+
+
+def test_every_flag_of_the_hugging_face_trainer_has_a_place() -> None:
+    """Ours, ignored with a reason, or refused with a text of its own: each in one place."""
+    from transformers import Seq2SeqTrainingArguments
+
+    ours = set(flags_of(FitConfig))
+    theirs = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Seq2SeqTrainingArguments)}
+    assert theirs <= ours | ALIASES.keys() | IGNORED.keys() | REFUSED.keys()
+    for table in (ALIASES, IGNORED, REFUSED):
+        assert not ours & table.keys()
+    assert not IGNORED.keys() & REFUSED.keys()
+    assert not ALIASES.keys() & (IGNORED.keys() | REFUSED.keys())
+    assert set(ALIASES.values()) <= ours
+
+
+def test_texts_name_flags_that_exist() -> None:
+    """What a text tells someone to use must be there to be used."""
+    known = set().union(*(flags_of(config_class) for config_class, _, _ in COMMANDS.values()))
+    for text in [*IGNORED.values(), *(refusal.text for refusal in REFUSED.values())]:
+        assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= known, text
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--resume_from_checkpoint", "out/checkpoint-5"], "resumes from the newest checkpoint"),
+        (["--deepspeed", "ds.json"], "--fsdp"),
+        (["--neftune-noise-alpha", "5"], "noise"),
+        (["--predict_with_generate"], "losses"),
+        (["--predict_with_generate", "--seed", "1"], "losses"),
+        (["--auto-find-batch-size=True"], "--auto-batch-size"),
+    ],
+)
+def test_a_flag_that_would_change_the_run_is_refused_with_its_own_text(
+    args: list[str], text: str
+) -> None:
+    with pytest.raises(UsageError, match=text) as caught:
+        modernise(args, FitConfig)
+    assert "nearest" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--resume_from_checkpoint", "True"],
+        ["--predict_with_generate", "False"],
+        ["--no-predict-with-generate"],
+        ["--deepspeed", "None"],
+        ["--torch-compile-backend=inductor"],
+        ["--no_remove_unused_columns"],
+    ],
+)
+def test_a_value_that_changes_nothing_is_accepted(args: list[str]) -> None:
+    found = modernise([*args, "--seed", "1"], FitConfig)
+    assert found.args == ["--seed", "1"]
+    assert len(found.notes) == 1
 
 
 PATHS: dict[str, Any] = {"data_path": "d", "model_name_or_path": "m"}

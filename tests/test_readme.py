@@ -35,7 +35,7 @@ def test_there_are_commands_to_test() -> None:
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_is_understood(words: list[str]) -> None:
     command, *args = words
-    modernise(args, COMMANDS[command][0], accept_without_meaning=command == "train")
+    modernise(args, COMMANDS[command][0])
 
 
 def test_the_recipes_are_there() -> None:
