@@ -45,6 +45,8 @@ class RunState:
     """Steps since the last log entry."""
     whole: Sums = field(default_factory=Sums)
     """All steps."""
+    evaluation_is_due: bool = False
+    """Whether the evaluation after this step is still to come: a signal ended it."""
     log: list[dict[str, float]] = field(default_factory=list)
 
     def progress(self) -> dict[str, Any]:
@@ -68,6 +70,8 @@ class RunState:
             raise TypeError("a count that is no whole number")
         if not all(isinstance(value, (int, float)) for value in numbers):
             raise TypeError("a value that is no number")
+        if not isinstance(state.evaluation_is_due, bool):
+            raise TypeError("evaluation_is_due is neither true nor false")
         if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
             raise TypeError("a log that is no list of entries")
         return state

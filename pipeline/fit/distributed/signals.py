@@ -2,7 +2,8 @@
 
 A scheduler that takes a machine back sends SIGTERM and, some seconds later, SIGKILL; ctrl-c is
 SIGINT. A signal may reach one process of several: each step adds up who was asked, in the same
-reduction as the loss, so that all of them stop after the same step and none waits for another.
+reduction as the loss, so that all of them stop after the same step and none waits for another. An
+evaluation, which may take minutes, adds it up before each batch, and ends there.
 """
 
 import os
@@ -13,6 +14,8 @@ from types import FrameType
 from typing import Any, Self
 
 import torch
+
+from pipeline.fit.distributed.host_group import HostGroup
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What stops a run; where both came, the first of these counts."""
@@ -52,6 +55,10 @@ class StopRequest:
     def flags(self) -> list[float]:
         """Return 1.0 for each of ``SIGNALS`` that came, else 0.0, for a sum over all processes."""
         return [float(number == self._asked) for number in SIGNALS]
+
+    def agreed(self, group: HostGroup) -> signal.Signals | None:
+        """Return the signal by which any process was asked to stop; the same in all of them."""
+        return asked_for(group.sum(self.flags()))
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

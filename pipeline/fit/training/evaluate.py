@@ -5,7 +5,9 @@ more tokens. Bits per byte of the text do not: they compare across tokenizers.
 """
 
 import math
+import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,14 +47,23 @@ class Evaluator:
         self._tokens = int(dataset.lengths[1].sum())
         self._bytes = count_target_bytes(dataset, tokenizer)
 
-    def run(self, model: torch.nn.Module) -> dict[str, float]:
+    def run(
+        self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None] = lambda: None
+    ) -> dict[str, float] | signal.Signals:
         """Return ``eval_loss``, ``eval_bits_per_byte`` and ``eval_runtime`` (seconds).
 
         Args:
             model: A ``SummedTokenLoss``, wrapped or not.
+            stopped: Asked before each batch; a signal ends the evaluation, and is returned. All
+                processes must get the same answer.
         """
         start = time.perf_counter()
-        total = self._summed_loss(model)
+        was_training = model.training
+        model.eval()
+        total = self._summed_loss(model, stopped)
+        model.train(was_training)
+        if isinstance(total, signal.Signals):
+            return total
         return {
             "eval_loss": total / max(self._tokens, 1),
             "eval_bits_per_byte": total / math.log(2) / max(self._bytes, 1),
@@ -60,21 +71,22 @@ class Evaluator:
         }
 
     @torch.no_grad()
-    def _summed_loss(self, model: torch.nn.Module) -> float:
+    def _summed_loss(
+        self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None]
+    ) -> float | signal.Signals:
         accelerator = self._accelerator
         # One place for each batch, and each place filled by one process: the sum over processes
         # adds zeros only, so the result does not depend on how many there are.
         losses = torch.zeros(len(self._batches), device=accelerator.device)
-        was_training = model.training
-        model.eval()
         rounds = math.ceil(len(losses) / accelerator.num_processes)
         for turn in range(rounds):
+            if (stop := stopped()) is not None:
+                return stop
             at = turn * accelerator.num_processes + accelerator.process_index
             # A process without a batch runs one all the same: a sharded model needs them all.
             loss = model(**self._batch(at % len(losses)))
             if at < len(losses):
                 losses[at] = loss
-        model.train(was_training)
         summed: torch.Tensor = accelerator.reduce(losses, reduction="sum")
         return float(summed.cpu().double().sum())
 

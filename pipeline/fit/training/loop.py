@@ -135,7 +135,7 @@ class TrainingLoop:
         state: RunState,
         feeder: Feeder,
         take_step: TrainingStep,
-        evaluate: Callable[[], dict[str, float]],
+        evaluate: Callable[[], dict[str, float] | signal.Signals],
         save: Saver,
         meter: Meter,
         reporter: Reporter,
@@ -148,7 +148,7 @@ class TrainingLoop:
             state: Where the run stands.
             feeder: Makes batches of them.
             take_step: Trains on the batches of a step.
-            evaluate: Returns the values of an evaluation.
+            evaluate: Returns the values of an evaluation, or the signal that ended it.
             save: Saves a checkpoint of ``state``.
             meter: Measures the steps.
             reporter: Shows what happens.
@@ -166,6 +166,8 @@ class TrainingLoop:
         """
         plan, state = self._plan, self._state
         start, before = time.perf_counter(), state.seconds
+        if stop := self._evaluate_if_due():
+            return stop  # nothing is new since the checkpoint
         rows = map(self._steps.rows_of, range(state.step, plan.total_steps))
         self._meter.resume()
         with self._feeder.ahead(rows) as feeds:
@@ -178,16 +180,27 @@ class TrainingLoop:
                 )
                 if plan.due(plan.logging, step):
                     self._log(result)
-                if plan.due(plan.evaluation, step):
-                    self._enter(self._evaluate())
+                state.evaluation_is_due = plan.due(plan.evaluation, step)
+                unfinished = step < plan.total_steps or state.evaluation_is_due
+                stop = (result.stop if unfinished else None) or self._evaluate_if_due()
                 state.seconds = before + time.perf_counter() - start
-                stop = result.stop if step < plan.total_steps else None
                 if plan.due(plan.saving, step) or stop:
                     self._save()
                 if stop:
                     return stop
                 self._meter.resume()
         state.seconds = before + time.perf_counter() - start
+        return None
+
+    def _evaluate_if_due(self) -> signal.Signals | None:
+        """Evaluate; of a run that is asked to stop meanwhile, the resumed one does it."""
+        if not (self._state.evaluation_is_due and self._plan.evaluation):
+            return None
+        found = self._evaluate()
+        if isinstance(found, signal.Signals):
+            return found
+        self._state.evaluation_is_due = False
+        self._enter(found)
         return None
 
     def finish(self) -> None:

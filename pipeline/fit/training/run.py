@@ -18,6 +18,7 @@ from pipeline.fit.data.loader import Feeder, cutter_for
 from pipeline.fit.data.micro_batches import Cutter, Shape
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
+from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.signals import StopRequest
 from pipeline.fit.estimate.memory import optimizer_bytes
 from pipeline.fit.estimate.memory_probe import (
@@ -59,7 +60,7 @@ class Run:
         self._optimizer = make_optimizer(self._model, config)
         init_sharded_moments(self._optimizer)
         self._schedule = make_schedule(self._optimizer, config, plan.total_steps)
-        self._stop = StopRequest()
+        self._stop, self._hosts = StopRequest(), HostGroup.join()
         self._evaluator: Evaluator | None = None
         self._max_rows = self._find_max_rows()
         self._restore(checkpoint)
@@ -251,7 +252,7 @@ class Run:
             compiled=self._ctx.config.torch_compile,
         )
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float] | signal.Signals:
         ctx = self._ctx
         if self._evaluator is None:
             assert ctx.data.eval is not None, "the plan has evaluations only with a split"
@@ -262,7 +263,7 @@ class Run:
                 ctx.data.tokenizer,
                 ctx.accelerator,
             )
-        return self._evaluator.run(self._wrapped)
+        return self._evaluator.run(self._wrapped, lambda: self._stop.agreed(self._hosts))
 
 
 def _on_other_processes(checkpoint: Checkpoint, ctx: RunContext) -> str:

@@ -24,10 +24,17 @@ from pipeline.fit.data.loader import cutter_for
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
-from pipeline.fit.training import loop
+from pipeline.fit.training import evaluate, loop
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import Ranks
-from tests.fit.helpers import assert_same_weights, changed, log_of, with_config
+from tests.fit.helpers import (
+    assert_same_weights,
+    changed,
+    log_of,
+    make_rows,
+    with_config,
+    write_prepared,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -82,6 +89,64 @@ def test_a_run_that_is_asked_in_its_last_step_ends_as_always(
         signal_at(6, signal.SIGTERM, patch)
         out = fit(config)
     assert (out / "trainer_state.json").is_file()
+
+
+def signal_in_evaluation(turn: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Send this process SIGTERM at a batch of the evaluations; return the batches that were run."""
+    turns: list[int] = []
+    move = evaluate.to_device
+
+    def moved(batch: Any, device: torch.device) -> Any:
+        turns.append(len(turns) + 1)
+        if turns[-1] == turn:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return move(batch, device)
+
+    monkeypatch.setattr(evaluate, "to_device", moved)
+    return turns
+
+
+@pytest.mark.parametrize(("turn", "step"), [(2, 2), (7, 4), (11, 6)])
+def test_an_evaluation_ends_at_once_and_is_done_by_the_resumed_run(
+    config: FitConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
+    step: int,
+) -> None:
+    """Four batches each: the third evaluation is that after the last step."""
+    config = changed(
+        config,
+        per_device_eval_batch_size=1,
+        group_by_length=False,
+        eval_strategy="steps",
+        eval_steps=2,
+        output_dir=str(tmp_path / "whole"),
+    )
+    whole = fit(config)
+    parts = changed(config, output_dir=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        turns = signal_in_evaluation(turn, patch)
+        fit(parts)
+    assert caught.value.code == 143
+    assert len(turns) == turn, "the batch that is under way is the last"
+    out = Path(parts.output_dir)
+    assert [path.name for path in out.iterdir()] == [f"checkpoint-{step}"]
+    assert log_of(fit(parts)) == log_of(whole)
+    assert_same_weights(out, whole)
+
+
+def test_a_signal_in_a_step_before_an_evaluation_does_not_begin_it(
+    config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config, eval_strategy="steps", eval_steps=2)
+    whole = fit(changed(config, output_dir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        turns = signal_in_evaluation(0, patch)
+        signal_at(2, signal.SIGTERM, patch)
+        fit(config)
+    assert not turns
+    assert log_of(fit(config)) == log_of(whole)
 
 
 def test_the_second_signal_ends_the_process_but_one_passed_on_twice_does_not() -> None:
@@ -148,6 +213,34 @@ def test_processes_stop_together_wherever_the_signal_went(
             at = re.search(words, ranks.said())
             assert at is not None, ranks.said()
             assert [path.name for path in parts.iterdir()] == [f"checkpoint-{at[1]}"]
+    assert log_of(whole) == log_of(parts)
+    assert_same_weights(whole, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_end_an_evaluation_together(
+    long: FitConfig,
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
+    start: Callable[..., Ranks],
+    count: int,
+) -> None:
+    """400 batches: the signal comes in the midst of them, to the last process."""
+    rows = {"train": make_rows(tokenizer, 20, 0), "eval": make_rows(tokenizer, 400, 1)}
+    data = write_prepared(tmp_path / "data", tokenizer, rows)
+    long = changed(long, data_path=str(data), max_steps=4)
+    flags = ("--per-device-eval-batch-size=1", "--eval-steps=3", "--group-by-length=False")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out, stop in ((whole, False), (parts, True), (parts, False)):
+        ranks = start(count, *flags_of(long, output_dir=out), *flags)
+        if stop:
+            ranks.wait_for("step 3/4: ")
+            os.kill(ranks.processes[-1].pid or 0, signal.SIGTERM)
+        assert ranks.end() == [143 if stop else 0] * count, ranks.said()
+        assert ranks.said().count("eval loss") == 2 * (not stop)
+        if stop:
+            assert [path.name for path in parts.iterdir()] == ["checkpoint-3"]
     assert log_of(whole) == log_of(parts)
     assert_same_weights(whole, parts)
 

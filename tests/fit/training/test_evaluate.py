@@ -1,6 +1,7 @@
 """An evaluation is the sum over the split's target tokens, by hand and on any cut."""
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,23 @@ def test_both_numbers_by_hand(
     assert values["eval_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
     assert values["eval_runtime"] > 0
     assert with_loss.training  # as it was before
+    stop = evaluator(model, prepared, tokenizer).run(with_loss, lambda: signal.SIGTERM)
+    assert stop is signal.SIGTERM
+    assert with_loss.training
 
 
 def test_the_same_on_any_number_of_processes(
     model: Any, prepared: Path, tokenizer: TextTokenizer
 ) -> None:
     with_loss = SummedTokenLoss(model)
-    whole = evaluator(model, prepared, tokenizer)._summed_loss(with_loss)
+    whole = evaluator(model, prepared, tokenizer).run(with_loss)
     for processes in (2, 3, 4):
         shares = [
-            evaluator(model, prepared, tokenizer, OneOfMany(i, processes))._summed_loss(with_loss)
+            evaluator(model, prepared, tokenizer, OneOfMany(i, processes)).run(with_loss)
             for i in range(processes)
         ]
-        assert sum(shares) == pytest.approx(whole, rel=1e-12)
+        summed = sum(share["eval_loss"] for share in shares)
+        assert summed == pytest.approx(whole["eval_loss"], rel=1e-12)
 
 
 def test_bytes_are_those_of_the_text_without_its_end(
