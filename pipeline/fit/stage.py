@@ -12,7 +12,7 @@ from pipeline.fit.checkpoint.output import holding_output, make_output_folder
 from pipeline.fit.checkpoint.resuming import find_state
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.prepared import PreparedData, check_shards, open_data
-from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launchers_sharding
+from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
 from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.distributed.signals import exit_code
@@ -50,7 +50,7 @@ def fit(config: FitConfig) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
-    world, config = World.from_environment(), with_launchers_sharding(config)
+    world, config = World.from_environment(), with_launcher_settings(config)
     if config.dry_run:
         print_dry_run(config, world)
         return Path(config.output_dir)

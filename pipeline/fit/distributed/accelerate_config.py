@@ -1,15 +1,18 @@
-"""The sharding that ``accelerate launch`` was configured with -> settings of this program.
+"""What ``accelerate launch`` was configured with -> settings of this program.
 
 Accelerate's own FSDP fails on T5's tied matrices and refuses a CPU, and DeepSpeed's engine takes
-the optimizer step, with a number of micro-batches of its own, that the loop takes here. Both share
-out the same things, so their configs are read, done with ``--fsdp``, and kept from Accelerate.
+the optimizer step, with a number of micro-batches of its own, that the loop takes here. Both shard
+the same things, so their configs are read, done with ``--fsdp``, and kept from Accelerate.
+
+Its FSDP plugin reads FSDP's part. Its DeepSpeed plugin does not read DeepSpeed's: it wants more of
+a config than the stage, and writes into the environment.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +21,51 @@ from pipeline.errors import ConfigError
 from pipeline.logs import note
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-_STRATEGIES = ("full_shard", "shard_grad_op", "no_shard", "hybrid_shard", "hybrid_shard_zero2")
-"""Of FSDP's first version; accelerate numbers them from 1."""
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 _STAGES = {0: "false", 1: "shard_grad_op", 2: "shard_grad_op", 3: "full_shard"}
-"""What is shared out at each stage of ZeRO; weights only at the third."""
+"""What is sharded at each stage of ZeRO; weights only at the third."""
 
 
-def with_launchers_sharding(config: FitConfig) -> FitConfig:
-    """Return the settings with the sharding that the launcher asks for; ``--fsdp`` comes first.
+def with_launcher_settings(config: FitConfig) -> FitConfig:
+    """Return the settings with the precision and the sharding that the launcher asks for.
+
+    What this program's own flags turn on comes first.
 
     Raises:
-        ConfigError: DeepSpeed's own config cannot be read.
+        ConfigError: The launcher asks for what T5 cannot do, or its config cannot be read.
     """
+    return _with_sharding(_with_precision(config))
+
+
+def _with_precision(config: FitConfig) -> FitConfig:
+    asked = os.environ.get(_PRECISION, "no").lower()
+    if asked in ("no", "") or config.bf16:
+        return config
+    if asked != "bf16":
+        raise ConfigError(
+            "T5 overflows in float16 and its loss becomes NaN"
+            if asked == "fp16"
+            else "a precision that is not to be had here",
+            where="mixed_precision of accelerate's config",
+            got=asked,
+            do="set it to bf16, or to no",
+        )
+    note("accelerate's config asks for mixed_precision bf16: done as --bf16 True")
+    return dataclasses.replace(config, bf16=True)
+
+
+def _with_sharding(config: FitConfig) -> FitConfig:
     if config.fsdp or not (_is_on(_FSDP) or _is_on(_DEEPSPEED)):
         return config
     changes: dict[str, Any]
     if _is_on(_FSDP):
-        asked, changes = "FSDP", _of_fsdp(os.environ)
+        asked, changes = "FSDP", _fsdp_settings()
     else:
         stage = _zero_stage()
         asked, changes = f"DeepSpeed ZeRO-{stage}", {"fsdp": _STAGES[stage]}
     note(
         f"accelerate's config asks for {asked}: done as --fsdp "
-        f'"{changes["fsdp"]}"; the rest of what it says of it means nothing here'
+        f'"{changes["fsdp"]}"; the rest of what it says of it is ignored'
     )
     return dataclasses.replace(config, **changes)
 
@@ -49,19 +74,30 @@ def _is_on(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1", "yes")
 
 
-def _of_fsdp(given: Mapping[str, str]) -> dict[str, Any]:
-    if given.get("FSDP_VERSION", "1") == "1":
-        word = given.get("FSDP_SHARDING_STRATEGY", "1").lower().replace("none", "1")
-        words = [_STRATEGIES[int(word) - 1] if word in tuple("12345") else word]
+def _fsdp_settings() -> dict[str, Any]:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    try:
+        plugin = FullyShardedDataParallelPlugin()
+    except (ValueError, KeyError, ImportError) as error:
+        raise ConfigError(
+            "accelerate's FSDP config cannot be read",
+            where="accelerate launch",
+            got=repr(error),
+            do="fix it, or give --fsdp full_shard, which comes first",
+        ) from error
+    if plugin.fsdp_version == 1:
+        words = [plugin.sharding_strategy.name.lower().lstrip("_")]
     else:
-        reshard = given.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-        words = ["full_shard" if reshard else "shard_grad_op"]
-    if given.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        words = ["full_shard" if plugin.reshard_after_forward else "shard_grad_op"]
+    if _is_on("FSDP_OFFLOAD_PARAMS"):  # the plugin's classes for it differ between versions
         words.append("offload")
     changes: dict[str, Any] = {"fsdp": " ".join(words)}
-    if layers := given.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
-        changes["fsdp_transformer_layer_cls_to_wrap"] = layers
-    if given.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
+    if plugin.transformer_cls_names_to_wrap:
+        changes["fsdp_transformer_layer_cls_to_wrap"] = ",".join(
+            plugin.transformer_cls_names_to_wrap
+        )
+    if plugin.activation_checkpointing:
         changes["gradient_checkpointing"] = True
     return changes
 
@@ -82,7 +118,7 @@ def _zero_stage() -> int:
             "DeepSpeed's config cannot be read",
             where=file,
             got=error,
-            do="mend it, or give --fsdp full_shard, which comes first",
+            do="fix it, or give --fsdp full_shard, which comes first",
         ) from error
 
 

@@ -14,7 +14,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding
-from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launchers_sharding
+from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
 from pipeline.fit.distributed.fsdp import Sharding, sharding_of
 from pipeline.fit.estimate.memory import training_memory
 from pipeline.fit.model.loading import quiet_transformers
@@ -282,6 +282,7 @@ def test_layers_that_the_model_does_not_have(still: Path) -> None:
                 "FSDP_VERSION": "2",
                 "FSDP_RESHARD_AFTER_FORWARD": "false",
                 "FSDP_OFFLOAD_PARAMS": "true",
+                "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
                 "FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block",
                 "FSDP_ACTIVATION_CHECKPOINTING": "true",
             },
@@ -310,15 +311,50 @@ def test_the_launchers_words(
     Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}', "utf-8")
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert with_launchers_sharding(config) == changed(config, **changes)
+    assert with_launcher_settings(config) == changed(config, **changes)
     assert len(capsys.readouterr().err.splitlines()) == bool(changes)
     own = changed(config, fsdp="full_shard")
-    assert with_launchers_sharding(own) == own
+    assert with_launcher_settings(own) == own
     import os
 
     with hidden_sharding():
         assert not any(name.startswith("ACCELERATE_USE_") for name in os.environ)
     assert given.items() <= os.environ.items()
+
+
+def test_a_strategy_that_accelerate_does_not_know(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_SHARDING_STRATEGY", "FULLY")
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        with_launcher_settings(config)
+    assert "FULLY" in caught.value.got
+
+
+def test_the_launchers_bf16_is_done(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert with_launcher_settings(config) == config
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    own = changed(config, bf16=True)
+    assert with_launcher_settings(own) == own
+    assert capsys.readouterr().err == ""
+    assert with_launcher_settings(config) == own
+    [line] = capsys.readouterr().err.splitlines()
+    assert "mixed_precision bf16: done as --bf16 True" in line
+
+
+@pytest.mark.parametrize(("asked", "words"), [("fp16", "overflows"), ("fp8", "not to be had")])
+def test_another_precision_of_the_launcher_is_refused(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, asked: str, words: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    with pytest.raises(ConfigError, match=words) as caught:
+        fit(config)
+    assert caught.value.got == asked
+    assert not Path(config.output_dir).exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"zero_optimization": {"stage": "auto"}}'])
@@ -329,7 +365,7 @@ def test_a_config_of_deepspeed_that_cannot_be_read(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
     with pytest.raises(ConfigError, match="DeepSpeed's config"):
-        with_launchers_sharding(config)
+        with_launcher_settings(config)
 
 
 @pytest.mark.gpu
