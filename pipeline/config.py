@@ -7,11 +7,26 @@ in ``FitOptions``; ``TrainConfig``, the settings of both stages in one command, 
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.config_fields import (
+    LOCAL_INPUT,
+    LOCAL_OUTPUT,
+    NAMED,
+    REQUIRED,
+    Bound,
+    Settings,
+    above,
+    at_least,
+    below,
+    is_url,
+    option,
+    require,
+    share,
+)
+from pipeline.config_views import LoraSettings, ModelSettings, Sharding
 from pipeline.errors import ConfigError
 
 Scheduler = Literal[
@@ -27,41 +42,30 @@ Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adafactor"]
 Strategy = Literal["no", "steps", "epoch"]
 RoleName = Literal["human", "assistant", "system", "tool"]
 TRACKERS = ("tensorboard", "wandb", "trackio")
+_NOT_FP16 = Bound(
+    lambda fp16: not fp16,
+    "use --bf16 True, or neither",
+    "T5 overflows in float16 and its loss becomes NaN",
+)
 ROLE_NAMES: tuple[RoleName, ...] = ("human", "assistant", "system", "tool")
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, positional: bool = False) -> Any:
-    """Make a field of a settings class, with the help that a user reads."""
-    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
-
-
-def flag(name: str) -> str:
-    """Return the flag of a field: ``eval_fraction`` is ``--eval-fraction``."""
-    return "--" + name.replace("_", "-")
-
-
-def is_url(path: str) -> bool:
-    """Tell whether a path names its file system: ``s3://bucket/chats.json``."""
-    return "://" in path
-
-
-def _require(ok: bool, name: str, got: object, do: str) -> None:
-    if not ok:
-        raise ConfigError("a setting is out of range", where=flag(name), got=got, do=do)
-
-
 @dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
+class PrepareOptions(Settings):
     """What decides the rows of a prepared folder."""
 
     model_max_length: int = option(
-        2048, help="Most tokens of an encoder or a decoder row, </s> counted; 64 or more."
+        2048,
+        at_least(64, do="give 64 or more: the header and both tags must fit"),
+        help="Most tokens of an encoder or a decoder row, </s> counted; 64 or more.",
     )
     max_target_length: int | None = option(
-        None, help="Most tokens of a decoder row. Default: --model-max-length."
+        None, at_least(1), help="Most tokens of a decoder row. Default: --model-max-length."
     )
     eval_fraction: float = option(
-        0.0, help="Share of the conversations that become the split eval, by a hash of their id."
+        0.0,
+        share(one=False),
+        help="Share of the conversations that become the split eval, by a hash of their id.",
     )
     join_parts: bool = option(
         True, help="Join the parts that a long conversation was cut into (ids BASE_N)."
@@ -71,60 +75,37 @@ class PrepareOptions:
         (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
     )
     num_workers: int | None = option(
-        None, help="Processes that tokenize, this one among them. Default: one for each core."
+        None,
+        at_least(1),
+        help="Processes that tokenize, this one among them. Default: one for each core.",
     )
     engine: Literal["local", "ray"] = option(
         "local", help="Where the tokenizing runs: on this machine, or on a Ray cluster."
     )
     ray_address: str | None = option(
         None,
+        Bound(
+            lambda address: not is_url(address),
+            "run duet on a node of the cluster, and give HOST:PORT of its head, or auto",
+        ),
         help="HOST:PORT of the Ray cluster, or auto. Default: the one that runs on this machine, "
         "else one is started, with --num-workers CPUs.",
     )
 
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _require(
-            self.model_max_length >= 64,
-            "model_max_length",
-            self.model_max_length,
-            "give 64 or more: the header and both tags must fit",
-        )
-        _require(
-            self.max_target_length is None or self.max_target_length >= 1,
-            "max_target_length",
-            self.max_target_length,
-            "give 1 or more",
-        )
-        _require(
+    def check(self) -> None:
+        """Refuse what the settings say together."""
+        super().check()
+        require(
             self.target_length <= self.model_max_length,
             "max_target_length",
             self.max_target_length,
             "give no more than --model-max-length",
         )
-        _require(
-            0.0 <= self.eval_fraction < 1.0,
-            "eval_fraction",
-            self.eval_fraction,
-            "give a share from 0 up to, but not including, 1",
-        )
-        _require(
-            self.num_workers is None or self.num_workers >= 1,
-            "num_workers",
-            self.num_workers,
-            "give 1 or more, or leave it out for all cores",
-        )
-        _require(
+        require(
             self.ray_address is None or self.engine == "ray",
             "ray_address",
             f"{self.ray_address} with --engine {self.engine}",
             "give --engine ray too, or leave the address out",
-        )
-        _require(
-            "://" not in (self.ray_address or ""),
-            "ray_address",
-            self.ray_address,
-            "run duet on a node of the cluster, and give HOST:PORT of its head, or auto",
         )
         self.extra_roles()
 
@@ -149,49 +130,29 @@ class PrepareOptions:
         return roles
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraSettings:
-    """A view of the settings: what an adapter is made by."""
-
-    r: int
-    """Rank of its matrices."""
-    alpha: int = 16
-    dropout: float = 0.05
-    target_modules: tuple[str, ...] | None = None
-    """Last names of the layers; None: all of T5's matrices that the model has."""
-    seed: int = 42
-    """Of its start."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSettings:
-    """A view of the settings: what a model is built from."""
-
-    name: str
-    """A folder or a hub name."""
-    cache_dir: str | None = None
-    from_scratch: bool = False
-    seed: int = 42
-    """Of fresh weights."""
-    bf16: bool = False
-    quantize: Literal["4bit"] | None = None
-    gradient_checkpointing: bool = False
-    lora: LoraSettings | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
-class FitOptions:
+class FitOptions(Settings):
     """What decides a training run on given rows. Defaults are the Hugging Face trainer's."""
 
-    num_train_epochs: float = option(3.0, help="Passes over the rows; may be a fraction.")
-    max_steps: int = option(-1, help="Optimizer steps; overrides --num-train-epochs. -1: off.")
-    per_device_train_batch_size: int = option(
-        8, help="Rows of full length per process and micro-batch; shorter ones may be more."
+    num_train_epochs: float = option(3.0, above(0), help="Passes over the rows; may be a fraction.")
+    max_steps: int = option(
+        -1,
+        at_least(1, off=-1, do="give 1 or more, or -1 to go by --num-train-epochs"),
+        help="Optimizer steps; overrides --num-train-epochs. -1: off.",
     )
-    per_device_eval_batch_size: int = option(8, help="The same when evaluating.")
-    gradient_accumulation_steps: int = option(1, help="Micro-batches per optimizer step.")
+    per_device_train_batch_size: int = option(
+        8,
+        at_least(1),
+        help="Rows of full length per process and micro-batch; shorter ones may be more.",
+    )
+    per_device_eval_batch_size: int = option(8, at_least(1), help="The same when evaluating.")
+    gradient_accumulation_steps: int = option(
+        1, at_least(1), help="Micro-batches per optimizer step."
+    )
     train_batch_size: int | None = option(
-        None, help="Rows per optimizer step, set directly; accumulation follows from it."
+        None,
+        at_least(1),
+        help="Rows per optimizer step, set directly; accumulation follows from it.",
     )
     auto_batch_size: bool = option(
         False,
@@ -200,49 +161,67 @@ class FitOptions:
     group_by_length: bool = option(
         True, help="Put rows of like length into the same step: less padding, another order."
     )
-    learning_rate: float = option(5e-5, help="Peak learning rate.")
+    learning_rate: float = option(5e-5, above(0), help="Peak learning rate.")
     lr_scheduler_type: Scheduler = option("linear", help="Shape of the learning rate's course.")
-    warmup_ratio: float = option(0.0, help="Share of all steps in which the rate rises.")
-    warmup_steps: int = option(0, help="Steps in which the rate rises; overrides the ratio.")
-    weight_decay: float = option(0.0, help="Weight decay, on all but biases and norms.")
-    max_grad_norm: float = option(1.0, help="Gradients are clipped to this total norm; 0: off.")
+    warmup_ratio: float = option(0.0, share(), help="Share of all steps in which the rate rises.")
+    warmup_steps: int = option(
+        0, at_least(0), help="Steps in which the rate rises; overrides the ratio."
+    )
+    weight_decay: float = option(
+        0.0, at_least(0), help="Weight decay, on all but biases and norms."
+    )
+    max_grad_norm: float = option(
+        1.0, at_least(0), help="Gradients are clipped to this total norm; 0: off."
+    )
     optim: Optimizer = option("adamw_torch", help="Optimizer.")
-    adam_beta1: float = option(0.9, help="First beta of AdamW.")
-    adam_beta2: float = option(0.999, help="Second beta of AdamW.")
-    adam_epsilon: float = option(1e-8, help="Epsilon of AdamW.")
+    adam_beta1: float = option(0.9, share(), help="First beta of AdamW.")
+    adam_beta2: float = option(0.999, share(), help="Second beta of AdamW.")
+    adam_epsilon: float = option(1e-8, above(0), help="Epsilon of AdamW.")
     bf16: bool = option(False, help="Compute in bfloat16; weights stay in float32.")
-    fp16: bool = option(False, help="Refused: T5 overflows in float16. Use --bf16.")
+    fp16: bool = option(False, _NOT_FP16, help="Refused: T5 overflows in float16. Use --bf16.")
     tf32: bool | None = option(None, help="Allow TF32 matmuls on a GPU that has them.")
     gradient_checkpointing: bool = option(
         False, help="Recompute activations in the backward pass: less memory, more time."
     )
     torch_compile: bool = option(False, help="Compile the model with torch.compile.")
-    logging_steps: float = option(500, help="Log every so many steps; below 1: a share of all.")
+    logging_steps: float = option(
+        500, above(0), help="Log every so many steps; below 1: a share of all."
+    )
     eval_strategy: Strategy | None = option(
         None,
         help="When to evaluate. Default: every --eval-steps if given, and at the end, "
         "where there is a split eval.",
     )
     eval_steps: float | None = option(
-        None, help="Evaluate every so many steps; below 1: a share of all."
+        None, above(0), help="Evaluate every so many steps; below 1: a share of all."
     )
     save_strategy: Strategy = option("steps", help="When to save checkpoints.")
-    save_steps: float = option(500, help="Save every so many steps; below 1: a share of all.")
-    save_total_limit: int | None = option(None, help="Checkpoints to keep. Default: all.")
+    save_steps: float = option(
+        500, above(0), help="Save every so many steps; below 1: a share of all."
+    )
+    save_total_limit: int | None = option(
+        None, at_least(1), help="Checkpoints to keep. Default: all."
+    )
     resume_anyway: bool = option(
         False, help="Go on from a checkpoint that was made with other settings, where possible."
     )
-    seed: int = option(42, help="Seed of the order, of dropout and of fresh weights.")
+    seed: int = option(
+        42, at_least(0), below(1 << 32), help="Seed of the order, of dropout and of fresh weights."
+    )
     report_to: str = option("none", help="none, tensorboard, wandb, trackio; or some, with commas.")
     run_name: str | None = option(None, help="The run's name for the trackers.")
     from_scratch: bool = option(
         False, help="Start from the model's config with fresh weights: tests, demos, pre-training."
     )
     lora_r: int = option(
-        0, help="Rank of LoRA's matrices: they and the new pieces' rows alone are trained. 0: off."
+        0,
+        at_least(0),
+        help="Rank of LoRA's matrices: they and the new pieces' rows alone are trained. 0: off.",
     )
-    lora_alpha: int = option(16, help="What LoRA adds is scaled by this over the rank.")
-    lora_dropout: float = option(0.05, help="Dropout before LoRA's matrices.")
+    lora_alpha: int = option(
+        16, at_least(1), help="What LoRA adds is scaled by this over the rank."
+    )
+    lora_dropout: float = option(0.05, share(one=False), help="Dropout before LoRA's matrices.")
     lora_target_modules: str | None = option(
         None,
         help="Layers that get LoRA, with commas. Default: those of q,k,v,o,wi,wi_0,wi_1,wo "
@@ -251,7 +230,11 @@ class FitOptions:
     quantize: Literal["4bit"] | None = option(
         None, help="With LoRA: keep the frozen layers in four bits (bitsandbytes, NF4)."
     )
-    num_data: int = option(-1, help="Train on the first so many rows. -1: all.")
+    num_data: int = option(
+        -1,
+        at_least(1, off=-1, do="give 1 or more, or -1 for all"),
+        help="Train on the first so many rows. -1: all.",
+    )
     cache_dir: str | None = option(None, help="Where models from the hub are kept.")
     fsdp: str = option(
         "",
@@ -262,44 +245,16 @@ class FitOptions:
         "", help="Layers that FSDP gathers one at a time. Default: T5Block, or the model's own."
     )
 
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        if self.fp16:
-            raise ConfigError(
-                "T5 overflows in float16 and its loss becomes NaN",
-                where="--fp16",
-                got=True,
-                do="use --bf16 True, or neither",
-            )
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            finite = not isinstance(value, float) or math.isfinite(value)
-            _require(finite, f.name, value, "give a finite number")
-        _require(self.seed < 1 << 32, "seed", self.seed, "give less than 4,294,967,296")
-        for name in (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-        ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
-        for name in ("train_batch_size", "save_total_limit", "eval_steps"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "give more than 0, or leave it out")
-        for name in (
-            "learning_rate",
-            "logging_steps",
-            "save_steps",
-            "num_train_epochs",
-            "adam_epsilon",
-        ):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
-        _require(
+    def check(self) -> None:
+        """Refuse what the settings say together."""
+        super().check()
+        require(
             not (self.lora_r and self.from_scratch),
             "lora_r",
             self.lora_r,
             "give 0 with --from-scratch: an adapter wants a model that is saved somewhere",
         )
-        _require(
+        require(
             self.quantize is None or self.lora_r > 0,
             "quantize",
             self.quantize,
@@ -307,32 +262,15 @@ class FitOptions:
         )
         for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
             value = getattr(self, name)
-            _require(
+            require(
                 self.lora_r != 0 or value == getattr(FitOptions, name),  # its default
                 name,
                 value,
                 "give --lora-r 16 too, or leave it out: without a rank all weights are trained",
             )
-        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "give 1 or more")
-        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "give 0 to below 1")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "lora_r"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
-        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "give 0 to 1")
-        _require(
-            self.num_data == -1 or self.num_data >= 1,
-            "num_data",
-            self.num_data,
-            "give 1 or more, or -1 for all",
-        )
-        _require(
-            self.max_steps == -1 or self.max_steps >= 1,
-            "max_steps",
-            self.max_steps,
-            "give 1 or more, or -1 to go by --num-train-epochs",
-        )
         unknown = [name for name in self.trackers if name not in TRACKERS]
-        _require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
+        require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
+        _ = self.sharding  # which refuses words that it does not know
 
     @property
     def lora(self) -> LoraSettings | None:
@@ -349,6 +287,11 @@ class FitOptions:
         )
 
     @property
+    def sharding(self) -> Sharding | None:
+        """How the model is sharded, over several processes; None where each holds it whole."""
+        return Sharding.parse(self.fsdp, self.fsdp_transformer_layer_cls_to_wrap)
+
+    @property
     def trackers(self) -> list[str]:
         """The trackers to report to; empty for ``none``."""
         names = [name.strip() for name in self.report_to.split(",")]
@@ -360,29 +303,32 @@ class PrepareConfig(PrepareOptions):
     """Settings of ``duet prepare``: ShareGPT files in, a prepared folder out."""
 
     data_path: tuple[str, ...] = option(
-        help="A file, a folder or a glob of ShareGPT records, or the URL of one. Repeatable."
+        REQUIRED,
+        NAMED,
+        help="A file, a folder or a glob of ShareGPT records, or the URL of one. Repeatable.",
     )
-    model_name_or_path: str = option(help="The T5 whose tokenizer is used: a folder or a hub name.")
+    model_name_or_path: str = option(
+        REQUIRED, NAMED, help="The T5 whose tokenizer is used: a folder or a hub name."
+    )
     output_dir: str = option(
-        "data/processed", help="The prepared folder is made in this one; may be a URL."
+        "data/processed", NAMED, help="The prepared folder is made in this one; may be a URL."
     )
     cache_dir: str | None = option(None, help="Where models from the hub are kept.")
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _make_plain(self)
-        _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
-        _require_names(self, "model_name_or_path", "output_dir")
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(FitOptions):
     """Settings of ``duet fit``: a prepared folder and a model in, a trained folder out."""
 
-    data_path: str = option(help="The prepared folder: what duet prepare printed.")
-    model_name_or_path: str = option(help="The model to start from: a folder or a hub name.")
-    output_dir: str = option(help="Checkpoints and the trained model go here.")
+    data_path: str = option(
+        REQUIRED, NAMED, LOCAL_INPUT, help="The prepared folder: what duet prepare printed."
+    )
+    model_name_or_path: str = option(
+        REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
+    )
+    output_dir: str = option(
+        REQUIRED, NAMED, LOCAL_OUTPUT, help="Checkpoints and the trained model go here."
+    )
     dry_run: bool = option(
         False, help="Print steps, padding, memory and time of the run, and write nothing."
     )
@@ -390,19 +336,16 @@ class FitConfig(FitOptions):
         None, help="Checked against the prepared folder's; the rows are cut there already."
     )
 
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _make_plain(self)
-        _require_names(self, "data_path", "model_name_or_path", "output_dir")
-        _require_local(self, "data_path", "output_dir")
-        _require(
+    def check(self) -> None:
+        """Refuse what the settings say together."""
+        super().check()
+        require(
             not self.lora_r
             or Path(self.output_dir).resolve() != Path(self.model_name_or_path).resolve(),
             "output_dir",
             self.output_dir,
             "give another folder than the model's: an adapter is of no use without it",
         )
-        super().__post_init__()
 
     @property
     def model(self) -> ModelSettings:
@@ -415,22 +358,21 @@ class TrainConfig(PrepareOptions, FitOptions):
     """Settings of ``duet train``: both stages in one, with train_flant5's flags."""
 
     data_path: tuple[str, ...] = option(
-        help="A file, a folder or a glob of ShareGPT records; or a prepared folder. Repeatable."
+        REQUIRED,
+        NAMED,
+        help="A file, a folder or a glob of ShareGPT records; or a prepared folder. Repeatable.",
     )
-    model_name_or_path: str = option(help="The model to start from: a folder or a hub name.")
-    output_dir: str = option(help="Checkpoints and the trained model go here.")
-    prepared_dir: str = option("data/processed", help="Prepared folders are made in this one.")
+    model_name_or_path: str = option(
+        REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
+    )
+    output_dir: str = option(
+        REQUIRED, NAMED, LOCAL_OUTPUT, help="Checkpoints and the trained model go here."
+    )
+    prepared_dir: str = option(
+        "data/processed", NAMED, LOCAL_OUTPUT, help="Prepared folders are made in this one."
+    )
     preprocessed_path: str | None = option(None, help="Accepted; --prepared-dir took its place.")
     lazy_preprocess: bool = option(False, help="Accepted; rows are always read from disk.")
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _make_plain(self)
-        _require(bool(self.data_path), "data_path", "nothing", "name at least one file")
-        _require_names(self, "model_name_or_path", "output_dir", "prepared_dir")
-        _require_local(self, "output_dir", "prepared_dir")
-        PrepareOptions.__post_init__(self)
-        FitOptions.__post_init__(self)
 
     def prepare_config(self) -> PrepareConfig:
         """Return the settings of the first stage."""
@@ -443,22 +385,17 @@ class TrainConfig(PrepareOptions, FitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Settings):
     """Settings of ``duet inspect``: show what a prepared folder holds."""
 
     prepared: str = option(help="The prepared folder.", positional=True)
-    rows: int = option(3, help="Pairs to show, spread over the split.")
+    rows: int = option(3, at_least(0), help="Pairs to show, spread over the split.")
     split: Literal["train", "eval"] = option("train", help="The split to show.")
-    rejected: int = option(5, help="Rejected records to show.")
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _require(self.rows >= 0, "rows", self.rows, "give 0 or more")
-        _require(self.rejected >= 0, "rejected", self.rejected, "give 0 or more")
+    rejected: int = option(5, at_least(0), help="Rejected records to show.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheConfig:
+class CacheConfig(Settings):
     """Settings of ``duet cache``: show or trim what preparations keep for later ones."""
 
     action: Literal["ls", "prune"] = option(
@@ -468,78 +405,39 @@ class CacheConfig:
     all_parts: bool = option(
         False, help="Prune parts that a prepared folder holds too; the folder stays whole."
     )
-    older_than: float = option(0.0, help="Prune only parts not used for so many days.")
+    older_than: float = option(0.0, at_least(0), help="Prune only parts not used for so many days.")
     dry_run: bool = option(False, help="Say what would be deleted, and delete nothing.")
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _require(self.older_than >= 0, "older_than", self.older_than, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig:
+class ChatConfig(Settings):
     """Settings of ``duet chat``: talk to a trained model."""
 
     model: str = option(help="The trained folder: the --output-dir of fit.", positional=True)
     message: str | None = option(None, help="Answer this one message and end.")
     system: str | None = option(None, help="A system text in place of the usual header.")
-    max_new_tokens: int = option(512, help="Most tokens of an answer.")
-    temperature: float = option(0.0, help="0: the likeliest token; above: sample.")
-    top_p: float = option(0.95, help="Sample from the likeliest tokens of this total probability.")
+    max_new_tokens: int = option(512, at_least(1), help="Most tokens of an answer.")
+    temperature: float = option(0.0, at_least(0), help="0: the likeliest token; above: sample.")
+    top_p: float = option(
+        0.95, above(0), share(), help="Sample from the likeliest tokens of this total probability."
+    )
     seed: int = option(42, help="Seed of the sampling.")
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "give 1 or more")
-        _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Settings of ``duet export``: a trained folder in, one for other programs out."""
 
-    model: str = option(help="The trained folder: the --output-dir of fit.", positional=True)
-    output_dir: str = option(help="The folder to write; it must not be there, or be empty.")
+    model: str = option(
+        REQUIRED, NAMED, help="The trained folder: the --output-dir of fit.", positional=True
+    )
+    output_dir: str = option(
+        REQUIRED, NAMED, help="The folder to write; it must not be there, or be empty."
+    )
     merge: bool = option(False, help="Merge a LoRA adapter into its base.")
     format: Literal["huggingface", "ctranslate2"] = option(
         "huggingface", help="What the folder is for."
     )
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for the first setting that cannot be."""
-        _make_plain(self)
-        _require_names(self, "model", "output_dir")
-
-
-def _make_plain(config: Any) -> None:
-    """Make text of each Path, and a tuple of one path or a list of them."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, Path):
-            value = str(value)
-        if str(f.type).startswith("tuple"):
-            value = (value,) if isinstance(value, str) else tuple(map(str, value))
-        object.__setattr__(config, f.name, value)
-
-
-def _require_names(config: Any, *names: str) -> None:
-    for name in names:
-        _require(bool(getattr(config, name)), name, "an empty name", "name a folder")
-
-
-def _require_local(config: Any, *names: str) -> None:
-    for name in names:
-        path = getattr(config, name)
-        if is_url(path):
-            raise ConfigError(
-                "a URL where a folder on this machine is needed",
-                where=flag(name),
-                got=path,
-                do="copy it to this machine first, and give the copy"
-                if name == "data_path"
-                else "give a folder on this machine, and copy it when all is done",
-            )
 
 
 def _shared(config: Any, kind: type[Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from pipeline.config import FitOptions, flag
+from pipeline.config import FitOptions
+from pipeline.config_fields import flag
 from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
 _TRUE = ("true", "yes", "on", "1")

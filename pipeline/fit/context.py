@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import FitConfig
+from pipeline.config_views import Sharding
 from pipeline.fit.data.prepared import PreparedData
 from pipeline.fit.schedule import RunPlan
-
-if TYPE_CHECKING:
-    from pipeline.fit.distributed.fsdp import Sharding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +22,7 @@ class RunContext:
     identity: dict[str, Any]
     """What must be the same for the run to resume: see ``checkpoint.format.run_identity``."""
 
-    sharding: "Sharding | None"
+    sharding: Sharding | None
     """How the model is sharded; None where each process holds it whole."""
 
     @property

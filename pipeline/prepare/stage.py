@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from pipeline.config import PrepareConfig, is_url
+from pipeline.config import PrepareConfig
+from pipeline.config_fields import is_url
 from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.options import row_options

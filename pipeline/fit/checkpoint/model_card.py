@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import FitConfig, flag
+from pipeline.config import FitConfig
+from pipeline.config_fields import flag
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.logs import note

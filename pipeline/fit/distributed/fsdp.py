@@ -12,60 +12,28 @@ between two micro-batches, they would take as much memory as what sharding saves
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.config import FitOptions
+from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.fit.model.loss import SummedTokenLoss
-
-_WORDS = {"full_shard": True, "shard_grad_op": False, "auto_wrap": None}
-"""What ``--fsdp`` takes, and whether weights are let go of between forward and backward pass."""
-_NOT_HERE = ("offload", "hybrid_shard", "hybrid_shard_zero2", "no_shard")
-_OFF = ("", "false", "none")
-_ON = ("true", "1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sharding:
-    """How a model is sharded over the processes of a run."""
-
-    layers: tuple[str, ...]
-    """Classes of the layers that are a group each; none: those that transformers names."""
-    reshard: bool
-    """Whether a layer is let go of after its forward pass and gathered again for the backward."""
 
 
 def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
     """Return the sharding that the settings ask for; None for none.
 
     Raises:
-        ConfigError: What they ask for is not known, or not to be had.
+        ConfigError: Another setting does not go with it.
     """
-    words = options.fsdp.lower().replace(",", " ").split()
-    if all(word in _OFF for word in words):
-        return None
-    words = ["full_shard" if word in _ON else word for word in words]
-    for word in words:
-        if word not in _WORDS:
-            raise ConfigError(
-                "not to be had here" if word in _NOT_HERE else "not a way to shard",
-                where="--fsdp",
-                got=word,
-                do='give "full_shard" (least memory) or "shard_grad_op" (less communication), or '
-                "leave it out: each process then holds the full model",
-            )
-    if processes == 1:
+    sharding = options.sharding
+    if sharding is None or processes == 1:
         return None
     _check_others(options)
-    names = options.fsdp_transformer_layer_cls_to_wrap.split(",")
-    return Sharding(
-        layers=tuple(name.strip() for name in names if name.strip()),
-        reshard="shard_grad_op" not in words,
-    )
+    return sharding
 
 
 def _check_others(options: FitOptions) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import LoraSettings, ModelSettings
+from pipeline.config_views import LoraSettings, ModelSettings
 from pipeline.errors import DuetError, ModelError
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import (

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import LoraSettings
+from pipeline.config_views import LoraSettings
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.model.embedding import embedding_weights, is_tied
 from pipeline.hub import find_model_file

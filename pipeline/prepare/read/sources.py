@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import is_url
+from pipeline.config_fields import is_url
 from pipeline.errors import InputError
 from pipeline.logs import note
 from pipeline.prepare.read.formats import looks_like_records

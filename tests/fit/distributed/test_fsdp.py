@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
+from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
-from pipeline.fit.distributed.fsdp import Sharding, sharding_of
+from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import training_memory
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.stage import fit
@@ -228,22 +229,6 @@ def test_what_accelerates_config_asks_for_is_done(
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("", None),
-        ("False", None),
-        ("full_shard auto_wrap", Sharding(layers=("T5Block",), reshard=True)),
-        ("auto_wrap,shard_grad_op", Sharding(layers=("T5Block",), reshard=False)),
-        ("True", Sharding(layers=("T5Block",), reshard=True)),
-    ],
-)
-def test_the_trainers_words(config: FitConfig, words: str, wanted: Sharding | None) -> None:
-    config = changed(config, fsdp=words, fsdp_transformer_layer_cls_to_wrap="T5Block")
-    assert sharding_of(config, 2) == wanted
-    assert sharding_of(config, 1) is None
-
-
-@pytest.mark.parametrize(
     ("changes", "where", "got"),
     [
         ({"fsdp": "full_shard offload"}, "--fsdp", "offload"),
@@ -281,13 +266,12 @@ def test_layers_that_the_model_does_not_have(still: Path) -> None:
                 "ACCELERATE_USE_FSDP": "true",
                 "FSDP_VERSION": "2",
                 "FSDP_RESHARD_AFTER_FORWARD": "false",
-                "FSDP_OFFLOAD_PARAMS": "true",
                 "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
                 "FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block",
                 "FSDP_ACTIVATION_CHECKPOINTING": "true",
             },
             {
-                "fsdp": "shard_grad_op offload",
+                "fsdp": "shard_grad_op",
                 "fsdp_transformer_layer_cls_to_wrap": "T5Block",
                 "gradient_checkpointing": True,
             },
@@ -355,6 +339,16 @@ def test_another_precision_of_the_launcher_is_refused(
         fit(config)
     assert caught.value.got == asked
     assert not Path(config.output_dir).exists()
+
+
+def test_offload_that_the_launcher_asks_for_is_refused(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(ConfigError, match="not to be had here") as caught:
+        with_launcher_settings(config)
+    assert caught.value.got == "offload"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"zero_optimization": {"stage": "auto"}}'])

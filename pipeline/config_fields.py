@@ -1,0 +1,126 @@
+"""How a setting is written down: its default, its help and its bounds, in one place.
+
+The command line, the README's table and the checks are made from these fields; what two settings
+say together stands in ``check`` of their class.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import ConfigError
+
+REQUIRED: Any = dataclasses.MISSING
+"""In the place of a default: there is none."""
+_OUT_OF_RANGE = "a setting is out of range"
+
+
+class Bound(NamedTuple):
+    """What a value must be."""
+
+    holds: Callable[[Any], bool]
+    do: str
+    """What to give, for the one who gave something else."""
+    what: str = _OUT_OF_RANGE
+
+
+def at_least(low: int, *, off: int | None = None, do: str = "") -> Bound:
+    """Return the bound of a count; ``off`` is one more value that is allowed."""
+    return Bound(lambda value: value >= low or value == off, do or f"give {low} or more")
+
+
+def above(low: float) -> Bound:
+    """Return the bound of a value that is more than ``low``."""
+    return Bound(lambda value: value > low, f"give more than {low}")
+
+
+def below(high: int) -> Bound:
+    """Return the bound of a value that is less than ``high``."""
+    return Bound(lambda value: value < high, f"give less than {high:,}")
+
+
+def share(*, one: bool = True) -> Bound:
+    """Return the bound of a share, from 0 up to 1; with or without 1 itself."""
+    if one:
+        return Bound(lambda value: 0 <= value <= 1, "give 0 to 1")
+    return Bound(lambda value: 0 <= value < 1, "give a share from 0 up to, but not including, 1")
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path names its file system: ``s3://bucket/chats.json``."""
+    return "://" in path
+
+
+NAMED = Bound(bool, "name one, it is empty")
+"""Of what must not be empty."""
+_NOT_LOCAL = "a URL where a folder on this machine is needed"
+LOCAL_INPUT = Bound(
+    lambda path: not is_url(path), "copy it to this machine first, and give the copy", _NOT_LOCAL
+)
+LOCAL_OUTPUT = Bound(
+    lambda path: not is_url(path),
+    "give a folder on this machine, and copy it when all is done",
+    _NOT_LOCAL,
+)
+_FINITE = Bound(math.isfinite, "give a finite number")
+
+
+def option(default: Any = REQUIRED, *bounds: Bound, help: str, positional: bool = False) -> Any:
+    """Make a field of a settings class, with the help that a user reads.
+
+    Args:
+        default: None: the setting may be left out, and its bounds hold for what is given.
+        bounds: What the value must be.
+        help: One or two sentences.
+        positional: Whether it is given without a flag.
+    """
+    metadata = {"help": help, "positional": positional, "bounds": bounds}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field: ``eval_fraction`` is ``--eval-fraction``."""
+    return "--" + name.replace("_", "-")
+
+
+def require(ok: bool, name: str, got: object, do: str) -> None:
+    """Refuse what a setting cannot be beside the others.
+
+    Raises:
+        ConfigError: ``ok`` is False.
+    """
+    if not ok:
+        raise ConfigError(_OUT_OF_RANGE, where=flag(name), got=got, do=do)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The base of all settings: text of each path, each value in its bounds, then ``check``."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that cannot be."""
+        for f in dataclasses.fields(self):
+            value = _plain(getattr(self, f.name), is_tuple=str(f.type).startswith("tuple"))
+            object.__setattr__(self, f.name, value)
+            bounds = f.metadata["bounds"] + ((_FINITE,) if isinstance(value, float) else ())
+            for bound in () if value is None else bounds:
+                if not bound.holds(value):
+                    leave = ", or leave it out" if f.default is None else ""
+                    got = "nothing" if value in ("", ()) else value
+                    raise ConfigError(bound.what, where=flag(f.name), got=got, do=bound.do + leave)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what the settings say together."""
+
+
+def _plain(value: Any, *, is_tuple: bool) -> Any:
+    """Return text for a Path, and a tuple for one path or a list of them."""
+    if isinstance(value, Path):
+        value = str(value)
+    if is_tuple:
+        return (value,) if isinstance(value, str) else tuple(map(str, value))
+    return value

@@ -1,0 +1,83 @@
+"""Views of the settings of a run: what a builder takes, in place of all of them.
+
+``FitOptions`` makes them from its fields, so that each setting is still written once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSettings:
+    """A view of the settings: what an adapter is made by."""
+
+    r: int
+    """Rank of its matrices."""
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] | None = None
+    """Last names of the layers; None: all of T5's matrices that the model has."""
+    seed: int = 42
+    """Of its start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """A view of the settings: what a model is built from."""
+
+    name: str
+    """A folder or a hub name."""
+    cache_dir: str | None = None
+    from_scratch: bool = False
+    seed: int = 42
+    """Of fresh weights."""
+    bf16: bool = False
+    quantize: Literal["4bit"] | None = None
+    gradient_checkpointing: bool = False
+    lora: LoraSettings | None = None
+
+
+_WORDS = ("full_shard", "shard_grad_op", "auto_wrap")
+"""What ``--fsdp`` takes."""
+_NOT_HERE = ("offload", "hybrid_shard", "hybrid_shard_zero2", "no_shard")
+_OFF = ("", "false", "none")
+_ON = ("true", "1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharding:
+    """A view of the settings: how a model is sharded over the processes of a run."""
+
+    layers: tuple[str, ...]
+    """Classes of the layers that are a group each; none: those that transformers names."""
+    reshard: bool
+    """Whether a layer is let go of after its forward pass and gathered again for the backward."""
+
+    @classmethod
+    def parse(cls, text: str, layers: str) -> "Sharding | None":
+        """Return what ``--fsdp`` and ``--fsdp-transformer-layer-cls-to-wrap`` ask for.
+
+        Raises:
+            ConfigError: A word is not known, or not to be had.
+
+        >>> Sharding.parse("full_shard auto_wrap", "T5Block")
+        Sharding(layers=('T5Block',), reshard=True)
+        >>> Sharding.parse("False", "T5Block")
+        """
+        words = text.lower().replace(",", " ").split()
+        if all(word in _OFF for word in words):
+            return None
+        words = ["full_shard" if word in _ON else word for word in words]
+        for word in words:
+            if word not in _WORDS:
+                raise ConfigError(
+                    "not to be had here" if word in _NOT_HERE else "not a way to shard",
+                    where="--fsdp",
+                    got=word,
+                    do='give "full_shard" (least memory) or "shard_grad_op" (less communication), '
+                    "or leave it out: each process then holds the whole model",
+                )
+        names = (name.strip() for name in layers.split(","))
+        return cls(layers=tuple(filter(None, names)), reshard="shard_grad_op" not in words)
