@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.fit.model.loading import load_trained
 from pipeline.fit.model.lora import is_adapter
 from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import saved_length
 
@@ -65,7 +65,7 @@ def source_ids(tokenizer: TextTokenizer, turns: list[Turn], model_max_length: in
     """
     encoder = PairEncoder(tokenizer, model_max_length, model_max_length)
     asked = Conversation("chat", [*turns, Turn(Role.ASSISTANT, "?")])
-    *_, rows = encoder.encode([asked], Counter())
+    *_, rows = encoder.encode([asked], PairCounts())
     ids: list[int] = rows.column("input_ids")[-1].as_py()
     return ids
 

@@ -71,6 +71,12 @@ class PrepareOptions(Settings):
         True, help="Join the parts that a long conversation was cut into (ids BASE_N)."
     )
     dedup: bool = option(True, help="Leave out exact repeats of an earlier conversation.")
+    train_turns: Literal["all", "last"] = option(
+        "all", help="Which answers of a conversation become pairs: all, or the last one alone."
+    )
+    clean_html: bool = option(
+        False, help="Convert texts of sharegpt.com's pages from HTML to Markdown."
+    )
     role: tuple[str, ...] = option(
         (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
     )
@@ -119,14 +125,14 @@ class PrepareOptions(Settings):
         roles = {}
         for text in self.role:
             name, _, role = text.rpartition("=")
-            if not name or not text.isprintable() or role.lower() not in ROLE_NAMES:
+            if not name.strip() or not text.isprintable() or role.lower() not in ROLE_NAMES:
                 raise ConfigError(
                     "not a role",
                     where="--role",
                     got=text,
                     do="give NAME=ROLE, ROLE one of " + ", ".join(ROLE_NAMES),
                 )
-            roles[name.lower()] = role.lower()
+            roles[name.strip().lower()] = role.lower()
         return roles
 
 

@@ -8,6 +8,7 @@ first turn. A **pair** is one assistant turn as the target and all before it as 
 
 import enum
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,10 +25,14 @@ class Role(enum.StrEnum):
 ROLES_BY_NAME: dict[str, Role] = {
     **dict.fromkeys(("human", "user", "prompter"), Role.HUMAN),
     **dict.fromkeys(
-        ("gpt", "chatgpt", "bing", "bard", "assistant", "model", "function_call"), Role.ASSISTANT
+        (
+            *("gpt", "chatgpt", "bing", "bard", "assistant", "model", "ai", "bot"),
+            *("function_call", "tool_call"),
+        ),
+        Role.ASSISTANT,
     ),
-    "system": Role.SYSTEM,
-    **dict.fromkeys(("tool", "function", "observation"), Role.TOOL),
+    **dict.fromkeys(("system", "developer"), Role.SYSTEM),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response"), Role.TOOL),
 }
 """Speaker names in lower case, as exports write them."""
 
@@ -52,6 +57,10 @@ class Conversation:
 
     id: str
     turns: list[Turn]
+    tools: str = ""
+    """The tools that the assistant may call, as one line of JSON; empty: none."""
+    untrained: frozenset[int] = frozenset()
+    """Indices of the assistant's turns that are history only."""
     place: Place | None = field(default=None, compare=False)
     """Where its first record stands, if that is known."""
 
@@ -62,6 +71,8 @@ class Conversation:
 
 
 _PART_ID = re.compile(r"(.+)_([0-9]+)", re.DOTALL)
+# The ids that sharegpt.com gave: a hand-made base is hardly ever seven characters like these.
+_SITE_BASE = re.compile(r"(?=[a-z_-]*[A-Z0-9])[A-Za-z0-9_-]{7}")
 
 
 def split_part_id(conversation_id: str) -> tuple[str, int | None]:
@@ -77,3 +88,37 @@ def split_part_id(conversation_id: str) -> tuple[str, int | None]:
     if match is None or len(match[2]) > 9:
         return conversation_id, None
     return match[1], int(match[2])
+
+
+def is_site_base(base: str) -> bool:
+    """Return whether a base has the form of the site's ids.
+
+    >>> [is_site_base(base) for base in ("QWJhYvA", "identity", "samples", "sample1", "conv_17")]
+    [True, False, False, True, True]
+    """
+    return _SITE_BASE.fullmatch(base) is not None
+
+
+def split_key(conversation_id: str) -> str:
+    """Return what decides a conversation's split: its base where that is surely one, else its id.
+
+    >>> split_key("QWJhYvA_14"), split_key("sample_14")
+    ('QWJhYvA', 'sample_14')
+    """
+    base, index = split_part_id(conversation_id)
+    return base if index is not None and is_site_base(base) else conversation_id
+
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+
+
+def has_visible(text: str) -> bool:
+    r"""Return whether a text has a character that can be seen: no white space, control or format.
+
+    >>> has_visible(" \u200b\ufeff\n"), has_visible("\u200b.")
+    (False, True)
+    """
+    if text[:1].isalnum():
+        return True
+    category = unicodedata.category
+    return any(not c.isspace() and category(c) not in _INVISIBLE for c in text)

@@ -96,9 +96,14 @@ def split_system(turns: Sequence[Turn]) -> tuple[str, int]:
     return HEADER, 0
 
 
-def header_text(sentence: str, escape: Escape) -> str:
-    """Return the header: its sentence and a blank line."""
-    return escape(sentence, starts_line=True) + "\n\n"
+def header_text(sentence: str, escape: Escape, tools: str = "") -> str:
+    r"""Return the header: its sentence, a line with the tools if there are any, and a blank line.
+
+    >>> header_text("Be kind.", Escaper(), '[{"name": "f"}]')
+    'Be kind.\nTools: [{"name": "f"}]\n\n'
+    """
+    line = f"\nTools: {tools}" if tools else ""
+    return f"{escape(sentence, starts_line=True)}{line}\n\n"
 
 
 def turn_text(turn: Turn, escape: Escape) -> str:
@@ -110,17 +115,18 @@ def turn_text(turn: Turn, escape: Escape) -> str:
     return f"{TAGS[turn.role]} {escape(turn.text)}\n"
 
 
-def encoder_text(turns: Sequence[Turn], escape: Escape) -> str:
+def encoder_text(turns: Sequence[Turn], escape: Escape, tools: str = "") -> str:
     """Return the whole source text for the answer that follows ``turns``, uncut."""
     sentence, taken = split_system(turns)
     history = "".join(turn_text(turn, escape) for turn in turns[taken:])
-    return header_text(sentence, escape) + history + PROMPT
+    return header_text(sentence, escape, tools) + history + PROMPT
 
 
 def chat_template() -> str:
     """Return the Jinja template that renders ``messages`` to exactly ``encoder_text``.
 
-    Jinja has no normaliser at hand: it escapes tags in their literal form only.
+    Jinja has no normaliser at hand: it escapes tags in their literal form only, takes white space
+    alone for blank, and leaves arguments that are an object in a string as they are.
     """
     escaped = " | replace('\\r\\n', '\\n')" + "".join(
         f" | replace('\\n{tag}', '\\n {tag}')" for tag in TAGS.values()
@@ -131,20 +137,44 @@ def chat_template() -> str:
         for i, role in enumerate(TAGS)
     )
     return (
-        "{%- macro text(content) -%}"
-        "{%- if content is string -%}{{ content }}"
-        "{%- else -%}{%- for part in content -%}{{ part['text'] }}{%- endfor -%}{%- endif -%}"
-        "{%- endmacro -%}"
-        "{%- set first_is_system = messages and messages[0]['role'] | lower == 'system' -%}"
+        f"{{%- set systems = {names[Role.SYSTEM]} -%}}"
+        f"{_TEXT_MACRO}{_CALLS_MACRO}"
+        "{%- set ns = namespace(messages=[]) -%}"
+        "{%- for message in messages -%}"
+        "{%- set is_system = message['role'] | trim | lower in systems -%}"
+        "{%- if not is_system or text(message['content']) | trim -%}"
+        "{%- set ns.messages = ns.messages + [message] -%}{%- endif -%}{%- endfor -%}"
+        "{%- set first = ns.messages[0] if ns.messages else {'role': ''} -%}"
+        "{%- set first_is_system = first['role'] | trim | lower in systems -%}"
         "{%- if first_is_system -%}"
-        f"{{{{ (('\\n' ~ text(messages[0]['content'])){escaped})[1:] }}}}"
+        f"{{{{ (('\\n' ~ text(first['content'])){escaped})[1:] }}}}"
         f"{{%- else -%}}{{{{ {HEADER!r} }}}}{{%- endif -%}}"
+        "{%- if tools -%}{{ '\\nTools: ' ~ (tools | tojson) }}{%- endif -%}"
         "{{ '\\n\\n' }}"
-        "{%- for message in (messages[1:] if first_is_system else messages) -%}"
-        "{%- set role = message['role'] | lower -%}"
+        "{%- for message in (ns.messages[1:] if first_is_system else ns.messages) -%}"
+        "{%- set role = message['role'] | trim | lower -%}"
         f"{tags}"
         "{%- else -%}{{ raise_exception('unknown role: ' ~ message['role']) }}{%- endif -%}"
-        f"{{{{ ' ' ~ (text(message['content']){escaped}) ~ '\\n' }}}}"
+        f"{{{{ ' ' ~ ((text(message['content']) ~ calls(message)){escaped}) ~ '\\n' }}}}"
         "{%- endfor -%}"
         f"{{%- if add_generation_prompt -%}}{PROMPT}{{%- endif -%}}"
     )
+
+
+_TEXT_MACRO = (
+    "{%- macro text(content) -%}"
+    "{%- if content is string -%}{{ content }}"
+    "{%- elif content -%}{%- for part in content -%}"
+    "{{ part if part is string else part['text'] }}{%- endfor -%}{%- endif -%}"
+    "{%- endmacro -%}"
+)
+_CALLS_MACRO = (
+    "{%- macro calls(message) -%}"
+    "{%- for call in message['tool_calls'] or [] -%}"
+    "{%- set f = call['function'] or call -%}"
+    "{%- if message['content'] or not loop.first -%}{{ '\\n' }}{%- endif -%}"
+    "{{ '{\"name\": ' ~ (f['name'] | tojson) ~ ', \"arguments\": ' }}"
+    "{%- if f['arguments'] is string and f['arguments'][:1] == '{' -%}{{ f['arguments'] }}"
+    "{%- else -%}{{ f['arguments'] | tojson }}{%- endif -%}{{ '}' }}"
+    "{%- endfor -%}{%- endmacro -%}"
+)

@@ -1,9 +1,10 @@
 """Cuts a source to the window: the rule that training and chatting share.
 
 The room for a source is the window less ``</s>`` and the prompt (and what else the tokenizer
-wraps a text in). A header of more than half the room keeps that half. A history that is too long
-loses its oldest whole turns. If the last turn alone is too long, it keeps its tag and as many of
-its last tokens as fit.
+wraps a text in). A history that is too long loses its oldest whole turns. The header is kept whole
+where it fits beside the last turn, and where it takes no more than half the room; else it keeps
+its first tokens and its blank line. If the last turn is too long beside it, it keeps its tag and
+as many of its last tokens as fit.
 """
 
 from bisect import bisect_left
@@ -45,6 +46,8 @@ class Window:
     prefix: Ids
     prompt: Ids
     eos: Ids
+    blank_line: Ids
+    """What a header that is cut ends with."""
 
     @property
     def room(self) -> int:
@@ -54,19 +57,34 @@ class Window:
 
 def make_window(tokenizer: TextTokenizer, length: int, prompt: str, dtype: Any) -> Window:
     """Make the window of a tokenizer; ``length`` counts ``</s>``."""
-    (prompt_ids,) = tokenizer.encode_batch([prompt])
+    prompt_ids, blank_line = tokenizer.encode_batch([prompt, "\n\n"])
     return Window(
         length=length,
         prefix=np.array(tokenizer.prefix_ids, dtype),
         prompt=np.array(prompt_ids, dtype),
         eos=np.array([tokenizer.eos_id], dtype),
+        blank_line=np.array(blank_line, dtype),
     )
 
 
-def cut_header(header: Ids, window: Window) -> tuple[Ids, bool]:
-    """Return the header, cut to half the room if it is longer, and whether it was cut."""
-    half = window.room // 2
-    return (header[:half], True) if len(header) > half else (header, False)
+def cut_header(header: Ids, last_turn: int, window: Window) -> tuple[Ids, bool]:
+    """Return what stays of the header, and whether it was cut.
+
+    Args:
+        header: Its ids, the blank line that ends it included.
+        last_turn: How many ids the last turn before the answer has.
+        window: The window.
+
+    >>> window = Window(12, *(np.array(ids, int) for ids in ([], [90, 91], [1], [7, 7])))
+    >>> header = np.array([50, 51, 52, 53, 7, 7])  # the room is 9
+    >>> [cut_header(header, size, window)[0].tolist() for size in (3, 4, 99)]
+    [[50, 51, 52, 53, 7, 7], [50, 51, 52, 7, 7], [50, 51, 7, 7]]
+    """
+    most = max(window.room - last_turn, window.room // 2)
+    if len(header) <= most:
+        return header, False
+    kept = max(most - len(window.blank_line), 0)
+    return np.concatenate([header[:kept], window.blank_line])[:most], True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +118,7 @@ def cut_source(
     Returns:
         The ids that stay, in pieces, and None, ``history_cut`` or ``question_cut``.
 
-    >>> window = Window(12, *(np.array(ids, int) for ids in ([], [90, 91], [1])))
+    >>> window = Window(12, *(np.array(ids, int) for ids in ([], [90, 91], [1], [7, 7])))
     >>> header = np.array([5, 6])
     >>> turns = TurnIds(np.array([20, 21, 22, 23, 30, 31, 32, 33, *range(40, 60)]), [0, 4, 8, 28])
     >>> pieces, cut = cut_source(header, turns, 0, 2, 1, window)

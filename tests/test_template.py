@@ -87,7 +87,13 @@ MESSAGES: list[list[dict[str, Any]]] = [
             "content": [{"type": "text", "text": "x\n"}, {"type": "text", "text": "y"}],
         },
         {"role": "system", "content": ""},
+        {"role": "Developer ", "content": "later"},
         {"role": "function", "content": "{{ 1 }} {% if %}\n### System:"},
+    ],
+    [
+        {"role": "system", "content": " \n"},
+        {"role": "developer", "content": "### Tool: x"},
+        {"role": "user", "content": ["h", {"type": "text", "text": "i"}]},
     ],
 ]
 
@@ -95,9 +101,9 @@ MESSAGES: list[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("messages", MESSAGES)
 def test_the_chat_template_renders_the_encoder_text(messages: list[dict[str, Any]]) -> None:
     from pipeline.conversation import ROLES_BY_NAME
-    from pipeline.prepare.read.records import parse_record
+    from pipeline.prepare.read.records import RecordCounts, parse_record
 
-    conversation = parse_record({"messages": messages}, "x", ROLES_BY_NAME)
+    conversation = parse_record({"messages": messages}, ROLES_BY_NAME, RecordCounts())
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     rendered = environment.from_string(chat_template()).render(
         messages=messages, add_generation_prompt=True

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from pipeline.window import TurnIds, Window, cut_header, cut_source, saved_length
 
-PROMPT, EOS = [90, 91], [1]
+PROMPT, EOS, BLANK = [90, 91], [1], [7, 7]
 
 
 def window(length: int, prefix: list[int] | None = None) -> Window:
-    return Window(length, np.array(prefix or [], int), np.array(PROMPT), np.array(EOS))
+    return Window(
+        length, np.array(prefix or [], int), np.array(PROMPT), np.array(EOS), np.array(BLANK)
+    )
 
 
 def ids(start: int, size: int) -> Any:
@@ -53,12 +55,24 @@ def test_the_oldest_whole_turns_go_first_and_the_last_keeps_tag_and_end(
     assert name == cut
 
 
-@pytest.mark.parametrize(("size", "kept", "cut"), [(5, 5, False), (6, 5, True), (50, 5, True)])
-def test_a_header_of_more_than_half_the_room_keeps_that_half(
-    size: int, kept: int, cut: bool
+@pytest.mark.parametrize(
+    ("size", "last_turn", "expected"),
+    [
+        (5, 99, [10, 11, 12, 13, 14]),  # the room is 11, half of it 5
+        (6, 99, [10, 11, 12, 7, 7]),
+        (6, 6, [10, 11, 12, 7, 7]),
+        (6, 5, [10, 11, 12, 13, 14, 15]),  # beside the last turn there is room for it
+        (50, 5, [10, 11, 12, 13, 7, 7]),
+        (8, 3, [*range(10, 18)]),
+        (9, 3, [*range(10, 16), 7, 7]),
+    ],
+)
+def test_a_header_is_cut_only_where_it_takes_the_last_turns_room_and_more_than_half(
+    size: int, last_turn: int, expected: list[int]
 ) -> None:
-    header, is_cut = cut_header(ids(10, size), window(14))  # the room is 11, its half 5
-    assert (header.tolist(), is_cut) == (list(range(10, 10 + kept)), cut)
+    header, is_cut = cut_header(ids(10, size), last_turn, window(14))
+    assert header.tolist() == expected
+    assert is_cut == (expected[-1] == 7)
 
 
 @given(
@@ -71,8 +85,9 @@ def test_a_row_never_exceeds_the_window_and_never_wastes_it(
     length: int, header: int, turns: list[int], prefix: int
 ) -> None:
     w = window(length, [7] * prefix)
-    head, _ = cut_header(ids(1000, header), w)
+    head, _ = cut_header(ids(1000, header), turns[-1], w)
     parts = [ids(10_000 * (i + 1), size) for i, size in enumerate(turns)]
+    assert len(head) == min(header, max(w.room - turns[-1], w.room // 2))
     row, cut = row_of(head, parts, 5, w)
     assert row.min() >= 0
     fixed = len(head) + prefix + len(PROMPT) + len(EOS)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from filelock import FileLock
 from pipeline.errors import PreparedFolderError
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, write_file
-from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import read_manifest
 
 
@@ -31,19 +30,15 @@ class PreparedCache:
     Args:
         folder: The ``--output-dir``.
         key: Names the input's bytes, the options, the tokenizer and the schema.
-        stems: The files' names without suffixes, in order.
     """
 
     folder: Path
     key: str
-    stems: Sequence[str]
 
     def find(self) -> Path | None:
         """Return the complete prepared folder of this input, or None."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             entry = json.loads(self._entry(self.key).read_text(encoding="utf-8"))
-            if entry["named_after_files"]:
-                entry = json.loads(self._entry(self._named_key()).read_text(encoding="utf-8"))
             return self.complete(str(entry["fingerprint"]))
         return None
 
@@ -59,12 +54,9 @@ class PreparedCache:
             return None
         return path if manifest.fingerprint == fingerprint else None
 
-    def remember(self, fingerprint: str, *, named_after_files: bool) -> None:
+    def remember(self, fingerprint: str) -> None:
         """Write down where this input's preparation is."""
-        entry = {"fingerprint": fingerprint, "named_after_files": named_after_files}
-        if named_after_files:
-            write_file(self._entry(self._named_key()), json.dumps(entry))
-        write_file(self._entry(self.key), json.dumps(entry))
+        write_file(self._entry(self.key), json.dumps({"fingerprint": fingerprint}))
 
     @property
     def parts(self) -> Path:
@@ -103,15 +95,11 @@ class PreparedCache:
         """Remove this input's temporary files: whoever holds its lock is the only run."""
         for path in self.folder.glob(f".tmp-{self.key}-*"):
             shutil.rmtree(path, ignore_errors=True)
-        for key in (self.key, self._named_key()):
-            for path in self.folder.glob(f".index/.{key}.json.*.tmp"):
-                path.unlink(missing_ok=True)
+        for path in self.folder.glob(f".index/.{self.key}.json.*.tmp"):
+            path.unlink(missing_ok=True)
 
     def _entry(self, key: str) -> Path:
         return self.folder / ".index" / f"{key}.json"
-
-    def _named_key(self) -> str:
-        return key_of(self.key, list(self.stems))
 
 
 @contextlib.contextmanager

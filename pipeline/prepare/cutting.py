@@ -49,7 +49,13 @@ class Part:
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary in a form that takes a third of the time."""
         packed = [
-            (c.id, bytes([_CODES[turn.role] for turn in c.turns]), [turn.text for turn in c.turns])
+            (
+                c.id,
+                bytes([_CODES[turn.role] for turn in c.turns]),
+                [turn.text for turn in c.turns],
+                c.tools,
+                c.untrained,
+            )
             for c in self.conversations
         ]
         return (_unpacked, (packed, self.digests, self.size))
@@ -57,7 +63,10 @@ class Part:
     def key(self, *settings: object) -> str:
         """Return the name of the rows that these conversations have under some settings."""
         ids = [conversation.id for conversation in self.conversations]
-        return key_of(ids, [digest.hex() for digest in self.digests], *settings)
+        untrained = {
+            i: sorted(c.untrained) for i, c in enumerate(self.conversations) if c.untrained
+        }
+        return key_of(ids, [digest.hex() for digest in self.digests], untrained, *settings)
 
 
 def cut_parts(
@@ -117,11 +126,17 @@ def _ends_part(digest: bytes, size: int) -> bool:
     return int.from_bytes(digest[:8], "big") * (MEAN_SIZE - MIN_SIZE) < size << 64
 
 
-def _unpacked(packed: list[tuple[str, bytes, list[str]]], digests: list[bytes], size: int) -> Part:
+_Packed = tuple[str, bytes, list[str], str, frozenset[int]]
+
+
+def _unpacked(packed: list[_Packed], digests: list[bytes], size: int) -> Part:
     conversations = [
         Conversation(
-            name, [Turn(_ROLES[code], text) for code, text in zip(codes, texts, strict=True)]
+            name,
+            [Turn(_ROLES[code], text) for code, text in zip(codes, texts, strict=True)],
+            tools,
+            untrained,
         )
-        for name, codes, texts in packed
+        for name, codes, texts, tools, untrained in packed
     ]
     return Part(conversations, digests, size)

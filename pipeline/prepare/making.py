@@ -75,7 +75,11 @@ class PartMaker:
         config = self._config
         self._engine.use(
             EncodingSettings(
-                tokenizer, config.model_max_length, config.target_length, config.eval_fraction
+                tokenizer,
+                config.model_max_length,
+                config.target_length,
+                config.eval_fraction,
+                last_turn_only=config.train_turns == "last",
             )
         )
         # The libraries that write the bytes belong to the key: a part is what would be made now.

@@ -1,13 +1,14 @@
 """The first stage in memory: conversations in, lists of ids out, nothing on disk."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.conversation import ROLES_BY_NAME
 from pipeline.errors import RecordError
 from pipeline.prepare.encode.encoding import PairEncoder
-from pipeline.prepare.read.records import RejectedError, parse_record
+from pipeline.prepare.encode.pairs import PairCounts
+from pipeline.prepare.read.records import RecordCounts, parse_record
+from pipeline.prepare.read.values import RejectedError
 from pipeline.tokenizer import tokenizer_of
 from pipeline.window import saved_length
 
@@ -33,10 +34,9 @@ def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[in
     window = saved_length(tokenizer)
     conversations = []
     for i, source in enumerate(sources):
-        is_turns = isinstance(source, (list, tuple))
-        record = {"conversations": list(source)} if is_turns else source
+        record = {"conversations": list(source)} if isinstance(source, (list, tuple)) else source
         try:
-            conversations.append(parse_record(record, f"source:{i}", ROLES_BY_NAME))
+            conversations.append(parse_record(record, ROLES_BY_NAME, RecordCounts()))
         except RejectedError as error:
             raise RecordError(
                 "not a conversation",
@@ -45,7 +45,7 @@ def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[in
                 do="correct it or leave it out",
             ) from error
     encoder = PairEncoder(tokenizer_of(tokenizer), window, window)
-    batches = list(encoder.encode(conversations, Counter()))
+    batches = list(encoder.encode(conversations, PairCounts()))
     return {
         name: [row for batch in batches for row in batch.column(name).to_pylist()]
         for name in ("input_ids", "labels")

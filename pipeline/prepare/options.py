@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.config import PrepareOptions
+from pipeline.prepare.read.html import html_version
 
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def reading_options(config: PrepareOptions) -> dict[str, Any]:
         "join_parts": config.join_parts,
         "dedup": config.dedup,
         "role": config.extra_roles(),
+        "clean_html": html_version() if config.clean_html else None,
     }
 
 
@@ -25,4 +27,5 @@ def part_options(config: PrepareOptions) -> dict[str, Any]:
         "model_max_length": config.model_max_length,
         "max_target_length": config.target_length,
         "eval_fraction": config.eval_fraction,
+        "train_turns": config.train_turns,
     }

@@ -125,7 +125,7 @@ class _Preparation:
                 else:
                     names = ", ".join(source["name"] for source in read_manifest(final).sources)
                     note(f"the same content was prepared before, from {names}")
-        self._cache.remember(fingerprint, named_after_files=self._reading.named_after_files)
+        self._cache.remember(fingerprint)
         return final
 
     def _start_reading(self, temporary: Path, maker: PartMaker, reread: bool) -> Reading:
@@ -220,22 +220,26 @@ class _Preparation:
                     "format": format_of(source.path),
                     "records": counts["records"],
                     "rejected": counts["rejected"],
+                    "forms": dict(sorted(forms.items())),
                 }
-                for source, (size, *_), digest, counts in zip(
+                for source, (size, *_), digest, counts, forms in zip(
                     self._sources,
                     self._states,
                     self._hashes,
                     self._reading.source_counts,
+                    self._reading.source_forms,
                     strict=True,
                 )
             ],
             counts={
                 "records": tally.accepted + tally.rejected,
                 "rejected": tally.rejected,
+                "joined": tally.joined,
                 "conversations": tally.conversations,
                 "pairs": tally.pairs,
-                "reasons": {name: n for name, n in sorted(tally.reasons.items()) if n},
+                "reasons": tally.all_reasons(),
             },
+            unused_keys=tally.records.unused_keys(),
             tokens=tally.tokens() | {"vocab_size": self._tokenizer.vocab_size},
             shards=shards,
             versions={"python": platform.python_version()}

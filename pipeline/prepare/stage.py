@@ -43,7 +43,7 @@ def prepare_here(config: PrepareConfig) -> Path:
     model = source_files(config.model_name_or_path, config.cache_dir)
     tokenizer_key = [(path.name, sha256_of_file(path)) for path in model]
     key = key_of(hashes, row_options(config), tokenizer_key, SCHEMA_VERSION)
-    cache = PreparedCache(Path(config.output_dir), key, [source.stem for source in sources])
+    cache = PreparedCache(Path(config.output_dir), key)
     folder = cache.find()
     if folder is None:
         # Imported late: what was prepared before is found in half the time without it.

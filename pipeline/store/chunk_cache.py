@@ -25,7 +25,7 @@ from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.shards import ShardFile, ShardWriter
 
-PART_SCHEMA = 1
+PART_SCHEMA = 2
 FILENAME = "part.json"
 
 
@@ -41,6 +41,10 @@ class PartInfo:
     """How many ids are ``<unk>``, of both columns."""
     lengths: dict[str, list[int]]
     """For each column, how many rows have each length: entry n counts the rows of n ids."""
+    answers_with_unknown: int = 0
+    """How many rows' answers hold ``<unk>``."""
+    lost: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The characters that these answers lost."""
     schema_version: int = PART_SCHEMA
 
 
@@ -189,7 +193,12 @@ class PartWriter:
         self._writers[split].write(batch)
 
     def publish(
-        self, reasons: dict[str, int], unknown: int, lengths: dict[str, list[int]]
+        self,
+        reasons: dict[str, int],
+        unknown: int,
+        lengths: dict[str, list[int]],
+        answers_with_unknown: int = 0,
+        lost: dict[str, int] | None = None,
     ) -> PartInfo:
         """Finish the files and move the part into place, over one that is there."""
         info = PartInfo(
@@ -198,6 +207,8 @@ class PartWriter:
             reasons=reasons,
             unknown=unknown,
             lengths=lengths,
+            answers_with_unknown=answers_with_unknown,
+            lost=lost or {},
         )
         self._store.publish(info, self._temporary)
         return info

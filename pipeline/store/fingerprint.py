@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.conversation import Turn
+from pipeline.conversation import Conversation, Turn
 from pipeline.errors import InputError
 from pipeline.store.remote import AnyPath
 
@@ -61,9 +61,11 @@ class ContentHash:
         return key_of(self._records.hexdigest(), self._conversations.hexdigest())
 
 
-def accepted_frame(record_id: str, num_turns: int) -> str:
+def accepted_frame(conversation: Conversation) -> str:
     """Return what the hash takes of a record; its turns come with its conversation."""
-    return _framed(["accepted", record_id, str(num_turns)])
+    untrained = [str(turn) for turn in sorted(conversation.untrained)]
+    tools = [conversation.tools] if conversation.tools else []
+    return _framed(["accepted", conversation.id, str(len(conversation.turns)), *untrained, *tools])
 
 
 def rejected_frame(reason: str, content: str) -> str:
@@ -76,9 +78,10 @@ def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def turns_digest(turns: Sequence[Turn]) -> bytes:
-    """Return 16 bytes of the SHA-256 of roles and texts: what makes two conversations the same."""
-    framed = _framed([turn.role for turn in turns] + [turn.text for turn in turns])
+def turns_digest(turns: Sequence[Turn], tools: str = "") -> bytes:
+    """Return 16 bytes of the SHA-256 of roles, texts and tools: two with the same are repeats."""
+    texts = [turn.text for turn in turns]
+    framed = _framed([turn.role for turn in turns] + texts + ([tools] if tools else []))
     return hashlib.sha256(framed.encode()).digest()[:16]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.errors import PreparedFolderError
 from pipeline.store.atomic import write_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILENAME = "manifest.json"
 
 
@@ -34,10 +34,13 @@ class Manifest:
     sources: list[dict[str, Any]]
     """Name, bytes, SHA-256, format and record counts of each input file."""
     counts: dict[str, Any]
-    """``records``, ``rejected``, ``conversations``, ``pairs`` and ``reasons`` by name."""
+    """``records``, ``rejected``, ``joined``, ``conversations``, ``pairs``, ``reasons`` by name."""
     tokens: dict[str, Any]
-    """Totals of both columns, unknown tokens, length percentiles, the vocabulary's size."""
+    """Totals of both columns, unknown tokens, answers that hold one, the characters that these
+    lost, length percentiles, the vocabulary's size."""
     shards: list[Shard]
+    unused_keys: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """Keys of ``records`` and of their ``turns`` that nobody read, and how often each was there."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -117,7 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_types(manifest: Manifest) -> None:
-    for field in ("config", "counts", "tokens"):
+    for field in ("config", "counts", "unused_keys", "tokens"):
         if not isinstance(getattr(manifest, field), dict):
             raise TypeError(f"{field} is no object")
 

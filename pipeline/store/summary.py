@@ -13,14 +13,24 @@ _MEANINGS = {
     "cut_off": "rejected: the file ends inside a record",
     "duplicate": "conversations left out: exact repeats",
     "empty_answer": "blank answers, left out",
-    "header_cut": "pairs whose header was cut to half the room",
+    "header_cut": "pairs whose header was cut",
     "history_cut": "pairs without their oldest turns",
     "invalid_utf8": "rejected: no UTF-8",
+    "looks_like_html": "texts that look like HTML; --clean-html makes Markdown of them",
+    "no_pair": "conversations without a pair",
     "no_turns": "rejected: no turns",
+    "not_text": "rejected: images, audio or the like",
+    "not_trained": "answers of no weight, history only",
     "question_cut": "pairs with the last turn's beginning cut",
+    "question_without_answer": "questions that nobody answers",
+    "reasoning_content": "turns with reasoning, which is left out",
+    "thinking": "turns with reasoning, which is left out",
+    "unknown_answer": "answers of unknown tokens alone, left out",
     "unknown_role": "rejected: unknown role",
     "wrong_shape": "rejected: wrong shape",
 }
+
+_MOST_SHOWN = 20  # of lost characters, of unused keys
 
 
 def summary(manifest: Manifest, folder: Path) -> str:
@@ -30,7 +40,7 @@ def summary(manifest: Manifest, folder: Path) -> str:
 
 def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     counts, tokens = manifest.counts, manifest.tokens
-    for name in ("records", "rejected", "conversations", "pairs"):
+    for name in ("records", "rejected", "joined", "conversations", "pairs"):
         yield table_row(name, counts[name])
     for split in manifest.splits():
         yield table_row(f"  in {split}", manifest.rows(split))
@@ -41,6 +51,17 @@ def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
         yield table_row(f"{side} tokens", tokens[column], f"a row: {spread}")
     total = tokens["input_ids"] + tokens["labels"]
     yield table_row("unknown tokens", tokens["unknown"], f"{tokens['unknown'] / max(total, 1):.4%}")
+    affected = tokens["answers_with_unknown"]
+    if affected:
+        lost = [character for character, _ in tokens["lost"][:_MOST_SHOWN]]
+        commonest = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in lost)
+        yield table_row("answers that lost characters", affected, f"commonest: {commonest}")
+    for kind, keys in manifest.unused_keys.items():
+        shown = sorted(keys.items(), key=lambda item: -item[1])[:_MOST_SHOWN]
+        for name, count in shown:
+            yield table_row("unused key", count, f"{name!r} in {kind}")
+        if len(shown) < len(keys):
+            yield table_row("unused keys more", len(keys) - len(shown), f"in {kind}")
     yield f"{'prepared folder':<28}{folder}"
 
 

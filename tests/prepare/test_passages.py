@@ -201,9 +201,9 @@ def test_what_did_not_change_is_not_parsed(
     parsed = []
     parse = reading.parse_record
 
-    def note(value: Any, *args: Any) -> Any:
+    def note(value: Any, *args: Any, **options: Any) -> Any:
         parsed.append(value["id"])
-        return parse(value, *args)
+        return parse(value, *args, **options)
 
     monkeypatch.setattr(reading, "parse_record", note)
     write(path, [*old[:100], *generated(2, 2), *old[100:]])
@@ -216,7 +216,7 @@ def test_what_did_not_change_is_not_parsed(
 
 
 @pytest.mark.parametrize(
-    "change", [{"dedup": False}, {"join_parts": False}, {"role": ("bot=assistant",)}]
+    "change", [{"dedup": False}, {"join_parts": False}, {"role": ("narrator=assistant",)}]
 )
 def test_what_was_read_under_other_options_is_not_known(
     prepare: Prepare, tmp_path: Path, taken: list[Known], change: dict[str, Any]
@@ -230,17 +230,13 @@ def test_what_was_read_under_other_options_is_not_known(
     assert taken
 
 
-def test_a_packed_file_and_records_without_ids_are_read_whole(
-    prepare: Prepare, tmp_path: Path, taken: list[Known]
-) -> None:
+def test_a_packed_file_is_read_whole(prepare: Prepare, tmp_path: Path, taken: list[Known]) -> None:
     records = generated(100, 4)
-    packed, nameless = tmp_path / "x.jsonl.gz", tmp_path / "y.jsonl"
+    packed = tmp_path / "x.jsonl.gz"
     packed.write_bytes(gzip.compress(as_lines(records)))
-    write(nameless, [{"conversations": r["conversations"]} for r in records])
-    for path in (packed, nameless):
-        first = prepare(path)
-        assert passages(tmp_path) == []
-        assert prepare(path, output="again") == first
+    first = prepare(packed)
+    assert passages(tmp_path) == []
+    assert prepare(packed, output="again") == first
     assert not taken
 
 
@@ -266,7 +262,7 @@ def test_lines_that_look_like_a_piece_of_an_array_are_none(
 def test_a_record_that_goes_on_with_a_passage_joins_it(
     prepare: Prepare, tmp_path: Path, taken: list[Known]
 ) -> None:
-    records = [r | {"id": f"{r['id']}_0"} for r in generated(100, 6)]
+    records = [r | {"id": f"{i:07}_0"} for i, r in enumerate(generated(100, 6))]
     path = write(tmp_path / "x.jsonl", records)
     prepare(path)
     write(path, records[1:])

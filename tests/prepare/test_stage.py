@@ -83,9 +83,12 @@ def test_the_sample_gives_these_counts(
     found = counts(prepare(SAMPLE, **options))
     assert (found["records"], found["rejected"]) == (53, 2)
     assert (found["conversations"], found["pairs"]) == (conversations, pairs)
+    assert 2 + found["joined"] + duplicate + conversations == 53
     reasons = {"unknown_role": 1, "wrong_shape": 1, "empty_answer": 1}
     reasons |= {"answer_without_question": without_question}
     reasons |= {"duplicate": duplicate} if duplicate else {}
+    # The part that cannot be joined, or is not, ends with a question.
+    reasons |= {"question_without_answer": 1} if not options.get("join_parts", True) else {}
     cuts = ("history_cut", "question_cut", "answer_cut", "header_cut")
     assert {k: v for k, v in found["reasons"].items() if k not in cuts} == reasons
 
@@ -106,6 +109,7 @@ def test_a_repeat_has_the_same_roles_and_texts_under_any_id(
     found = counts(folder)
     assert (found["records"], found["conversations"], found["pairs"]) == (7, 6, 3)
     reasons = {"duplicate": 1, "empty_answer": 1, "answer_without_question": 1}
+    reasons |= {"no_pair": 3, "question_without_answer": 2}
     assert found["reasons"] == reasons
     table = open_split(folder, read_manifest(folder), "train")
     assert table["conversation_id"].to_pylist() == ["w", "x", "t"]
@@ -198,17 +202,18 @@ def test_the_same_content_is_found_again_from_another_path_time_and_form(
     assert (first / "manifest.json").stat().st_mtime_ns == stamp
 
 
-def test_records_without_an_id_are_named_after_their_file(
+def test_records_without_an_id_are_named_after_their_content(
     prepare: Callable[..., Path], tmp_path: Path
 ) -> None:
     folders = []
-    for name in ("x.json", "y.json", "y.json"):
-        (tmp_path / name).write_text(json.dumps([7, record(None, "q", "a")]))
+    for name, before in (("x.json", 7), ("y.json", 7), ("y.json", 8)):
+        (tmp_path / name).write_text(json.dumps([before, record(None, "q", "a")]))
         folder = prepare(tmp_path / name)
         table = open_split(folder, read_manifest(folder), "train")
-        assert table["conversation_id"].to_pylist() == [f"{name[0]}:1"]
+        # printf '[["human","q"],["assistant","a"]]' | sha256sum
+        assert table["conversation_id"].to_pylist() == ["48b7099a9780c364"]
         folders.append(folder)
-    assert folders[0] != folders[1] == folders[2]
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_other_rejections_are_another_folder(prepare: Callable[..., Path], tmp_path: Path) -> None:
@@ -231,6 +236,8 @@ def test_other_rejections_are_another_folder(prepare: Callable[..., Path], tmp_p
         {"join_parts": False},
         {"dedup": False},
         {"role": ("narrator=assistant",)},
+        {"train_turns": "last"},
+        {"clean_html": True},
     ],
 )
 def test_other_options_are_another_folder(
@@ -280,8 +287,8 @@ def test_one_worker_and_two_give_the_same_bytes(
 def test_parts_join_across_files_and_kinds(
     prepare: Callable[..., Path], tmp_path: Path, write_json: WriteJson
 ) -> None:
-    first = write_json("1.json", [record("a_0", "q0", "a1"), {"broken": 1}])
-    rows = [record("a_2", "q2", "a3")]
+    first = write_json("1.json", [record("A234567_0", "q0", "a1"), {"broken": 1}])
+    rows = [record("A234567_2", "q2", "a3")]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "2.parquet")
     found = counts(prepare(first, tmp_path / "2.parquet"))
     assert (found["conversations"], found["pairs"]) == (1, 2)

@@ -25,7 +25,7 @@ def digest(*items: Conversation | tuple[str, str]) -> str:
     content = ContentHash()
     for item in items:
         if isinstance(item, Conversation):
-            content.records(accepted_frame(item.id, len(item.turns)))
+            content.records(accepted_frame(item))
             content.conversation(turns_digest(item.turns))
         else:
             content.records(rejected_frame(*item))
@@ -58,7 +58,7 @@ def test_records_cut_elsewhere_change_it_though_they_join_to_the_same() -> None:
     for sizes in ((4,), (1, 3), (2, 2), (3, 1), (2, 3)):  # the last two overlap by a turn
         content = ContentHash()
         for i, size in enumerate(sizes):
-            content.records(accepted_frame(f"a_{i}", size))
+            content.records(accepted_frame(Conversation(f"a_{i}", turns[:size])))
         content.conversation(turns_digest(turns))
         digests.add(content.hexdigest())
     assert len(digests) == 5

@@ -5,16 +5,16 @@ ids: its header, then its turns. A row's source is the header, the last part of 
 the window, and the prompt; its target is a part of the run too, the answer behind its tag.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.conversation import Conversation
-from pipeline.prepare.encode.pairs import answer_turns
+from pipeline.prepare.encode.pairs import PairCounts, answer_turns
 from pipeline.prepare.encode.text_encoder import Lines, LineTokenizer
+from pipeline.prepare.encode.unknown import Unknowns
 from pipeline.store.arrow_numpy import lists, numbers, strings
 from pipeline.store.shards import row_schema
 from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
@@ -34,11 +34,19 @@ class PairEncoder:
         tokenizer: The tokenizer.
         model_max_length: Most ids of an encoder row, ``</s>`` counted.
         target_length: Most ids of a decoder row; an answer that is cut has no ``</s>``.
+        last_turn_only: Make a pair of each conversation's last answer alone.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, model_max_length: int, target_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        model_max_length: int,
+        target_length: int,
+        *,
+        last_turn_only: bool = False,
+    ) -> None:
         """Tokenize the constants."""
-        self._target_length = target_length
+        self._target_length, self._last_turn_only = target_length, last_turn_only
         self.schema = row_schema(tokenizer.vocab_size)
         dtype = self.schema.field("labels").type.value_type.to_pandas_dtype()
         self._window = make_window(tokenizer, model_max_length, PROMPT, dtype)
@@ -46,23 +54,27 @@ class PairEncoder:
         tags = tokenizer.encode_batch(list(TAGS.values()))
         self._tag_lengths = dict(zip(TAGS, map(len, tags), strict=True))
         self._tokenizer = LineTokenizer(tokenizer, dtype)
+        self._unknowns = Unknowns(tokenizer, has_words=self._tokenizer.goes_by_words)
 
     def encode(
-        self, conversations: Sequence[Conversation], reasons: Counter[str]
+        self, conversations: Sequence[Conversation], counts: PairCounts
     ) -> Iterator[pa.RecordBatch]:
         """Yield all pairs of some conversations, as batches of ``row_schema``.
 
         Args:
             conversations: All of them are tokenized together.
-            reasons: What was left out or cut is counted here.
+            counts: What was left out, cut or lost is counted here.
         """
-        sources = [source for c in conversations if (source := self._source(c, reasons))]
+        sources = [source for c in conversations if (source := self._source(c, counts))]
         lines = self._tokenizer.encode([line for source in sources for line in source.lines])
+        unknown = self._unknowns.lines(lines)
         rows, at = _Rows(), 0
         for source, alone in zip(sources, self._answers_alone(sources, lines), strict=True):
             end = at + len(source.lines)
             turns = TurnIds(lines.ids, lines.starts[at : end + 1].tolist())
-            for row in self._pairs(source, turns, alone, reasons):
+            doubtful = {i for i in source.answers if at + source.line_of(i) in unknown}
+            answers = self._answers(source, turns, alone, doubtful, counts)
+            for row in self._pairs(source, turns, answers, counts):
                 rows.add(*row)
                 if rows.size >= _IDS_PER_BATCH:
                     yield rows.batch(self.schema)
@@ -71,15 +83,15 @@ class PairEncoder:
         if rows.turns:
             yield rows.batch(self.schema)
 
-    def _source(self, conversation: Conversation, reasons: Counter[str]) -> "_Source | None":
-        answers = answer_turns(conversation.turns, reasons)
+    def _source(self, conversation: Conversation, counts: PairCounts) -> "_Source | None":
+        turns = conversation.turns
+        answers = answer_turns(turns, counts.reasons, conversation.untrained)
         if not answers:
+            counts.reasons["no_pair"] += 1
             return None
-        sentence, first = split_system(conversation.turns)
-        header = header_text(sentence, self._escape)
-        texts = [
-            turn_text(turn, self._escape) for turn in conversation.turns[first : answers[-1] + 1]
-        ]
+        sentence, first = split_system(turns)
+        header = header_text(sentence, self._escape, conversation.tools)
+        texts = [turn_text(turn, self._escape) for turn in turns[first : answers[-1] + 1]]
         # Each line is tokenized with the newline that ends it.
         lines = [text[:-1] for text in (header, *texts)]
         return _Source(conversation, first, answers, lines)
@@ -103,19 +115,59 @@ class PairEncoder:
         for answers in alone:
             yield {a: next(ids) for a in answers}
 
-    def _pairs(
-        self, source: "_Source", turns: TurnIds, alone: dict[int, Ids], reasons: Counter[str]
-    ) -> Iterator[_Row]:
-        """Yield the pairs of one conversation."""
-        window = self._window
-        header, header_is_cut = cut_header(turns.of(0), window)
-        start, end = [window.prefix, header], np.concatenate([window.prompt, window.eos])
+    def _answers(
+        self,
+        source: "_Source",
+        turns: TurnIds,
+        alone: dict[int, Ids],
+        doubtful: Set[int],
+        counts: PairCounts,
+    ) -> list[tuple[int, Ids]]:
+        """Return the answers that become rows: turn and ids of each, uncut.
+
+        Args:
+            source: A conversation.
+            turns: The ids of its lines.
+            alone: Those of the answers that are tokenized by themselves.
+            doubtful: The turns whose lines hold an unknown token.
+            counts: Takes what is left out.
+        """
+        answers: list[tuple[int, Ids]] = []
+        has_unknown = set()
         for at in source.answers:
-            line = source.line_of(at)
             answer = alone[at] if at in alone else self._answer(source, turns, at)
             if not len(answer):
-                reasons["empty_answer"] += 1
+                counts.reasons["empty_answer"] += 1
                 continue
+            if (at in doubtful or at in alone) and self._unknowns.among(answer):
+                if not self._unknowns.leave_something(answer.tolist()):
+                    counts.reasons["unknown_answer"] += 1
+                    continue
+                has_unknown.add(at)
+            answers.append((at, answer))
+        if self._last_turn_only:
+            answers = answers[-1:]
+        if not answers:
+            counts.reasons["no_pair"] += 1
+        for at, _ in answers:
+            if at in has_unknown:
+                counts.answers_with_unknown += 1
+                counts.lost.update(self._unknowns.lost(source.conversation.turns[at].text))
+        return answers
+
+    def _pairs(
+        self,
+        source: "_Source",
+        turns: TurnIds,
+        answers: Sequence[tuple[int, Ids]],
+        counts: PairCounts,
+    ) -> Iterator[_Row]:
+        """Yield the rows of one conversation, in the window."""
+        window, reasons = self._window, counts.reasons
+        whole, end = turns.of(0), np.concatenate([window.prompt, window.eos])
+        for at, answer in answers:
+            line = source.line_of(at)
+            header, header_is_cut = cut_header(whole, len(turns.of(line - 1)), window)
             tag_length = self._tag_lengths[source.conversation.turns[at - 1].role]
             history, cut = cut_source(header, turns, 1, line, tag_length, window)
             labels, answer_is_cut = self._cut_answer(answer)
@@ -123,7 +175,12 @@ class PairEncoder:
                 reasons[cut] += 1
             reasons["header_cut"] += header_is_cut
             reasons["answer_cut"] += answer_is_cut
-            yield [*start, *history, end], labels, source.conversation.id, at
+            yield (
+                [window.prefix, header, *history, end],
+                labels,
+                source.conversation.id,
+                at,
+            )
 
     def _answer(self, source: "_Source", turns: TurnIds, at: int) -> Ids:
         """Return an answer's ids: those of its line without the tag and the newline."""

@@ -1,7 +1,6 @@
 """A part to its files: rows by split, and what is counted of them."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.conversation import Conversation, split_part_id
+from pipeline.conversation import Conversation, split_key
 from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.store.arrow_numpy import as_numpy
 from pipeline.store.chunk_cache import PartInfo, PartStore
 from pipeline.tokenizer import TextTokenizer
@@ -27,6 +27,7 @@ class EncodingSettings:
     model_max_length: int
     target_length: int
     eval_fraction: float
+    last_turn_only: bool = False
 
 
 class PartEncoder:
@@ -37,7 +38,10 @@ class PartEncoder:
         self._eval_fraction = settings.eval_fraction
         self._unk_id = settings.tokenizer.unk_id
         self._encoder = PairEncoder(
-            settings.tokenizer, settings.model_max_length, settings.target_length
+            settings.tokenizer,
+            settings.model_max_length,
+            settings.target_length,
+            last_turn_only=settings.last_turn_only,
         )
 
     def encode(self, conversations: Sequence[Conversation], key: str, store: PartStore) -> PartInfo:
@@ -46,21 +50,23 @@ class PartEncoder:
         Raises:
             OutputError: They cannot be written.
         """
-        reasons: Counter[str] = Counter()
+        counts = PairCounts()
         unknown = 0
-        lengths = {name: np.zeros(1, np.int64) for name in _COLUMNS}
+        lengths_by_column = {name: np.zeros(1, np.int64) for name in _COLUMNS}
         with store.new(key, self._encoder.schema) as writer:
             for split, chosen in self._split(conversations):
-                for batch in self._encoder.encode(chosen, reasons):
+                for batch in self._encoder.encode(chosen, counts):
                     writer.write(split, batch)
                     for name in _COLUMNS:
                         unknown += _count(batch.column(name).values, self._unk_id)
                         found = np.bincount(np.diff(as_numpy(batch.column(name).offsets)))
-                        lengths[name] = add_counts(lengths[name], found)
+                        lengths_by_column[name] = add_counts(lengths_by_column[name], found)
             return writer.publish(
-                {name: n for name, n in sorted(reasons.items()) if n},
+                {name: n for name, n in sorted(counts.reasons.items()) if n},
                 unknown,
-                {name: counts.tolist() for name, counts in lengths.items()},
+                {name: lengths.tolist() for name, lengths in lengths_by_column.items()},
+                counts.answers_with_unknown,
+                dict(counts.lost),
             )
 
     def _split(
@@ -76,8 +82,8 @@ class PartEncoder:
 
 
 def is_eval(conversation_id: str, fraction: float) -> bool:
-    """Tell whether a conversation belongs to the split eval: by a hash of its BASE alone."""
-    digest = hashlib.sha256(split_part_id(conversation_id)[0].encode("utf-8")).digest()
+    """Return whether a conversation belongs to the split eval: by a hash of its base or id."""
+    digest = hashlib.sha256(split_key(conversation_id).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 

@@ -48,6 +48,11 @@ class LineTokenizer:
         table = unigram_table(tokenizer)
         self._words = _WordLines(tokenizer, table, dtype) if table is not None else None
 
+    @property
+    def goes_by_words(self) -> bool:
+        """Whether no token goes beyond a space, a newline or a tab."""
+        return self._words is not None
+
     def encode(self, texts: Sequence[str]) -> Lines:
         """Return the ids of each text followed by a newline."""
         if self._words is None or not texts:

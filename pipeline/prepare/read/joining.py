@@ -1,19 +1,50 @@
-"""Parts to whole conversations."""
+"""Parts to whole conversations.
+
+The public ShareGPT files are cut into parts for short context windows. A part's id is ``BASE_N``,
+N the index of its first turn. It is joined to the conversation right before it where it surely goes
+on with it: ids like ``identity_0``, ``identity_2`` of a hand-made file are no proof by themselves.
+"""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from pipeline.conversation import Conversation, split_part_id
+from pipeline.conversation import Conversation, is_site_base, split_part_id
 from pipeline.prepare.found import Known
+
+
+def joins(previous: Conversation, record: Conversation) -> bool:
+    """Return whether a record goes on with the conversation right before it.
+
+    Both have the same BASE; the conversation covers turns [s, e), and s < N <= e; the turns that
+    both hold agree to the letter; and they share a turn, or BASE has the form of the site's ids.
+    """
+    base, index = split_part_id(record.id)
+    previous_base, start = split_part_id(previous.id)
+    if index is None or start is None or base != previous_base:
+        return False
+    skip = index - start
+    if not 0 < skip <= len(previous.turns):
+        return False
+    held = previous.turns[skip : skip + len(record.turns)]
+    return held == record.turns[: len(held)] and (bool(held) or is_site_base(base))
+
+
+def join(previous: Conversation, record: Conversation) -> None:
+    """Append to a conversation the turns of a record that joins it, but for those it holds.
+
+    The tools stay those of the first part.
+    """
+    skip = record.start - previous.start
+    held = len(previous.turns) - skip
+    previous.turns.extend(record.turns[held:])
+    previous.untrained |= {skip + i for i in record.untrained if i >= held}
 
 
 def join_parts(records: Iterable[Conversation | Known]) -> Iterator[Conversation | Known]:
     """Join each record to the one before it where it goes on with the same conversation.
 
-    The public ShareGPT files are cut into parts. A part ``BASE_N`` joins the conversation right
-    before it if that has the same BASE, covers turns [s, e) with s < N <= e, and the turns that
-    both hold agree to the letter. Only the conversation at hand is kept in memory.
-
-    A passage that is known is passed on where nothing can join at its beginning or its end.
+    Only the conversation at hand is kept in memory, and the records are not changed. A passage that
+    is known is passed on where nothing can join at its beginning or its end.
     """
     current: Conversation | None = None
     for record in records:
@@ -24,13 +55,12 @@ def join_parts(records: Iterable[Conversation | Known]) -> Iterator[Conversation
                 current = None
                 yield record
             continue
-        if current is not None and _continues(current, record):
-            held = current.start + len(current.turns) - record.start
-            current.turns.extend(record.turns[held:])
+        if current is not None and joins(current, record):
+            join(current, record)
             continue
         if current is not None:
             yield current
-        current = Conversation(record.id, list(record.turns), record.place)
+        current = replace(record, turns=list(record.turns))
     if current is not None:
         yield current
 
@@ -44,15 +74,3 @@ def _stands_alone(known: Known, before: Conversation | None) -> bool:
 
 def _base(conversation_id: str) -> str:
     return split_part_id(conversation_id)[0]
-
-
-def _continues(current: Conversation, record: Conversation) -> bool:
-    base, index = split_part_id(record.id)
-    current_base, start = split_part_id(current.id)
-    if index is None or start is None or base != current_base:
-        return False
-    skip = index - start
-    if not 0 < skip <= len(current.turns):
-        return False
-    held = current.turns[skip : skip + len(record.turns)]
-    return held == record.turns[: len(held)]

@@ -13,9 +13,10 @@ from pipeline.prepare.found import Fault, Known, Record
 from pipeline.prepare.passage_log import PassageLog
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.reader import Find, read_records
-from pipeline.prepare.read.records import RejectedError, parse_record, roles_with
+from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.rejections import RejectedFile, content_of, rejection_of
 from pipeline.prepare.read.sources import Source
+from pipeline.prepare.read.values import RejectedError
 from pipeline.store.fingerprint import (
     ContentHash,
     accepted_frame,
@@ -49,8 +50,9 @@ class Reading:
         self._seen = set[bytes]()
         self.tally, self.content = Tally(), ContentHash()
         self.source_counts = [Counter[str]() for _ in sources]
-        self.named_after_files = False
-        """Whether there was a record without an id."""
+        self.source_forms = [Counter[str]() for _ in sources]
+        """How many records of each file were read in another form than a list of turns."""
+        self._noted = RecordCounts()
         self.first_rejection = ""
 
     def parts(
@@ -79,7 +81,7 @@ class Reading:
                 if self._agrees(found):
                     yield found
                 continue
-            digest = turns_digest(found.turns)
+            digest = turns_digest(found.turns, found.tools)
             is_kept = self._is_kept(digest)
             self._log.conversation(found.place, found.id, digest, is_kept=is_kept)
             if is_kept:
@@ -139,38 +141,41 @@ class Reading:
         self.source_counts[file]["records"] += 1
         place = None if found.offset is None else Place(file, found.offset)
         try:
-            conversation, has_id = self._parse(found, file)
+            conversation = self._parse(found)
         except RejectedError as error:
             rejection = rejection_of(found, error)
             self._note(place, rejected_frame(error.reason, content_of(found, error)), rejection)
             self._leave_out(rejection, file)
             return None
         self.tally.accepted += 1
-        self.named_after_files |= not has_id
-        conversation.place = place if has_id else None
-        self._note(
-            conversation.place, accepted_frame(conversation.id, len(conversation.turns)), None
-        )
+        if self._noted:  # what is counted of a record is not in a passage
+            self.tally.records.update(self._noted)
+            self.source_forms[file].update(self._noted.forms)
+            self._noted = RecordCounts()
+        elif not (conversation.untrained or conversation.tools):
+            conversation.place = place
+        self._note(conversation.place, accepted_frame(conversation), None)
         return conversation
 
     def _note(self, place: Place | None, frame: str, rejection: Rejection | None) -> None:
         self.content.records(frame)
         self._log.record(place, frame, rejection)
 
-    def _parse(self, found: Record | Fault, file: int) -> tuple[Conversation, bool]:
-        """Return the conversation in a record, and whether it has an id of its own."""
+    def _parse(self, found: Record | Fault) -> Conversation:
+        """Return the conversation in a record; what is counted of it is noted."""
         if isinstance(found, Fault):
             raise RejectedError(found.reason, found.detail)
-        default_id = f"{self._sources[file].stem}:{found.position}"
-        conversation = parse_record(found.value, default_id, self._roles)
-        return conversation, found.value.get("id") is not None
+        return parse_record(
+            found.value, self._roles, self._noted, clean_html=self._config.clean_html
+        )
 
     def _is_followed(self, known: Known, file: int) -> bool:
         """Tell whether there is a conversation behind a passage; note which."""
         try:
-            known.next_conversation, _ = self._parse(known.following, file)
+            known.next_conversation = self._parse(known.following)
         except RejectedError:
             return False
+        self._noted = RecordCounts()  # it is read again
         known.place = Place(file, known.offset)
         return True
 

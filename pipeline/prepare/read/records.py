@@ -1,22 +1,71 @@
-"""A parsed record to a Conversation, or the reason why it is none."""
+"""A parsed record to a Conversation, or the reason why it is none.
 
-import re
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+Pure: what comes out depends on the record alone. What was read in another form, by another key, or
+by nobody is counted beside it; of a record that is rejected nothing is, as all of it is kept.
+"""
 
-from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn, has_visible
 from pipeline.prepare.found import NumberText
+from pipeline.prepare.read.forms import form_of, nearest_form, turns_in, unread_form
+from pipeline.prepare.read.html import html_to_markdown, looks_like_html
+from pipeline.prepare.read.tool_calls import tool_call_lines
+from pipeline.prepare.read.values import (
+    RejectedError,
+    clean,
+    is_text,
+    json_line,
+    kind_of,
+    parsed,
+    text_of,
+    wrong_shape,
+)
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+ID_KEYS = ("id", "conversation_id")
+MEDIA_KEYS = ("images", "image", "audio", "videos")
+NAME_KEYS = ("from", "role")
+TEXT_KEYS = ("value", "content", "text")
+THINKING_KEYS = ("reasoning_content", "thinking")
+"""Keys of a turn that hold what is not trained; counted under these names."""
+
+_PLAIN_RECORD = frozenset({"id", "conversations"})
+_READ_IN_TURN = frozenset({"weight", "train", *THINKING_KEYS, *MEDIA_KEYS})
 
 
-class RejectedError(Exception):
-    """A record that is no conversation: ``reason`` names the kind, ``detail`` the place."""
+@dataclass(slots=True)
+class RecordCounts:
+    """What is counted of records that were accepted."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keep both."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+    forms: Counter[str] = field(default_factory=Counter)
+    """How many were read in another form than a list of turns, by the form's name."""
+    unused_in_records: Counter[str] = field(default_factory=Counter)
+    """Keys of records that nobody reads."""
+    unused_in_turns: Counter[str] = field(default_factory=Counter)
+    """Keys of turns that nobody reads."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Other things, by name: ``thinking``, ``looks_like_html``."""
+
+    def update(self, other: "RecordCounts") -> None:
+        """Add the counts of other records."""
+        for name in self.__slots__:
+            getattr(self, name).update(getattr(other, name))
+
+    def __bool__(self) -> bool:
+        """Return whether anything was counted."""
+        return any(getattr(self, name) for name in self.__slots__)
+
+    def unused_keys(self) -> dict[str, dict[str, int]]:
+        """Return the keys that nobody reads, as the manifest has them."""
+        kinds = {"records": self.unused_in_records, "turns": self.unused_in_turns}
+        return {kind: dict(sorted(counts.items())) for kind, counts in kinds.items()}
 
 
 def roles_with(extra: Mapping[str, str]) -> dict[str, Role]:
@@ -24,104 +73,239 @@ def roles_with(extra: Mapping[str, str]) -> dict[str, Role]:
     return ROLES_BY_NAME | {name: Role(role.capitalize()) for name, role in extra.items()}
 
 
-def parse_record(value: Any, default_id: str, roles: Mapping[str, Role]) -> Conversation:
+def parse_record(
+    value: Any, roles: Mapping[str, Role], counts: RecordCounts, *, clean_html: bool = False
+) -> Conversation:
     """Return the conversation in a record.
 
     Args:
-        value: ``{"id", "conversations": [{"from", "value"}]}`` or
-            ``{"id", "messages": [{"role", "content"}]}``, with an optional ``"system"``.
-        default_id: The id of a record that has none.
+        value: An object in one of the forms of ``forms.py``, or a list of turns.
         roles: Speaker names, in lower case.
+        counts: Takes what is counted of the record, if it is accepted.
+        clean_html: Make Markdown of texts that are HTML.
 
     Raises:
-        RejectedError: A wrong shape, an unknown role, or no turns.
+        RejectedError: A wrong shape, an unknown role, no turns, or more than text.
     """
-    if not isinstance(value, dict):
-        raise RejectedError("wrong_shape", f"a record is an object, not {_kind(value)}")
-    turns = [_system(value["system"])] if value.get("system") not in (None, "") else []
-    if value.get("conversations") is not None:
-        messages, who, what = value["conversations"], "from", "value"
-    else:
-        messages, who, what = value.get("messages"), "role", "content"
-    if not isinstance(messages, list):
-        if messages is None:
-            raise RejectedError("wrong_shape", "neither conversations nor messages")
-        raise RejectedError("wrong_shape", f"its turns are a list, not {_kind(messages)}")
-    if not messages:
-        raise RejectedError("no_turns", "a record without turns")
-    turns += [_turn(message, i, who, what, roles) for i, message in enumerate(messages)]
-    return Conversation(_id(value.get("id"), default_id), turns)
+    return _Parser(roles, counts, clean_html).parse(value)
 
 
-def clean(text: str) -> str:
-    r"""Return a text with CRLF as LF and lone surrogates as U+FFFD; nothing else is touched.
+class _Parser:
+    """Parses one record."""
 
-    >>> clean("a\r\nb\rc")
-    'a\nb\rc'
+    __slots__ = ("_clean_html", "_counts", "_noted", "_roles", "_turns", "_untrained")
+
+    def __init__(self, roles: Mapping[str, Role], counts: RecordCounts, clean_html: bool) -> None:
+        self._roles, self._counts, self._clean_html = roles, counts, clean_html
+        self._turns: list[Turn] = []
+        self._untrained: list[int] = []
+        self._noted: RecordCounts | None = None
+
+    @property
+    def _notes(self) -> RecordCounts:
+        """What is counted if the record is accepted; most have nothing."""
+        if self._noted is None:
+            self._noted = RecordCounts()
+        return self._noted
+
+    def parse(self, value: Any) -> Conversation:
+        if isinstance(value, list):
+            name, messages, tools = "", _bare_turns(value), ""
+        elif isinstance(value, dict):
+            messages, tools = value.get("conversations") or [], ""
+            if not (type(messages) is list and messages and value.keys() <= _PLAIN_RECORD):
+                messages, tools = self._messages(value)
+            name = _id(value)
+        else:
+            raise wrong_shape(f"a record is an object, not {kind_of(value)}")
+        for i, message in enumerate(messages):
+            self._add(message, i)
+        if not self._turns:
+            raise RejectedError("no_turns", "a record without turns")
+        if self._noted is not None:
+            self._counts.update(self._noted)
+        return Conversation(
+            name or content_id(self._turns), self._turns, tools, frozenset(self._untrained)
+        )
+
+    def _messages(self, value: dict[str, Any]) -> tuple[list[Any], str]:
+        """Return a record's turns and tools; take its system text, and note what nobody reads."""
+        read = set(MEDIA_KEYS)
+        _, messages, looked_at = turns_in(value)
+        if messages:
+            read.update(looked_at)
+        else:
+            if (name := unread_form(value)) is not None:
+                raise wrong_shape(f"{name}, no conversation")
+            form = form_of(value)
+            if form is None:
+                raise _formless(value)
+            messages = form.messages(value)
+            read.update(form.keys, looked_at)
+            self._notes.forms[form.name] += 1
+        if not messages:
+            raise RejectedError("no_turns", "a record without turns")
+        self._refuse_media(value, "the record")
+        read.update(ID_KEYS[:1] if _is_id(value.get(ID_KEYS[0])) else ID_KEYS)
+        self._take_system(value, read)
+        read.add("tools")
+        tools = _tools(value.get("tools"))
+        unused = [k for k, v in value.items() if v is not None and k not in read]
+        self._notes.unused_in_records.update(map(str, unused))
+        return messages, tools
+
+    def _take_system(self, value: dict[str, Any], read: set[str]) -> None:
+        """Take the first system text beside the turns that has a visible character."""
+        for key in SYSTEM_KEYS:
+            if value.get(key) is None:
+                continue
+            read.add(key)
+            text = text_of(value[key], f'"{key}"')
+            if has_visible(text):
+                self._turns.append(Turn(Role.SYSTEM, self._cleaned(text)))
+                return
+
+    def _add(self, message: Any, i: int) -> None:
+        """Take a turn."""
+        if type(message) is dict and len(message) == 2:  # the usual one
+            name, text = message.get("from"), message.get("value")
+            role = self._roles.get(name) if type(name) is str else None
+            if role is not None and type(text) is str:
+                if role is not Role.SYSTEM or has_visible(text):
+                    self._turns.append(Turn(role, self._cleaned(text)))
+                return
+        self._add_unusual(message, i)
+
+    def _add_unusual(self, message: Any, i: int) -> None:
+        if not isinstance(message, dict):
+            raise wrong_shape(f"turn {i} is an object, not {kind_of(message)}")
+        self._refuse_media(message, f"turn {i}")
+        name_key = _first_key(message, NAME_KEYS)
+        name = message.get(name_key)
+        if not is_text(name):
+            raise wrong_shape(f'"{name_key}" of turn {i} is a string, not {kind_of(name)}')
+        role = self._roles.get(name.strip().lower())
+        if role is None:
+            detail = f'"{name_key}" of turn {i} is {name[:80]!r}; see --role'
+            raise RejectedError("unknown_role", detail)
+        read = {name_key}
+        lines = tool_call_lines(message, i, read) if role is Role.ASSISTANT else []
+        text_key = _first_key(message, TEXT_KEYS)
+        read.add(text_key)
+        given, text = message.get(text_key), ""
+        if given is not None or not lines:
+            text = self._cleaned(text_of(given, f'"{text_key}" of turn {i}'))
+        if lines:
+            text = "\n".join([text, *lines] if text else lines)
+        self._note_keys(message, read)
+        if role is Role.SYSTEM and not has_visible(text):
+            return
+        if role is Role.ASSISTANT and _is_untrained(message):
+            self._untrained.append(len(self._turns))
+        self._turns.append(Turn(role, text))
+
+    def _note_keys(self, message: dict[str, Any], read: set[str]) -> None:
+        for key in THINKING_KEYS:
+            if message.get(key) not in (None, "", [], {}):
+                self._notes.reasons[key] += 1
+        for key, value in message.items():
+            if value is not None and key not in read and not _is_known(key, value):
+                self._notes.unused_in_turns[str(key)] += 1
+
+    def _refuse_media(self, value: dict[str, Any], where: str) -> None:
+        for key in MEDIA_KEYS:
+            if value.get(key) not in (None, "", [], {}):
+                raise RejectedError("not_text", f'{where} has "{key}"')
+
+    def _cleaned(self, text: str) -> str:
+        """Return a text as it is kept."""
+        if looks_like_html(text):
+            if self._clean_html:
+                text = html_to_markdown(text)
+            else:
+                self._notes.reasons["looks_like_html"] += 1
+        return clean(text)
+
+
+def content_id(turns: Iterable[Turn]) -> str:
+    """Return the id of a conversation that has none: 16 hexadecimal digits of its turns' SHA-256.
+
+    >>> content_id([Turn(Role.HUMAN, "hi"), Turn(Role.ASSISTANT, "Hello.")])
+    '4250e02559b5e346'
     """
-    if "\r" in text:
-        text = text.replace("\r\n", "\n")
-    if text.isascii():
-        return text
-    try:
-        text.encode("utf-8")  # far faster than a search for surrogates
-    except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text)
-    return text
+    pairs = [[turn.role.lower(), turn.text] for turn in turns]
+    text = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def _turn(message: Any, i: int, who: str, what: str, roles: Mapping[str, Role]) -> Turn:
-    if not isinstance(message, dict):
-        raise RejectedError("wrong_shape", f"turn {i} is an object, not {_kind(message)}")
-    name, content = message.get(who), message.get(what)
-    if type(name) is not str:  # NumberText is a str too
-        raise RejectedError("wrong_shape", f'"{who}" of turn {i} is a string, not {_kind(name)}')
-    if type(content) is not str:
-        if what != "content" or not isinstance(content, list):
-            got = _kind(content)
-            raise RejectedError("wrong_shape", f'"{what}" of turn {i} is a string, not {got}')
-        content = _joined(content, i)
-    role = roles.get(name) or roles.get(name.lower())
-    if role is None:
-        raise RejectedError("unknown_role", f'"{who}" of turn {i} is {name[:80]!r}; see --role')
-    return Turn(role, clean(content))
+def _bare_turns(value: list[Any]) -> list[Any]:
+    first = value[0] if value else None
+    if not isinstance(first, dict) or _first_value(first, NAME_KEYS) is None:
+        raise wrong_shape("a record is an object or a list of turns")
+    return value
 
 
-def _joined(parts: list[Any], i: int) -> str:
-    """Join the text parts of a message, with nothing between."""
-    for part in parts:
-        is_part = isinstance(part, dict) and part.get("type") == "text"
-        if not is_part or not _is_text(part.get("text")):
-            raise RejectedError("wrong_shape", f'a part of turn {i} is no {{"type": "text"}}')
-    return "".join(part["text"] for part in parts)
+def _formless(value: dict[str, Any]) -> RejectedError:
+    if any(key in value for key in ("conversations", "conversation", "messages")):
+        return RejectedError("no_turns", "a record without turns")
+    keys = ", ".join(str(key)[:40] for key in list(value)[:12]) or "none"
+    return wrong_shape(f"no turns; keys: {keys}; the nearest known form is {nearest_form(value)}")
 
 
-def _system(text: Any) -> Turn:
-    if not _is_text(text):
-        raise RejectedError("wrong_shape", f'"system" is a string, not {_kind(text)}')
-    return Turn(Role.SYSTEM, clean(text))
+def _tools(value: Any) -> str:
+    """Return the tools of a record as a line of JSON; empty where there are none."""
+    value = parsed(value, "tools") if value != "" else None
+    if value is None or value in ([], {}):
+        return ""
+    if not isinstance(value, list):
+        raise wrong_shape(f'"tools" is a list, not {kind_of(value)}')
+    return json_line(value, '"tools"')
 
 
-def _id(value: Any, default: str) -> str:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise RejectedError("wrong_shape", f'"id" is a string or a number, not {_kind(value)}')
-    return clean(str(value))
+def _id(value: dict[str, Any]) -> str:
+    """Return a record's own id; empty where it has none."""
+    for key in ID_KEYS:
+        name = value.get(key)
+        if type(name) is str:
+            if name:
+                return clean(name)
+        elif _is_id(name):
+            if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+                raise wrong_shape(f'"{key}" is a string or a number, not {kind_of(name)}')
+            return str(name)
+    return ""
 
 
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and not isinstance(value, NumberText)
+def _is_id(value: Any) -> bool:
+    """Return whether something stands there: a table has NaN for what it lacks."""
+    return value not in (None, "") and not (isinstance(value, float) and math.isnan(value))
 
 
-def _kind(value: Any) -> str:
-    """Return the JSON name of a value's type."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float, NumberText)):
-        return "a number"
-    return {"str": "a string", "list": "a list", "dict": "an object"}.get(
-        type(value).__name__, type(value).__name__
-    )
+def _is_untrained(message: dict[str, Any]) -> bool:
+    return message.get("train") is False or _number(message.get("weight")) == 0
+
+
+def _is_known(key: str, value: Any) -> bool:
+    """Return whether a turn's key is read, with the value that it has."""
+    if key == "weight":
+        return _number(value) in (0, 1)
+    if key == "train":
+        return isinstance(value, bool)
+    return key in _READ_IN_TURN
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float, NumberText)) and not isinstance(value, bool)
+    return float(value) if is_number else None
+
+
+def _first_key(message: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """Return the first of some keys whose value is not null; if none is, one to name."""
+    for key in keys:
+        if message.get(key) is not None:
+            return key
+    return next((key for key in keys if key in message), keys[0])
+
+
+def _first_value(message: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return message.get(_first_key(message, keys))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.prepare.found import Fault, Record
-from pipeline.prepare.read.records import RejectedError
+from pipeline.prepare.read.values import RejectedError
 from pipeline.store.atomic import output_errors
 from pipeline.store.passages import Rejection
 

@@ -1,6 +1,5 @@
 """Conversations to rows, against the plain reading: whole texts through the tokenizer."""
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.prepare.encode import encoding
 from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.template import Escaper, encoder_text
 from pipeline.tokenizer import TextTokenizer
 
@@ -31,9 +31,9 @@ def encode(
     tokenizer: TextTokenizer, length: int = 2048, target: int | None = None
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:
     """Return the columns of all rows, and what was left out or cut."""
-    reasons: Counter[str] = Counter()
-    batches = PairEncoder(tokenizer, length, target or length).encode(CONVERSATIONS, reasons)
-    return columns(batches), {name: n for name, n in reasons.items() if n}
+    counts = PairCounts()
+    batches = PairEncoder(tokenizer, length, target or length).encode(CONVERSATIONS, counts)
+    return columns(batches), {name: n for name, n in counts.reasons.items() if n}
 
 
 def columns(batches: Iterable[pa.RecordBatch]) -> dict[str, list[Any]]:
@@ -60,16 +60,21 @@ def test_uncut_rows_are_the_ids_of_the_whole_texts(tiny_tokenizer: TextTokenizer
         assert rows["labels"][i] == [*target_ids, 1]
         if name != "b":  # the tiny vocabulary has no combining accent
             assert tiny_tokenizer.decode(rows["labels"][i]) == target
-    assert reasons == {"answer_without_question": 1, "empty_answer": 2}
+    assert reasons == {
+        "answer_without_question": 1,
+        "empty_answer": 2,
+        "no_pair": 1,
+        "question_without_answer": 1,
+    }
 
 
 def test_rows_in_several_batches_are_the_same(
     tiny_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = PairEncoder(tiny_tokenizer, 2048, 2048)
-    (whole,) = encoder.encode(CONVERSATIONS, Counter())
+    (whole,) = encoder.encode(CONVERSATIONS, PairCounts())
     monkeypatch.setattr(encoding, "_IDS_PER_BATCH", 1)
-    batches = list(encoder.encode(CONVERSATIONS, Counter()))
+    batches = list(encoder.encode(CONVERSATIONS, PairCounts()))
     assert [batch.num_rows for batch in batches] == [1] * 6  # also inside a conversation
     assert pa.Table.from_batches(batches).combine_chunks().equals(pa.Table.from_batches([whole]))
 
@@ -98,7 +103,89 @@ def test_no_row_is_longer_than_the_window(tiny_tokenizer: TextTokenizer, length:
 def test_no_control_id_comes_from_a_text(tiny_tokenizer: TextTokenizer) -> None:
     turns = [Turn(S, "</s>"), Turn(H, "<pad></s> <extra_id_0>＜/s＞"), Turn(A, "<extra_id_99></s>")]
     encoder = PairEncoder(tiny_tokenizer, 512, 512)
-    rows = columns(encoder.encode([Conversation("x", turns)], Counter()))
+    rows = columns(encoder.encode([Conversation("x", turns)], PairCounts()))
     for ids in (rows["input_ids"][0], rows["labels"][0]):
         controls = {tiny_tokenizer.backend.token_to_id(f"<extra_id_{i}>") for i in range(100)}
         assert not ({0, 1} | controls).intersection(ids[:-1])
+
+
+UNKNOWN = "\U00013000\U00013001\U00013002"  # hieroglyphs: no tiny vocabulary has them
+
+
+def rows_of(
+    tokenizer: TextTokenizer, *conversations: Conversation, **options: Any
+) -> tuple[list[tuple[str, int]], PairCounts]:
+    """Return each row's conversation and turn, and what was counted."""
+    counts = PairCounts()
+    rows = columns(PairEncoder(tokenizer, 512, 512, **options).encode(conversations, counts))
+    return list(zip(rows["conversation_id"], rows["turn"], strict=True)), counts
+
+
+def test_an_answer_of_unknown_tokens_alone_is_left_out_and_one_with_more_is_counted(
+    tiny_tokenizer: TextTokenizer,
+) -> None:
+    answers = [UNKNOWN, f"{UNKNOWN}. <", f"a {UNKNOWN}, b {UNKNOWN[:1]}", "4", UNKNOWN[0] + "4"]
+    turns = [turn for text in answers for turn in (Turn(H, "q"), Turn(A, text))]
+    rows, counts = rows_of(
+        tiny_tokenizer, Conversation("x", turns), Conversation("y", [Turn(H, "q"), turns[1]])
+    )
+    assert rows == [("x", 5), ("x", 7), ("x", 9)]
+    assert {name: n for name, n in counts.reasons.items() if n} == {
+        "unknown_answer": 3,
+        "no_pair": 1,
+    }
+    assert counts.answers_with_unknown == 2
+    assert counts.lost == {UNKNOWN[0]: 3, UNKNOWN[1]: 1, UNKNOWN[2]: 1}
+
+
+def test_the_last_turn_alone_is_the_last_that_could_be_a_pair(
+    tiny_tokenizer: TextTokenizer,
+) -> None:
+    turns = [Turn(H, "q"), Turn(A, "a " * 600), Turn(H, "q"), Turn(A, "b"), Turn(A, UNKNOWN)]
+    rows, counts = rows_of(tiny_tokenizer, Conversation("x", turns), last_turn_only=True)
+    assert rows == [("x", 3)]
+    # The answer before it would have been cut; its own history is.
+    assert {name: n for name, n in counts.reasons.items() if n} == {
+        "unknown_answer": 1,
+        "history_cut": 1,
+    }
+
+
+def test_a_turn_that_is_not_trained_stays_in_the_history(tiny_tokenizer: TextTokenizer) -> None:
+    turns = [Turn(H, "q"), Turn(A, "bad"), Turn(H, "again"), Turn(A, "good")]
+    counts = PairCounts()
+    encoder = PairEncoder(tiny_tokenizer, 512, 512)
+    conversation = Conversation("x", turns, untrained=frozenset({1}))
+    rows = columns(encoder.encode([conversation], counts))
+    assert rows["turn"] == [3]
+    assert "### Assistant: bad\n" in tiny_tokenizer.decode(rows["input_ids"][0])
+    assert counts.reasons["not_trained"] == 1
+
+
+def test_tools_stand_in_a_line_under_the_header(tiny_tokenizer: TextTokenizer) -> None:
+    tools = '[{"name": "f"}]'
+    turns = [Turn(S, "Call."), Turn(H, "q"), Turn(A, "a")]
+    rows = columns(
+        PairEncoder(tiny_tokenizer, 512, 512).encode(
+            [Conversation("x", turns, tools=tools)], PairCounts()
+        )
+    )
+    text = tiny_tokenizer.decode(rows["input_ids"][0])
+    assert text == f"Call.\nTools: {tools}\n\n### Human: q\n### Assistant:"
+
+
+def test_a_system_text_that_fits_beside_the_last_turn_is_kept_whole(
+    tiny_tokenizer: TextTokenizer,
+) -> None:
+    system = "a b " * 100  # 201 ids of the room of 251, with two for the blank line
+    short, long = "q", "q " * 150
+    for question, is_cut in ((short, False), (long, True)):
+        counts = PairCounts()
+        turns = [Turn(S, system + "f"), Turn(H, question), Turn(A, "a")]
+        rows = columns(
+            PairEncoder(tiny_tokenizer, 256, 256).encode([Conversation("x", turns)], counts)
+        )
+        text = tiny_tokenizer.decode(rows["input_ids"][0])
+        assert text.startswith(system + "f\n\n### Human: q") is not is_cut
+        assert "\n\n### Human:" in text
+        assert counts.reasons["header_cut"] == is_cut
