@@ -23,13 +23,14 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipeline.config import FitConfig
-from pipeline.fit import stage
 from pipeline.fit.checkpoint.pretrained import save_model
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.flops import TRAINING, ModelFlops
-from pipeline.fit.training import run
+from pipeline.fit.stage import fit
+from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.throughput import matmul_peak, peak_memory
+from pipeline.fit.training.trainer import Trainer
 
 ENDLESS = 10**6
 """Optimizer steps that no run gets to: the clock ends it."""
@@ -102,15 +103,19 @@ def main() -> None:
     path.with_suffix(".tmp").replace(path)
 
 
+class ModelOf(TrainerCallback):
+    """Shows a clock the model that is trained."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        model: Any = trainer.model
+        self._clock.model = getattr(model, "module", model).model
+
+
 def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any:
     """Train with ``pipeline.fit``; return a function from a step to its rows."""
-    load = run.build_model
-
-    def caught(*args: Any, **kwargs: Any) -> Any:
-        clock.model = load(*args, **kwargs)
-        return clock.model
-
-    run.build_model = caught  # type: ignore[assignment]
     config = FitConfig(
         data_path=settings["prepared"],
         model_name_or_path=settings["model"],
@@ -122,7 +127,7 @@ def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any
         **common(settings),
     )
     with contextlib.suppress(DoneError):
-        stage.fit(config)
+        fit(config, callback=ModelOf(clock))
     plan = StepPlan(
         *data.lengths,
         rows_per_step=settings["rows"],

@@ -24,6 +24,7 @@ if __name__ == "__main__":  # as a script: the repository is where it is importe
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.config import FitConfig, PrepareConfig
+from pipeline.world import World
 from scripts.ranks import run_in
 from scripts.tiny_t5 import make_tiny_t5, read_texts
 
@@ -153,18 +154,15 @@ def sit(config: FitConfig, sittings: Sittings, said: Path) -> Path:
 
 def fit_until(config: FitConfig, last: int) -> None:
     """Run ``fit``, and send this process a signal when a step begins, the last; 0: never."""
-    from pipeline.fit import stage
-    from pipeline.fit.training import loop
+    from pipeline.fit.stage import fit
+    from pipeline.fit.training.callback import TrainerCallback
 
-    take = loop.TrainingStep.__call__
+    class StopAt(TrainerCallback):
+        def on_step_begin(self, step: int) -> None:
+            if step == last and World.from_environment().is_main:
+                os.kill(os.getpid(), STOP)
 
-    def signalled(self: Any, feed: Any, step: int) -> Any:
-        if step == last and os.environ.get("RANK", "0") == "0":
-            os.kill(os.getpid(), STOP)
-        return take(self, feed, step)
-
-    loop.TrainingStep.__call__ = signalled  # type: ignore[method-assign]
-    stage.fit(config)
+    fit(config, callback=StopAt())
 
 
 def differences(one: Path, other: Path) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """The second stage as a whole: set up, find where a run stands, let it go on."""
 
-import signal
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.fit.checkpoint.format import Checkpoint, run_identity
+from pipeline.fit.checkpoint.format import run_identity
 from pipeline.fit.checkpoint.output import holding_output, make_output_folder
 from pipeline.fit.checkpoint.resuming import find_state
 from pipeline.fit.context import RunContext
@@ -22,20 +23,22 @@ from pipeline.fit.model.loading import architecture, base_weights
 from pipeline.fit.model.lora import require_peft
 from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
 from pipeline.fit.schedule import RunPlan, plan_run
+from pipeline.fit.training.build import build_trainer, out_of_memory
+from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.logging import check_trackers
-from pipeline.fit.training.run import Run, out_of_memory
 from pipeline.logs import note
 from pipeline.store.fingerprint import key_of
 from pipeline.world import World
 
 
-def fit(config: FitConfig) -> Path:
-    """Train a model on a prepared folder, or go on with a run that was stopped.
+def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
+    """Train a model on a prepared folder, or resume a run that was stopped.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls this with the same settings.
 
     Args:
         config: The settings.
+        callback: Is told what happens, in each process.
 
     Returns:
         ``config.output_dir``: the trained folder, complete. With ``dry_run`` a table is printed
@@ -54,17 +57,21 @@ def fit(config: FitConfig) -> Path:
     if config.dry_run:
         print_dry_run(config, world)
         return Path(config.output_dir)
-    data = open_data(config)
+    data, stop = open_data(config), None
     check_packages(config)
     with hidden_sharding(), join_processes(config, world) as accelerator:
+        check_device(config, accelerator.device)
         ctx = build_context(config, accelerator, data)
         with holding_output(ctx.output, is_main=accelerator.is_main_process):
             checkpoint, finished = find_state(ctx)
-            stop = None
             if finished:
                 note("finished before; nothing to train")
             else:
-                stop = _run(ctx, checkpoint)
+                with explained_errors(ctx):
+                    trainer = build_trainer(ctx, checkpoint, callback=callback)
+                    stop = trainer.train()
+                    if stop is None:
+                        trainer.save_pretrained()
             accelerator.wait_for_everyone()
     if stop is not None:
         raise SystemExit(exit_code(stop))
@@ -84,6 +91,16 @@ def check_packages(config: FitConfig) -> None:
         require_bitsandbytes()
 
 
+def check_device(config: FitConfig, device: torch.device) -> None:
+    """Refuse a device on which it would not be the same run.
+
+    Raises:
+        ConfigError: Weights of four bits want a GPU.
+    """
+    if config.quantize:
+        require_gpu(device)
+
+
 def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> RunContext:
     """Plan the run and make its output folder: what can be wrong is found before it takes time.
 
@@ -93,8 +110,6 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
         ModelError: The model's config cannot be read.
         OutputError: The folder cannot be written.
     """
-    if config.quantize:
-        require_gpu(accelerator.device)
     plan = plan_run(
         config,
         num_rows=len(data.train),
@@ -144,9 +159,15 @@ def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
         note("--fsdp means nothing in one process, which holds the whole model")
 
 
-def _run(ctx: RunContext, checkpoint: Checkpoint | None) -> signal.Signals | None:
+@contextlib.contextmanager
+def explained_errors(ctx: RunContext) -> Iterator[None]:
+    """Turn what the device's memory and torch's compiler raise into one clear line.
+
+    Raises:
+        ConfigError: The device is out of memory, or a layer cannot be compiled.
+    """
     try:
-        return Run(ctx, checkpoint).run()
+        yield
     except torch.cuda.OutOfMemoryError as error:
         raise out_of_memory(ctx) from error
     except Exception as error:

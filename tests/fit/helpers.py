@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,21 @@ from safetensors.torch import load_file
 from transformers import BartConfig
 
 from pipeline.config import FitConfig
+from pipeline.fit.checkpoint.output import holding_output
+from pipeline.fit.checkpoint.resuming import find_state
+from pipeline.fit.context import RunContext
 from pipeline.fit.data.collate import IGNORED, Batch
+from pipeline.fit.data.prepared import open_data
+from pipeline.fit.distributed.launch import join_processes
+from pipeline.fit.stage import build_context, explained_errors
+from pipeline.fit.training.build import build_trainer
+from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS
 from pipeline.store.manifest import Manifest, Shard, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 from pipeline.tokenizer import TextTokenizer
+from pipeline.world import World
 
 CODE = "def f(x):\n\tif x < 3:\n\t\treturn {x: `a`}\n    # ~ \\ ^  done\n"
 TEXTS = [
@@ -35,6 +45,48 @@ NOT_A_LEAF = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 """torch's compiler asks what it warns of."""
 
 Pair = tuple[list[int], list[int]]
+
+
+class Hooks(TrainerCallback):
+    """Calls functions where a run tells of itself."""
+
+    def __init__(
+        self,
+        *,
+        step_begin: Callable[[int], object] = lambda step: None,
+        step_end: Callable[[int, StepResult], object] = lambda step, result: None,
+        save: Callable[[int], object] = lambda step: None,
+        prediction_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._step_begin, self._step_end = step_begin, step_end
+        self._save, self._prediction_step = save, prediction_step
+
+    def on_step_begin(self, step: int) -> None:
+        self._step_begin(step)
+
+    def on_step_end(self, step: int, result: StepResult) -> None:
+        self._step_end(step, result)
+
+    def on_save(self, step: int) -> None:
+        self._save(step)
+
+    def on_prediction_step(self) -> None:
+        self._prediction_step()
+
+
+def fit_with(
+    config: FitConfig, change: Callable[[RunContext], RunContext] = lambda ctx: ctx, **options: Any
+) -> Path:
+    """Run ``fit`` from the context on: changed, on any device, with options of the trainer."""
+    with join_processes(config, World.from_environment()) as accelerator:
+        ctx = change(build_context(config, accelerator, open_data(config)))
+        with holding_output(ctx.output, is_main=accelerator.is_main_process), explained_errors(ctx):
+            checkpoint, _ = find_state(ctx)
+            trainer = build_trainer(ctx, checkpoint, **options)
+            assert trainer.train() is None
+            trainer.save_pretrained()
+            accelerator.wait_for_everyone()
+    return ctx.output
 
 
 def changed(config: FitConfig, **changes: Any) -> FitConfig:

@@ -26,7 +26,10 @@ from pipeline.fit.model.loading import architecture, build_model, quiet_transfor
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.fit.stage import fit
+from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS
+from pipeline.fit.training.trainer import Trainer
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import (
@@ -352,26 +355,23 @@ def test_a_divergence_is_an_error(config: FitConfig, rate: float, steps: int) ->
     assert caught.value.where.startswith("step ")
 
 
-def test_weights_that_are_no_numbers_are_not_saved(
-    config: FitConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pipeline.fit.training.loop as loop
+class Spoil(TrainerCallback):
+    """Puts a weight that is no number into the model after the first step."""
 
-    def spoil(self: Any, rows: Any, step: int) -> Any:
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self.model: Any = trainer.model
+
+    def on_step_end(self, step: int, result: StepResult) -> None:
         with torch.no_grad():
-            self._model.model.lm_head.weight[3, 3] = math.nan
-        return loop.StepResult(
-            loss=1.0,
-            tokens=1,
-            grad_norm=1.0,
-            learning_rate=1.0,
-        )
+            self.model.model.lm_head.weight[3, 3] = math.nan
 
-    monkeypatch.setattr(loop.TrainingStep, "__call__", spoil)
-    for strategy in ("no", "steps"):
-        with pytest.raises(ModelError, match="diverged") as caught:
-            fit(changed(config, save_strategy=strategy))
-        assert caught.value.got.startswith("lm_head.weight")
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_weights_that_are_no_numbers_are_not_saved(config: FitConfig, strategy: str) -> None:
+    config = changed(config, save_strategy=strategy, save_steps=1, max_steps=1)
+    with pytest.raises(ModelError, match="diverged") as caught:
+        fit(config, callback=Spoil())
+    assert caught.value.got.startswith("lm_head.weight")
     assert not list(Path(config.output_dir).iterdir())
 
 

@@ -40,7 +40,7 @@ def print_dry_run(config: FitConfig, world: World) -> None:
         print("\n".join(list(dry_run(config, world.size))))
 
 
-def dry_run(config: FitConfig, processes: int) -> Iterator[str]:
+def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     """Yield the lines of the table, for a run on so many processes.
 
     Raises:

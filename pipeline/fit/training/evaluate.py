@@ -4,6 +4,7 @@
 more tokens. Bits per byte of the text do not: they compare across tokenizers.
 """
 
+import functools
 import math
 import signal
 import time
@@ -15,13 +16,23 @@ import torch
 
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.loader import to_device
 from pipeline.fit.data.micro_batches import Cutter
 from pipeline.tokenizer import TextTokenizer
 
 
 class Evaluator:
-    """Evaluates a model on one split, every row once, on any number of processes alike."""
+    """Evaluates a model on one split, every row once, on any number of processes alike.
+
+    Args:
+        dataset: The split.
+        cutter: Cuts its rows into batches; not for so many processes, so that the result depends
+            on them in no way.
+        pad_id: The id that encoder rows are padded with.
+        tokenizer: The prepared folder's, to decode the targets.
+        accelerator: accelerate's Accelerator.
+    """
 
     def __init__(
         self,
@@ -31,21 +42,16 @@ class Evaluator:
         tokenizer: TextTokenizer,
         accelerator: Any,
     ) -> None:
-        """Plan the batches and count tokens and bytes, once per run.
+        self._dataset, self._cutter, self._pad_id = dataset, cutter, pad_id
+        self._tokenizer, self._accelerator = tokenizer, accelerator
 
-        Args:
-            dataset: The split.
-            cutter: Cuts its rows into batches; not for so many processes, so that the result
-                depends on them in no way.
-            pad_id: The id that encoder rows are padded with.
-            tokenizer: The prepared folder's, to decode the targets.
-            accelerator: accelerate's Accelerator.
-        """
-        self._dataset, self._accelerator = dataset, accelerator
-        self._pad_id, self._multiple = pad_id, cutter.multiple
-        self._batches = cutter.cut(np.arange(len(dataset), dtype=np.int64))
-        self._tokens = int(dataset.lengths[1].sum())
-        self._bytes = count_target_bytes(dataset, tokenizer)
+    @functools.cached_property
+    def _batches(self) -> list[IntArray]:
+        return self._cutter.cut(np.arange(len(self._dataset), dtype=np.int64))
+
+    @functools.cached_property
+    def _bytes(self) -> int:
+        return count_target_bytes(self._dataset, self._tokenizer)
 
     def run(
         self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None] = lambda: None
@@ -57,6 +63,7 @@ class Evaluator:
             stopped: Asked before each batch; a signal ends the evaluation, and is returned. All
                 processes must get the same answer.
         """
+        tokens, num_bytes = int(self._dataset.lengths[1].sum()), self._bytes
         start = time.perf_counter()
         was_training = model.training
         model.eval()
@@ -65,8 +72,8 @@ class Evaluator:
         if isinstance(total, signal.Signals):
             return total
         return {
-            "eval_loss": total / max(self._tokens, 1),
-            "eval_bits_per_byte": total / math.log(2) / max(self._bytes, 1),
+            "eval_loss": total / max(tokens, 1),
+            "eval_bits_per_byte": total / math.log(2) / max(num_bytes, 1),
             "eval_runtime": time.perf_counter() - start,
         }
 
@@ -91,7 +98,7 @@ class Evaluator:
         return float(summed.cpu().double().sum())
 
     def _batch(self, at: int) -> Batch:
-        batch = self._dataset.batch(self._batches[at], self._pad_id, multiple=self._multiple)
+        batch = self._dataset.batch(self._batches[at], self._pad_id, multiple=self._cutter.multiple)
         return to_device(batch, self._accelerator.device)
 
 

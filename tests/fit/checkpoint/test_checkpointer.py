@@ -18,8 +18,7 @@ from pipeline.fit.checkpoint.background import Background
 from pipeline.fit.checkpoint.format import find_checkpoint
 from pipeline.fit.checkpoint.staging import copy_state
 from pipeline.fit.stage import fit
-from pipeline.fit.training import loop
-from tests.fit.helpers import assert_same_weights, changed, log_of
+from tests.fit.helpers import Hooks, assert_same_weights, changed, log_of
 
 SECONDS = 30.0
 
@@ -28,17 +27,6 @@ SECONDS = 30.0
 def run(config: FitConfig) -> FitConfig:
     """Six steps with dropout, saved at three."""
     return changed(config, save_strategy="steps", save_steps=3, weight_decay=0.1)
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
-    """Do something when a step begins."""
-    take = loop.TrainingStep.__call__
-
-    def taken(self: Any, feed: Any, step: int) -> Any:
-        do(step)
-        return take(self, feed, step)
-
-    monkeypatch.setattr(loop.TrainingStep, "__call__", taken)
 
 
 def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
@@ -59,9 +47,8 @@ def test_what_is_written_late_is_the_state_at_its_step(
     run = changed(run, optim=optim, output_dir=str(tmp_path / "whole"))
     late = threading.Event()
     with monkeypatch.context() as patch:
-        before_step(patch, lambda step: late.set() if step == 6 else None)
         before_writing(patch, lambda step: (step == 3 and not late.wait(SECONDS)) and _fail())
-        whole = fit(run)
+        whole = fit(run, callback=Hooks(step_begin=lambda step: step == 6 and late.set()))
     assert late.is_set()
     parts = shutil.copytree(whole, tmp_path / "parts")
     shutil.rmtree(parts / "checkpoint-6")
@@ -94,10 +81,9 @@ def test_a_fault_in_writing_is_raised_after_the_step(
             failed.wait(SECONDS)
             time.sleep(0.2)  # the thread has only to end
 
-    before_step(monkeypatch, begin)
     before_writing(monkeypatch, fail)
     with pytest.raises(OutputError, match="cannot write"):
-        fit(run)
+        fit(run, callback=Hooks(step_begin=begin))
     assert steps == [1, 2, 3, 4]
     assert not list(Path(run.output_dir).glob("checkpoint-*"))
 
@@ -126,10 +112,9 @@ def test_a_run_that_fails_finishes_the_checkpoint_first(
             raise ModelError("training diverged", where="step 4", got="nan", do="start again")
 
     with monkeypatch.context() as patch:
-        before_step(patch, diverge)
         before_writing(patch, lambda step: failing.wait(SECONDS) and time.sleep(0.2))
         with pytest.raises(ModelError, match="diverged"):
-            fit(run)
+            fit(run, callback=Hooks(step_begin=diverge))
     found = find_checkpoint(Path(run.output_dir))
     assert found is not None
     assert found.state.step == 3

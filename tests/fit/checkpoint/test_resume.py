@@ -19,6 +19,7 @@ from pipeline.fit.checkpoint.rng import restore_rng_state, rng_state
 from pipeline.fit.stage import fit
 from pipeline.store.atomic import locked_folder
 from tests.fit.helpers import (
+    Hooks,
     assert_same_weights,
     changed,
     log_of,
@@ -48,22 +49,17 @@ def run(config: FitConfig) -> FitConfig:
     )
 
 
-def fit_and_stop(config: FitConfig, monkeypatch: pytest.MonkeyPatch, saves: int = 1) -> None:
+def fit_and_stop(config: FitConfig, saves: int = 1, run: Callable[..., Path] = fit) -> None:
     """Run until so many checkpoints are complete."""
-    import pipeline.fit.checkpoint.checkpointer as saving
-
     left = [saves]
 
-    def delete_and_stop(*args: Any) -> None:
-        delete_oldest(*args)
+    def stop(step: int) -> None:
         left[0] -= 1
         if not left[0]:
             raise StoppedError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(saving, "delete_oldest", delete_and_stop)
-        with pytest.raises(StoppedError):
-            fit(config)
+    with pytest.raises(StoppedError):
+        run(config, callback=Hooks(save=stop))
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor"])
@@ -73,7 +69,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     whole = changed(run, output_dir=str(tmp_path / "whole"), optim=optim)
     parts = changed(run, output_dir=str(tmp_path / "parts"), optim=optim)
     fit(whole)
-    fit_and_stop(parts, monkeypatch)
+    fit_and_stop(parts)
     assert not (tmp_path / "parts" / "trainer_state.json").exists()
     torch.manual_seed(12345)  # whatever happens in between
     fit(parts)
@@ -311,7 +307,7 @@ def test_a_run_in_the_models_own_folder_goes_on(
     whole = fit(changed(run, output_dir=str(tmp_path / "whole")))
     folder = shutil.copytree(tiny, tmp_path / "model")
     run = changed(run, model_name_or_path=str(folder), output_dir=str(folder))
-    fit_and_stop(run, monkeypatch)
+    fit_and_stop(run)
     fit(run)
     assert_same_weights(whole, folder)
     (folder / "run.json").unlink()

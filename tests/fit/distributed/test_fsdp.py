@@ -1,7 +1,7 @@
 """A model in shares trains as a whole one does, and is saved as one; here on gloo."""
 
+import dataclasses
 import shutil
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 from pipeline.config import FitConfig
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
+from pipeline.fit.checkpoint import pretrained
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
@@ -20,8 +21,19 @@ from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import training_memory
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.stage import fit
+from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.step import StepResult
+from pipeline.fit.training.trainer import Trainer
+from scripts.ranks import RankError, run_in
 from tests.fit.distributed.test_processes import torchrun
-from tests.fit.helpers import assert_same_weights, changed, log_of, weights_of, with_config
+from tests.fit.helpers import (
+    assert_same_weights,
+    changed,
+    fit_with,
+    log_of,
+    weights_of,
+    with_config,
+)
 
 FSDP = "--fsdp=full_shard auto_wrap"
 LAUNCHED = ("--save-steps=3", "--eval-steps=3")
@@ -144,36 +156,26 @@ def test_a_run_in_shares_goes_on_to_the_bit(run: FitConfig, tiny: Path, tmp_path
     assert_same_weights(Path(run.output_dir), Path(parts.output_dir))
 
 
-def launch_patched(config: FitConfig, script: Path, patch: str, *flags: str) -> str:
-    """Run two processes with something changed in this package."""
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})\n"
-        f"{textwrap.dedent(patch)}\n"
-        "from pipeline.cli import run\n"
-        "sys.exit(run(sys.argv[1:]))\n"
-    )
-    return torchrun(config, 2, *flags, program=(str(script), "fit"))
-
-
 @pytest.mark.slow
 def test_the_biggest_micro_batch_first_leaves_nothing_behind_in_shares(
     run: FitConfig, tmp_path: Path
 ) -> None:
     one, two = fit(run), tmp_path / "two"
-    patch = "from pipeline.fit.training import run\nrun.pays_off = lambda device: True"
-    config = changed(run, output_dir=str(two))
-    said = launch_patched(config, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
+    config = changed(run, output_dir=str(two), fsdp="full_shard")
+    said = run_in(2, fit_with_probe, config, folder=tmp_path / "said")
     assert said.count("the biggest micro-batch fits") == 1
     assert_same_run(one, two)
+
+
+def fit_with_probe(config: FitConfig) -> None:
+    fit_with(config, probe_memory=True)
 
 
 @pytest.mark.slow
 def test_weights_in_shares_are_several_files_too(tied_run: FitConfig, tmp_path: Path) -> None:
     one, two = fit(tied_run), tmp_path / "two"
-    patch = 'from pipeline.fit.checkpoint import pretrained\npretrained.MAX_SHARD_SIZE = "40KB"'
-    config = changed(tied_run, output_dir=str(two))
-    launch_patched(config, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
+    config = changed(tied_run, output_dir=str(two), fsdp="full_shard")
+    run_in(2, fit_into_small_files, config, folder=tmp_path / "said")
     assert len(list(two.glob("model-*.safetensors"))) > 1
     assert_loads(two, tied=True)
     with quiet_transformers():
@@ -182,25 +184,36 @@ def test_weights_in_shares_are_several_files_too(tied_run: FitConfig, tmp_path: 
         assert (state[name] - tensor).abs().max() < 1e-4, name
 
 
+def fit_into_small_files(config: FitConfig) -> None:
+    pretrained.MAX_SHARD_SIZE = "40KB"
+    fit(config)
+
+
 @pytest.mark.slow
 def test_a_weight_that_is_no_number_in_one_share_ends_all(run: FitConfig, tmp_path: Path) -> None:
-    patch = """
-    import torch
-    from pipeline.fit.checkpoint.format import checkpointer as saving
-    before = saving.Saver._check_weights
-    def poison(self):
-        weight = self._model.encoder.block[0].layer[0].SelfAttention.q.weight
-        if torch.distributed.get_rank() == 1:
-            weight.detach().to_local().fill_(float("nan"))
-        before(self)
-    saving.Saver._check_weights = poison
-    """
-    with pytest.raises(AssertionError) as caught:
-        launch_patched(run, tmp_path / "run.py", patch, *LAUNCHED, FSDP)
+    config = changed(run, fsdp="full_shard")
+    with pytest.raises(RankError) as caught:
+        run_in(2, fit_spoiled, config, folder=tmp_path / "said")
     said = str(caught.value)
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     line = f"error: training diverged; where: step 3; got: {name} with values that are not finite"
     assert said.count(line) == 2, said
+
+
+class Spoil(TrainerCallback):
+    """Puts what is no number into the second process's shard of a weight, after the third step."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self.model: Any = trainer.model
+
+    def on_step_end(self, step: int, result: StepResult) -> None:
+        weight = self.model.model.encoder.block[0].layer[0].SelfAttention.q.weight
+        if step == 3 and torch.distributed.get_rank() == 1:
+            weight.detach().to_local().fill_(float("nan"))
+
+
+def fit_spoiled(config: FitConfig) -> None:
+    fit(config, callback=Spoil())
 
 
 @pytest.mark.slow
@@ -378,18 +391,20 @@ def test_shares_of_one_process_on_a_gpu(
     tied_run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One process has all of it, but gathers, reduces, saves and loads as many do."""
-    from pipeline.fit import stage
-
     one = fit(tied_run)
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29577")
     alone = Sharding(layers=(), reshard=True)
-    monkeypatch.setattr(stage, "sharding_of", lambda config, processes: alone)
-    shares = fit(changed(tied_run, output_dir=str(tmp_path / "shares")))
+
+    def fit_shares(config: FitConfig) -> Path:
+        return fit_with(config, lambda ctx: dataclasses.replace(ctx, sharding=alone))
+
+    shares = fit_shares(changed(tied_run, output_dir=str(tmp_path / "shares")))
     assert_same_run(one, shares, rel=1e-3, weights=2e-3)
-    assert_same_run(one, fit(goes_on(tied_run, shares, "went-on")), rel=1e-3, weights=2e-3)
+    resumed = fit_shares(goes_on(tied_run, shares, "went-on"))
+    assert_same_run(one, resumed, rel=1e-3, weights=2e-3)
 
 
 def test_the_dry_run_counts_shares(

@@ -24,10 +24,10 @@ from pipeline.fit.data.loader import cutter_for
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
-from pipeline.fit.training import evaluate, loop
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import Ranks
 from tests.fit.helpers import (
+    Hooks,
     assert_same_weights,
     changed,
     log_of,
@@ -39,19 +39,9 @@ from tests.fit.helpers import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def signal_at(
-    step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> pytest.MonkeyPatch:
+def signal_at(step: int, number: signal.Signals) -> Hooks:
     """Send this process a signal when a step begins."""
-    take = loop.TrainingStep.__call__
-
-    def signalled(self: Any, feed: Any, now: int) -> Any:
-        if now == step:
-            os.kill(os.getpid(), number)
-        return take(self, feed, now)
-
-    monkeypatch.setattr(loop.TrainingStep, "__call__", signalled)
-    return monkeypatch
+    return Hooks(step_begin=lambda now: now == step and os.kill(os.getpid(), number))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +50,6 @@ def signal_at(
 def test_a_stopped_run_goes_on_to_the_bit(
     config: FitConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
     code: int,
@@ -68,9 +57,8 @@ def test_a_stopped_run_goes_on_to_the_bit(
     config = changed(config, logging_steps=4)
     whole = fit(changed(config, output_dir=str(tmp_path / "whole")))
     step, handlers = random.randint(1, 5), [signal.getsignal(each) for each in signal.Signals]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        signal_at(step, number, patch)
-        fit(config)
+    with pytest.raises(SystemExit) as caught:
+        fit(config, callback=signal_at(step, number))
     assert caught.value.code == code
     assert handlers == [signal.getsignal(each) for each in signal.Signals]
     assert [path.name for path in Path(config.output_dir).iterdir()] == [f"checkpoint-{step}"]
@@ -82,35 +70,15 @@ def test_a_stopped_run_goes_on_to_the_bit(
     assert_same_weights(out, whole)
 
 
-def test_a_run_that_is_asked_in_its_last_step_ends_as_always(
-    config: FitConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        signal_at(6, signal.SIGTERM, patch)
-        out = fit(config)
+def test_a_run_that_is_asked_in_its_last_step_ends_as_always(config: FitConfig) -> None:
+    out = fit(config, callback=signal_at(6, signal.SIGTERM))
     assert (out / "trainer_state.json").is_file()
-
-
-def signal_in_evaluation(turn: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Send this process SIGTERM at a batch of the evaluations; return the batches that were run."""
-    turns: list[int] = []
-    move = evaluate.to_device
-
-    def moved(batch: Any, device: torch.device) -> Any:
-        turns.append(len(turns) + 1)
-        if turns[-1] == turn:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return move(batch, device)
-
-    monkeypatch.setattr(evaluate, "to_device", moved)
-    return turns
 
 
 @pytest.mark.parametrize(("turn", "step"), [(2, 2), (7, 4), (11, 6)])
 def test_an_evaluation_ends_at_once_and_is_done_by_the_resumed_run(
     config: FitConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     turn: int,
     step: int,
 ) -> None:
@@ -125,11 +93,17 @@ def test_an_evaluation_ends_at_once_and_is_done_by_the_resumed_run(
     )
     whole = fit(config)
     parts = changed(config, output_dir=str(tmp_path / "parts"))
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        turns = signal_in_evaluation(turn, patch)
-        fit(parts)
+    turns: list[int] = []
+
+    def signalled() -> None:
+        turns.append(len(turns) + 1)
+        if turns[-1] == turn:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        fit(parts, callback=Hooks(prediction_step=signalled))
     assert caught.value.code == 143
-    assert len(turns) == turn, "the batch that is under way is the last"
+    assert len(turns) == turn, "no other batch begins"
     out = Path(parts.output_dir)
     assert [path.name for path in out.iterdir()] == [f"checkpoint-{step}"]
     assert log_of(fit(parts)) == log_of(whole)
@@ -137,14 +111,17 @@ def test_an_evaluation_ends_at_once_and_is_done_by_the_resumed_run(
 
 
 def test_a_signal_in_a_step_before_an_evaluation_does_not_begin_it(
-    config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: FitConfig, tmp_path: Path
 ) -> None:
     config = changed(config, eval_strategy="steps", eval_steps=2)
     whole = fit(changed(config, output_dir=str(tmp_path / "whole")))
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        turns = signal_in_evaluation(0, patch)
-        signal_at(2, signal.SIGTERM, patch)
-        fit(config)
+    turns: list[int] = []
+    hooks = Hooks(
+        step_begin=lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM),
+        prediction_step=lambda: turns.append(1),
+    )
+    with pytest.raises(SystemExit):
+        fit(config, callback=hooks)
     assert not turns
     assert log_of(fit(config)) == log_of(whole)
 

@@ -26,9 +26,8 @@ from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
-from pipeline.fit.training import run
 from pipeline.tokenizer import TextTokenizer
-from tests.fit.helpers import assert_same_weights, changed, log_of
+from tests.fit.helpers import assert_same_weights, changed, fit_with, log_of
 from tests.fit.training.test_step import OneOfMany, load
 
 SIZES = SimpleNamespace(
@@ -94,8 +93,8 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
     whole = SummedTokenLoss.forward
     monkeypatch.setattr(torch, "empty", note)
     monkeypatch.setattr(SummedTokenLoss, "forward", look)
-    monkeypatch.setattr(run, "pays_off", lambda device: True)
-    fit(changed(config, max_steps=1, train_batch_size=1, per_device_train_batch_size=1))
+    config = changed(config, max_steps=1, train_batch_size=1, per_device_train_batch_size=1)
+    fit_with(config, probe_memory=True)
     weights = seen[0][0]
     assert seen == [
         (weights, 0, 0),
@@ -105,17 +104,13 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
 
 
 def test_a_run_is_the_same_with_it(
-    config: FitConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not pays_off(torch.device("cpu"))
     assert pays_off(torch.device("cuda"))
     plain = fit(config)
     assert "biggest micro-batch" not in capsys.readouterr().err
-    monkeypatch.setattr(run, "pays_off", lambda device: True)
-    tried = fit(changed(config, output_dir=str(tmp_path / "tried")))
+    tried = fit_with(changed(config, output_dir=str(tmp_path / "tried")), probe_memory=True)
     assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
     assert log_of(tried) == log_of(plain)
     assert_same_weights(tried, plain)
@@ -132,14 +127,13 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(
         return whole(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(SummedTokenLoss, "forward", fail)
-    monkeypatch.setattr(run, "pays_off", lambda device: True)
     with pytest.raises(ConfigError, match="out of memory") as caught:
-        fit(config)
+        fit_with(config, probe_memory=True)
     assert caught.value.where == "--per-device-train-batch-size"
     assert caught.value.got.startswith("4, which makes micro-batches of 4 rows of ")
     assert "--train-batch-size 4" in caught.value.do
     assert "step 1" not in capsys.readouterr().err
-    fit(changed(config, per_device_train_batch_size=2, train_batch_size=4))
+    fit_with(changed(config, per_device_train_batch_size=2, train_batch_size=4), probe_memory=True)
 
 
 def test_only_shapes_of_the_runs_own_plan_are_tried(
@@ -151,9 +145,8 @@ def test_only_shapes_of_the_runs_own_plan_are_tried(
     def note(self: MemoryProbe, shapes: list[Shape]) -> None:
         tried.extend(shapes)
 
-    monkeypatch.setattr(run, "pays_off", lambda device: True)
     monkeypatch.setattr(MemoryProbe, "too_big", note)
-    fit(changed(config, num_data=3, train_batch_size=1, max_steps=3))
+    fit_with(changed(config, num_data=3, train_batch_size=1, max_steps=3), probe_memory=True)
     encoder, decoder = (side[:3] for side in SupervisedDataset(prepared).lengths)
     lengths = set(zip(encoder.tolist(), decoder.tolist(), strict=True))
     assert tried

@@ -16,10 +16,8 @@ from pipeline.fit.model.compile import BUCKET, compile_layers
 from pipeline.fit.model.layers import fuse_layers
 from pipeline.fit.model.loading import load_model, quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
-from pipeline.fit.stage import fit
-from pipeline.fit.training import run
 from pipeline.tokenizer import TextTokenizer
-from tests.fit.helpers import NOT_A_LEAF, changed, pad_to_multiple
+from tests.fit.helpers import NOT_A_LEAF, changed, fit_with, pad_to_multiple
 
 
 @pytest.fixture(autouse=True)
@@ -121,17 +119,11 @@ def test_a_length_that_is_a_multiple_stays() -> None:
 
 
 @NOT_A_LEAF
-def test_what_the_compiler_cannot_do_is_one_line(
-    config: FitConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_compiler_cannot_do_is_one_line(config: FitConfig) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("no C++ compiler here\nand a page more")
 
-    def compile_with(model: Any) -> None:
-        compile_layers(model, backend=refuse)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(run, "compile_layers", compile_with)
     with pytest.raises(ConfigError, match="cannot be compiled") as caught:
-        fit(changed(config, torch_compile=True))
+        fit_with(changed(config, torch_compile=True), compile_backend=refuse)
     assert caught.value.where == "--torch-compile"
     assert "no C++ compiler here" in caught.value.got

@@ -177,7 +177,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
 ) -> None:
     whole = fit(small)
     again = changed(small, output_dir=str(tmp_path / "again"))
-    fit_and_stop(again, monkeypatch)
+    fit_and_stop(again)
     with pytest.raises(CheckpointError, match="--lora-r"):
         fit(changed(again, lora_r=0))
     with pytest.raises(CheckpointError, match="--lora-alpha"):
@@ -384,9 +384,9 @@ def test_an_adapter_that_does_not_tell_its_base(small: FitConfig, tmp_path: Path
 def test_another_adapter_or_another_base_is_another_run(
     small: FitConfig, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_and_stop(small, monkeypatch)
+    fit_and_stop(small)
     base = with_config(tiny, tmp_path / "base")
-    fit_and_stop(changed(small, model_name_or_path=str(base)), monkeypatch)  # a copy is the same
+    fit_and_stop(changed(small, model_name_or_path=str(base)))  # a copy is the same
     file = bytearray((base / "model.safetensors").read_bytes())
     file[-1000] ^= 1
     (base / "model.safetensors").write_bytes(file)

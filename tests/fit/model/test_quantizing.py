@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.fit import stage
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.estimate.memory import quantized_bytes, training_memory
@@ -22,7 +21,7 @@ from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import run_in
 from tests.fit.checkpoint.test_resume import fit_and_stop
-from tests.fit.helpers import changed, log_of, with_config
+from tests.fit.helpers import changed, fit_with, log_of, with_config
 
 pytest.importorskip("peft", reason="the extra peft is not installed")
 needs_bitsandbytes = pytest.mark.skipif(
@@ -59,12 +58,6 @@ def test_on_a_cpu_it_is_one_line(small: FitConfig) -> None:
         fit(small)
     assert caught.value.where == "--quantize"
     assert not Path(small.output_dir).exists()
-
-
-@pytest.fixture
-def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``fit`` run on a CPU, where bitsandbytes trains but does not evaluate alike."""
-    monkeypatch.setattr(stage, "require_gpu", lambda device: None)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -144,13 +137,12 @@ def rounded(small: FitConfig, tokenizer: TextTokenizer, folder: Path) -> Path:
 
 
 @needs_bitsandbytes
-@pytest.mark.usefixtures("allowed")
 def test_it_trains_as_lora_on_the_rounded_weights(
     small: FitConfig, still: Path, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     small = changed(small, model_name_or_path=str(still), lora_dropout=0.0, learning_rate=1e-3)
     base = rounded(small, tokenizer, tmp_path / "rounded")
-    one = fit(small)
+    one = fit_with(small)  # on a CPU, too
     other = fit(
         changed(
             small, model_name_or_path=str(base), quantize=None, output_dir=str(tmp_path / "other")
@@ -164,35 +156,25 @@ def test_it_trains_as_lora_on_the_rounded_weights(
 
 
 @needs_bitsandbytes
-@pytest.mark.usefixtures("allowed")
 def test_the_versions_name_bitsandbytes(small: FitConfig) -> None:
-    out = fit(changed(small, max_steps=1, save_strategy="no"))
+    out = fit_with(changed(small, max_steps=1, save_strategy="no"))
     versions = json.loads((out / "run.json").read_text("utf-8"))["versions"]
     assert versions["bitsandbytes"] == version("bitsandbytes")
     assert f"| bitsandbytes | {version('bitsandbytes')} |" in (out / "README.md").read_text("utf-8")
 
 
 @needs_bitsandbytes
-@pytest.mark.usefixtures("allowed")
-def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
-    small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = fit(small)
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(small: FitConfig, tmp_path: Path) -> None:
+    whole = fit_with(small)
     again = changed(small, output_dir=str(tmp_path / "again"))
-    fit_and_stop(again, monkeypatch)
+    fit_and_stop(again, run=fit_with)
     with pytest.raises(CheckpointError, match="other settings") as caught:
         fit(changed(again, quantize=None))
     assert caught.value.where == "--quantize"
-    resumed = fit(again)
+    resumed = fit_with(again)
     one, other = (load_file(out / "adapter_model.safetensors") for out in (whole, resumed))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert log_of(whole) == log_of(resumed)
-
-
-def fit_on_cpu(config: FitConfig) -> None:
-    """Run ``fit`` where it is refused; in a process of its own."""
-    stage.require_gpu = lambda device: None  # type: ignore[assignment]
-    fit(config)
 
 
 @pytest.mark.slow
@@ -209,7 +191,7 @@ def test_two_processes_train_the_adapter_of_one(
     )
     two = changed(small, output_dir=str(tmp_path / "two"))
     for count, config in ((1, small), (2, two)):
-        run_in(count, fit_on_cpu, config, folder=tmp_path / "said")
+        run_in(count, fit_with, config, folder=tmp_path / "said")
     first, second = (
         load_file(Path(config.output_dir) / "adapter_model.safetensors") for config in (small, two)
     )

@@ -19,7 +19,7 @@ from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.layers import fuse_layers
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
-from pipeline.fit.training.loop import StepResult, TrainingStep
+from pipeline.fit.training.step import StepResult, TrainingStep
 from tests.fit.helpers import changed
 
 ROWS = np.array([3, 1, 8, 0, 12, 5, 19, 7])
@@ -91,7 +91,15 @@ def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], 
     optimizer = KeepGradients(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
     wrapped, stop = SummedTokenLoss(model), StopRequest()
-    step = TrainingStep(config, accelerator, wrapped, optimizer, schedule, dataset, stop)
+    step = TrainingStep(
+        accelerator,
+        wrapped,
+        optimizer,
+        schedule,
+        dataset=dataset,
+        stop=stop,
+        max_grad_norm=config.max_grad_norm,
+    )
     return lambda rows: step(feeder.feed(rows), 1)
 
 

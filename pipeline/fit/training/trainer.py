@@ -1,0 +1,186 @@
+"""The trainer: takes the steps of a session, and logs, evaluates and saves when it is due."""
+
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.fit.checkpoint.checkpointer import Saver
+from pipeline.fit.checkpoint.train_state import RunState, Sums
+from pipeline.fit.data.loader import Feeder, StepFeed
+from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.distributed.host_group import HostGroup
+from pipeline.fit.distributed.signals import StopRequest
+from pipeline.fit.schedule import RunPlan
+from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.evaluate import Evaluator
+from pipeline.fit.training.logging import Reporter
+from pipeline.fit.training.step import StepResult, TrainingStep
+from pipeline.fit.training.throughput import Meter
+from pipeline.logs import note
+
+
+@dataclass(kw_only=True, slots=True)
+class Trainer:
+    """One process's stay in a run, from the first step that is left to the trained folder.
+
+    ``build_trainer`` makes it; nothing happens before ``train`` is called.
+    """
+
+    model: torch.nn.Module
+    """With its loss, as the processes train it: wrapped or sharded."""
+    plan: RunPlan
+    """What is due at which step."""
+    state: RunState
+    """Where the run stands; kept up to date in place."""
+    sampler: StepPlan
+    """The rows of each step."""
+    loader: Feeder
+    """Makes batches of them."""
+    step: TrainingStep
+    """Trains on the batches of a step."""
+    evaluator: Evaluator | None
+    """Evaluates the split eval; None where there is none."""
+    checkpointer: Saver
+    """Saves ``state`` and all that belongs to it."""
+    meter: Meter
+    reporter: Reporter
+    stop: StopRequest
+    """Whether this process was asked to stop."""
+    hosts: HostGroup
+    """The run's processes, for an evaluation to agree on whether to stop."""
+    run_metadata: str
+    """The content of ``run.json``."""
+    callback: TrainerCallback
+
+    def train(self) -> signal.Signals | None:
+        """Take the steps that are left.
+
+        Returns:
+            None after the last step; before it, the signal that stopped the run, which is saved.
+
+        Raises:
+            ModelError: Training diverged.
+            OutputError: A checkpoint could not be written.
+        """
+        with self.checkpointer, self.reporter:
+            self.model.train()
+            self.callback.on_train_begin(self)
+            with self.stop:
+                stop = self._take_steps()
+                self.checkpointer.wait()
+            if stop is not None:
+                self._say_how_to_resume(stop)
+                return stop
+            self._log_summary()
+        return None
+
+    def save_pretrained(self) -> None:
+        """Write the trained folder.
+
+        Raises:
+            ModelError: A weight is infinite or NaN.
+            OutputError: It cannot be written.
+        """
+        self.checkpointer.write_trained(self.run_metadata)
+
+    def _say_how_to_resume(self, stop: signal.Signals) -> None:
+        step, total = self.state.step, self.plan.total_steps
+        note(
+            f"{stop.name}: stopped after step {step} of {total}, saved as checkpoint-{step}; "
+            "the same command goes on from there"
+        )
+
+    def _take_steps(self) -> signal.Signals | None:
+        plan, state = self.plan, self.state
+        start, before = time.perf_counter(), state.seconds
+        if stop := self._evaluate_if_due():
+            return stop  # nothing is new since the checkpoint
+        rows = map(self.sampler.rows_of, range(state.step, plan.total_steps))
+        self.meter.resume()
+        with self.loader.ahead(rows) as feeds:
+            for step, feed in enumerate(feeds, state.step + 1):
+                self.callback.on_step_begin(step)
+                result = self.step(feed, step)
+                self._count(feed, result)
+                self.callback.on_step_end(step, result)
+                self.checkpointer.check()
+                self.reporter.step_done(
+                    step, result.loss / max(result.tokens, 1), result.learning_rate
+                )
+                if plan.due(plan.logging, step):
+                    self._log(result)
+                state.evaluation_is_due = plan.due(plan.evaluation, step)
+                unfinished = step < plan.total_steps or state.evaluation_is_due
+                stop = (result.stop if unfinished else None) or self._evaluate_if_due()
+                state.seconds = before + time.perf_counter() - start
+                if plan.due(plan.saving, step) or stop:
+                    self.checkpointer()
+                    self.callback.on_save(step)
+                if stop:
+                    return stop
+                self.meter.resume()
+        state.seconds = before + time.perf_counter() - start
+        return None
+
+    def _evaluate_if_due(self) -> signal.Signals | None:
+        """Evaluate; of a run that is asked to stop meanwhile, the resumed one does it."""
+        if not (self.state.evaluation_is_due and self.plan.evaluation):
+            return None
+        assert self.evaluator is not None, "the plan has evaluations only with a split"
+        found = self.evaluator.run(self.model, self._asked_to_stop)
+        if isinstance(found, signal.Signals):
+            return found
+        self.state.evaluation_is_due = False
+        self._enter(found)
+        return None
+
+    def _asked_to_stop(self) -> signal.Signals | None:
+        self.callback.on_prediction_step()
+        return self.stop.agreed(self.hosts)
+
+    def _log_summary(self) -> None:
+        """Log the summary of the whole run."""
+        state = self.state
+        seconds = max(state.seconds, 1e-9)
+        self._enter(
+            {
+                "train_runtime": state.seconds,
+                "train_samples_per_second": state.rows_seen / seconds,
+                "train_steps_per_second": state.step / seconds,
+                "train_loss": state.whole.mean(),
+            }
+        )
+
+    def _count(self, feed: StepFeed, result: StepResult) -> None:
+        state = self.state
+        state.step += 1
+        state.rows_seen += len(feed.rows)
+        state.tokens_seen += feed.encoder_tokens + result.tokens
+        for sums in (state.window, state.whole):
+            sums.add(result.loss, result.tokens)
+        self.meter.step(
+            target_tokens=result.tokens,
+            useful_flops=feed.useful_flops,
+            padded_flops=feed.padded_flops,
+            waited=self.loader.waited,
+        )
+
+    def _log(self, result: StepResult) -> None:
+        """Enter what is known of the steps since the last entry; ``loss`` by target tokens."""
+        self._enter(
+            {
+                "loss": self.state.window.mean(),
+                "grad_norm": result.grad_norm,
+                "learning_rate": result.learning_rate,
+            }
+            | self.meter.read(self.state.step)
+        )
+        self.state.window = Sums()
+
+    def _enter(self, values: dict[str, float]) -> None:
+        state = self.state
+        entry = values | {"epoch": self.plan.epoch_at(state.step), "step": state.step}
+        state.log.append(entry)
+        self.reporter.entry(entry)
