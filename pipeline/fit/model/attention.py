@@ -5,11 +5,16 @@ them into a bias of its own, [B, H, Q, K], which the backward pass keeps: of 12 
 2,048 tokens, 19 GB in float32. Cross-attention has no position bias and gets one of zeros. Here
 the first layer joins them, and the others take what it made; cross-attention's is [B, 1, 1, K].
 
+The bias's gradient is summed over the rows in each layer, in float32, before layers are added up:
+what layers hand back is [1, H, Q, K], and not [B, H, Q, K] in bfloat16 to be added twelve times.
+
+Under autocast, what queries, keys and values are made of is cast once, and not by each of them.
+
 Nothing of a model is replaced but the function that transformers lets be chosen, and its weights
 and its config stay as they are. It is made for training: no cache of keys, no past.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +24,15 @@ from pipeline.fit.model import cpu_attention
 
 NAME = "duet_shared_bias"
 _LAYERS = frozenset({"T5Attention", "MT5Attention"})
+
+
+class Bias(NamedTuple):
+    """What is added to the scores of the layers of a stack."""
+
+    joined: torch.Tensor
+    """Position and mask; broadcasts to [B, H, Q, K]."""
+    position: torch.Tensor | None = None
+    """What it was made of, float32[1, H, Q, K], where this gets the gradient in its place."""
 
 
 def share_bias(model: nn.Module) -> bool:
@@ -36,7 +50,7 @@ def share_bias(model: nn.Module) -> bool:
     AttentionMaskInterface.register(NAME, padding_mask)
     model.set_attn_implementation(NAME)  # type: ignore[operator]
     for layer in layers:
-        layer.register_forward_pre_hook(_give_bias, with_kwargs=True)
+        layer.register_forward_pre_hook(_prepare_inputs, with_kwargs=True)
     return True
 
 
@@ -58,7 +72,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    position_bias: torch.Tensor,
+    position_bias: Bias,
     dropout: float = 0.0,
     scaling: float = 1.0,
     **_: Any,
@@ -71,64 +85,94 @@ def attend(
         key: [B, H, K, D].
         value: [B, H, K, D].
         attention_mask: Not used: it is in the bias.
-        position_bias: What is added to the scores; broadcasts to [B, H, Q, K].
+        position_bias: What is added to the scores.
         dropout: Share of the weights that are dropped, after the softmax.
         scaling: T5: 1.
 
     Returns:
         [B, Q, H, D], and no weights.
     """
+    joined, position = position_bias
     trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if query.device.type == "cpu" and trains:
         query = query if scaling == 1.0 else query * scaling
-        attended = cpu_attention.attention(query, key, value, position_bias, dropout)
+        attended = cpu_attention.attention(query, key, value, joined, dropout, position)
     else:
+        if position is not None and torch.is_grad_enabled():
+            rows = len(query)
+            joined = _PassGradient.apply(position, joined, rows)  # type: ignore[no-untyped-call]
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=position_bias, dropout_p=dropout, scale=scaling
+            query, key, value, attn_mask=joined, dropout_p=dropout, scale=scaling
         )
     return attended.transpose(1, 2).contiguous(), None
 
 
-def _give_bias(
+class _PassGradient(torch.autograd.Function):
+    """The joined bias, whose gradient goes to the position bias, summed over the rows at once."""
+
+    @staticmethod
+    def forward(ctx: Any, position: torch.Tensor, joined: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the joined bias of each row, as a view: [B, H, Q, K]."""
+        ctx.dtype = position.dtype
+        return joined.expand(rows, *joined.shape[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return grad.sum(0, keepdim=True, dtype=ctx.dtype), None, None
+
+
+def _prepare_inputs(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give a stack's first layer the bias that it then hands on to the others."""
+    """Cast what a layer works on, once; give a stack's first layer the bias that it hands on."""
+    hidden = autocast(args[0] if args else kwargs.pop("hidden_states"))
+    source = kwargs.get("key_value_states")
+    if source is not None:
+        kwargs["key_value_states"] = source = autocast(source)
     if kwargs.get("position_bias") is None:
         caches = (kwargs.get(name) for name in ("past_key_values", "cache"))  # by version
         assert all(cache is None for cache in caches), "made for training: no cache"
-        hidden = args[0] if args else kwargs["hidden_states"]
-        source = kwargs.get("key_value_states")
         kwargs["position_bias"] = bias_of(
             layer, hidden, hidden if source is None else source, kwargs.get("mask")
         )
-    return args, kwargs
+    return (hidden, *args[1:]), kwargs
+
+
+def autocast(hidden: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the type that autocast gives to matrix products; as it is without it.
+
+    Linear layers that share an input cast it one by one otherwise, and its gradients back.
+    """
+    device = hidden.device.type
+    return (
+        hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+    )
 
 
 def bias_of(
     layer: Any, hidden: torch.Tensor, source: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+) -> Bias:
     """Return what is added to a layer's scores: position bias, and the lowest number if masked.
 
     Args:
         layer: T5's attention layer.
-        hidden: What asks, [B, Q, D].
+        hidden: What asks, [B, Q, D], in the type that queries have.
         source: What is asked, [B, K, D].
         mask: bool[B, 1, 1, K], or None.
-
-    Returns:
-        Broadcasts to [B, H, Q, K], in the type that queries have.
     """
-    device = hidden.device
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    device, dtype = hidden.device, hidden.dtype
     lowest = torch.finfo(dtype).min
     queries, keys = hidden.shape[1], source.shape[1]
     if layer.is_causal:
         causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()
         mask = causal[None, None] if mask is None else mask & causal
     if not layer.has_relative_attention_bias:
-        bias = torch.zeros((), dtype=dtype, device=device)
-        return bias.expand(1, 1, 1, keys) if mask is None else torch.where(mask, bias, lowest)
-    bias = layer.compute_bias(queries, keys, device=device).to(dtype)  # [1, H, Q, K]
-    return (bias if mask is None else torch.where(mask, bias, lowest)).contiguous()
+        zero = torch.zeros((), dtype=dtype, device=device)
+        return Bias(zero.expand(1, 1, 1, keys) if mask is None else torch.where(mask, zero, lowest))
+    position = layer.compute_bias(queries, keys, device=device)
+    # In float32 a CPU adds up layers first and then rows, as it always did: runs stay the same.
+    keep = (device.type == "cpu" and dtype == position.dtype) or not position.requires_grad
+    joined = position if keep else position.detach().to(dtype)
+    joined = (joined if mask is None else torch.where(mask, joined, lowest)).contiguous()
+    return Bias(joined, None if keep else position)

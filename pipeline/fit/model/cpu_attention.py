@@ -25,6 +25,7 @@ def attention(
     value: torch.Tensor,
     bias: torch.Tensor,
     dropout: float = 0.0,
+    position: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return softmax(query @ key.T + bias) @ value, with dropout of the weights: [B, H, Q, D].
 
@@ -34,9 +35,10 @@ def attention(
         value: [B, H, K, D].
         bias: Broadcasts to [B, H, Q, K]; over queries and keys only where it needs no gradient.
         dropout: Share of the weights that are dropped; the others grow by as much.
+        position: float32[1, H, Q, K], what the bias was made of, if it gets the gradient.
     """
     attended: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, bias, dropout
+        query, key, value, bias, dropout, position
     )
     return attended
 
@@ -52,6 +54,7 @@ class _Attention(torch.autograd.Function):
         value: torch.Tensor,
         bias: torch.Tensor,
         dropout: float,
+        position: torch.Tensor | None,
     ) -> torch.Tensor:
         shape = (*query.shape[:3], key.shape[2])  # B, H, Q, K
         heads = [side.flatten(0, 1) for side in (query, key, value)]
@@ -72,7 +75,9 @@ class _Attention(torch.autograd.Function):
                     used = used * kept[part]
                 torch.bmm(used, v, out=attended[part])
         ctx.save_for_backward(*heads, weights, kept)
-        ctx.shape, ctx.share, ctx.bias = shape, share, (bias.shape, bias.dtype)
+        ctx.shape, ctx.share = shape, share
+        learned = bias if position is None else position
+        ctx.bias = learned.shape, learned.dtype
         return attended.div_(share).reshape(*shape[:3], -1)
 
     @staticmethod
@@ -82,7 +87,7 @@ class _Attention(torch.autograd.Function):
         grad = (grad / ctx.share).flatten(0, 1)
         grads = [torch.empty_like(side) for side in heads]
         of_bias = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[5]:
             of_bias = torch.zeros(ctx.bias[0], dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
             for part in _parts(ctx.shape):
@@ -102,7 +107,9 @@ class _Attention(torch.autograd.Function):
                 torch.bmm(of_scores, k, out=grads[0][part])
                 torch.bmm(of_scores.transpose(1, 2), q, out=grads[1][part])
         query, key, value = (side.reshape(*ctx.shape[:2], *side.shape[1:]) for side in grads)
-        return query, key, value, None if of_bias is None else of_bias.to(ctx.bias[1]), None
+        learned = None if of_bias is None else of_bias.to(ctx.bias[1])
+        of_position = ctx.needs_input_grad[5]
+        return query, key, value, *((None, None, learned) if of_position else (learned, None, None))
 
 
 def _parts(shape: tuple[int, int, int, int]) -> Iterator[slice]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.fit.model import attention
-from pipeline.fit.model.attention import attend, share_bias
+from pipeline.fit.model.attention import Bias, attend, share_bias
 from pipeline.fit.model.loading import quiet_transformers
 
 
@@ -38,7 +38,7 @@ def test_the_scale_is_that_of_the_model(trains: bool) -> None:
     bias = torch.randn(1, 3, 4, 6)
     with torch.set_grad_enabled(trains):
         found, weights = attend(
-            torch.nn.Identity(), query, key, value, None, position_bias=bias, scaling=0.5
+            torch.nn.Identity(), query, key, value, None, position_bias=Bias(bias), scaling=0.5
         )
     wanted = F.softmax(0.5 * query @ key.transpose(2, 3) + bias, dim=-1) @ value
     assert weights is None
@@ -65,10 +65,11 @@ def test_a_stack_has_one_bias_and_cross_attention_no_table_of_zeros(
     seen: dict[int, torch.Tensor] = {}
     shapes: dict[str, set[tuple[int, ...]]] = {"encoder": set(), "decoder": set(), "cross": set()}
 
-    def note(module: Any, *heads: Any, position_bias: torch.Tensor, **rest: Any) -> Any:
-        seen[id(position_bias)] = position_bias  # kept, so that no id comes twice
+    def note(module: Any, *heads: Any, position_bias: Bias, **rest: Any) -> Any:
+        joined = position_bias.joined
+        seen[id(joined)] = joined  # kept, so that no id comes twice
         side = "decoder" if module.is_causal else "encoder" if not module.is_decoder else "cross"
-        shapes[side].add(tuple(position_bias.shape))
+        shapes[side].add(tuple(joined.shape))
         return attend(module, *heads, position_bias=position_bias, **rest)
 
     monkeypatch.setattr(attention, "attend", note)
@@ -97,14 +98,38 @@ def test_without_a_mask_nothing_is_masked(model: Any, still: Path) -> None:
 def test_a_bias_has_the_type_of_what_it_is_added_to(model: Any) -> None:
     layer = model.encoder.block[0].layer[0].SelfAttention
     hidden = torch.zeros(1, 4, 32)
-    assert attention.bias_of(layer, hidden, hidden, None).dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        mask = torch.tensor([[[[True, True, False, True]]]])
-        bias = attention.bias_of(layer, hidden, hidden, mask)
+    assert attention.bias_of(layer, hidden, hidden, None).joined.dtype == torch.float32
+    mask = torch.tensor([[[[True, True, False, True]]]])
+    bias, position = attention.bias_of(layer, hidden.bfloat16(), hidden, mask)
+    assert position is not None and position.dtype == torch.float32
+    assert not bias.requires_grad
     assert bias.dtype == torch.bfloat16
     assert bias.is_contiguous()
     assert bool((bias[..., 2] == torch.finfo(torch.bfloat16).min).all())
     assert bool((bias[..., :2].abs() < 100).all())
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "fused"])
+def test_a_layer_hands_back_a_gradient_without_rows_in_float32(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: kernel == "fused")
+    rows, position = 64, torch.randn(1, 2, 3, 4).requires_grad_()
+    query, key, value = (torch.randn(rows, 2, length, 8).bfloat16() for length in (3, 4, 4))
+    joined = position.detach().bfloat16().expand(rows, 2, 3, 4).contiguous()
+    found, _ = attend(
+        torch.nn.Identity(), query, key, value, None, position_bias=Bias(joined, position)
+    )
+    found.float().square().sum().backward()
+    exact = position.detach().bfloat16().float().requires_grad_()
+    scores = query.float() @ key.float().transpose(2, 3) + exact
+    (scores.softmax(-1) @ value.float()).square().sum().backward()
+    assert position.grad is not None and exact.grad is not None
+    assert position.grad.dtype == torch.float32
+    assert position.grad.shape == (1, 2, 3, 4)
+    torch.testing.assert_close(position.grad, exact.grad, rtol=0.02, atol=0.2)
+    rounded = position.grad.bfloat16().float()
+    assert not torch.equal(position.grad, rounded)  # it was never in bfloat16
 
 
 def test_what_is_saved_knows_nothing_of_it(model: Any, still: Path, tmp_path: Path) -> None:

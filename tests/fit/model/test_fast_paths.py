@@ -214,6 +214,26 @@ def test_bfloat16_learns_as_float32_does(config: FitConfig, still: Path, tmp_pat
     assert half != full
 
 
+def test_gradients_are_those_of_plain_transformers_as_near_as_bfloat16_is(
+    still: Path, batch: Batch
+) -> None:
+    """No further from float32's than those of plain transformers under the same autocast."""
+    exact = fast(load(still), batch)
+    errors = []
+    for changes in ((), (share_bias, fuse_layers)):
+        model = load(still)
+        for change in changes:
+            change(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, gradients = fast(model, batch)
+        assert loss == pytest.approx(exact[0], rel=1e-3)
+        errors.append([float((gradients[n] - g).norm() / g.norm()) for n, g in exact[1].items()])
+    plain, ours = (sorted(each) for each in errors)
+    middle = len(plain) // 2
+    assert ours[middle] < 1.1 * plain[middle]
+    assert ours[-1] < 1.1 * plain[-1]
+
+
 def test_bfloat16_holds_what_float16_does_not(still: Path, batch: Batch) -> None:
     """Large T5s have activations beyond float16's 65,504 behind their feed-forward."""
     model = load(still)
