@@ -13,6 +13,12 @@ from pipeline.fit.checkpoint.output import holding_output, make_output_folder
 from pipeline.fit.checkpoint.resuming import find_state
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.prepared import PreparedData, check_shards, open_data
+from pipeline.fit.device import (
+    is_out_of_memory,
+    precision_notes,
+    set_allocator,
+    set_attention,
+)
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
 from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.distributed.launch import join_processes
@@ -59,6 +65,8 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         return Path(config.output_dir)
     data, stop = open_data(config), None
     check_packages(config)
+    set_allocator()
+    set_attention()
     with hidden_sharding(), join_processes(config, world) as accelerator:
         check_device(config, accelerator.device)
         ctx = build_context(config, accelerator, data)
@@ -155,6 +163,8 @@ def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         elif config.tf32:
             note("--tf32 means nothing on this device; ignored")
+    for line in precision_notes(accelerator.device, bf16=config.bf16, tf32=config.tf32):
+        note(line)
     if config.fsdp and accelerator.num_processes == 1:
         note("--fsdp means nothing in one process, which holds the whole model")
 
@@ -168,9 +178,9 @@ def explained_errors(ctx: RunContext) -> Iterator[None]:
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise out_of_memory(ctx) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(ctx) from error
         if ctx.config.torch_compile and is_of_the_compiler(error):
             raise not_compiled(error) from error
         raise

@@ -25,7 +25,7 @@ from pipeline.fit.stage import build_context, explained_errors
 from pipeline.fit.training.build import build_trainer
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult
-from pipeline.fit.training.throughput import METRICS
+from pipeline.fit.training.throughput import METRICS, OF_DATA_SHEET
 from pipeline.store.manifest import Manifest, Shard, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 from pipeline.tokenizer import TextTokenizer
@@ -200,7 +200,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 def log_of(folder: Path) -> list[dict[str, float]]:
     """Return a run's log without the times and the memory in it."""
-    measured = {*METRICS, "train_runtime", "eval_runtime"}
+    measured = {*METRICS, OF_DATA_SHEET, "train_runtime", "eval_runtime"}
     measured |= {"train_samples_per_second", "train_steps_per_second"}
     return [
         {name: value for name, value in entry.items() if name not in measured}

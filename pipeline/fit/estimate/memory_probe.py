@@ -15,6 +15,8 @@ from pipeline.errors import ConfigError
 from pipeline.fit.checkpoint.rng import restore_rng_state, rng_state
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.micro_batches import Shape
+from pipeline.fit.device import is_out_of_memory
+from pipeline.fit.distributed.ddp import keeps_gradients
 from pipeline.fit.distributed.fsdp import can_run_alone, without_communication
 
 MOST_ROWS = 1_000_000
@@ -136,11 +138,13 @@ class MemoryProbe:
                     if not kept:
                         size = self._reserved + spare
                         kept.append(torch.empty(size, dtype=torch.uint8, device=device))
-        except torch.cuda.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             kept.clear()
-            model.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=not keeps_gradients(model))
             restore_rng_state(generators)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -165,8 +169,10 @@ def warm_up_ddp_buckets(
     if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
         return
     generators = rng_state()
-    accelerator.backward(model(**full_batch(shape, token_id, accelerator.device)))
-    model.zero_grad(set_to_none=True)
+    for _ in range(2):  # the second forward pass makes new buckets, the backward pass fills them
+        model.zero_grad(set_to_none=True)
+        accelerator.backward(model(**full_batch(shape, token_id, accelerator.device)))
+    model.zero_grad(set_to_none=False)
     restore_rng_state(generators)
 
 

@@ -17,6 +17,7 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import Feeder, cutter_for
 from pipeline.fit.data.micro_batches import Cutter, Shape
 from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.signals import StopRequest
@@ -204,9 +205,11 @@ def _restore(
             restore_rng_state(checkpoint.rng_state(accelerator.process_index))
         else:
             note(_on_other_processes(checkpoint, ctx.plan, accelerator.num_processes))
-    except (DuetError, torch.cuda.OutOfMemoryError):
+    except DuetError:
         raise
     except Exception as error:  # states of a wrong shape fail wherever they are first used
+        if is_out_of_memory(error):
+            raise
         raise damaged(checkpoint.folder, error) from error
 
 

@@ -21,6 +21,7 @@ _WORDS: dict[str, Callable[[float], str]] = {
     "train_runtime": "seconds {:.4g}".format,
     "target_tokens_per_second": "{:,.0f} target tokens/s".format,
     "mfu": lambda share: f"{percent(share)} of peak",
+    "mfu_datasheet": lambda share: f"{percent(share)} of the data sheet's",
     "padding_share": lambda share: f"padding {percent(share)}",
     "data_wait_share": lambda share: f"data wait {percent(share)}",
     "peak_memory_gib": "{:.1f} GiB".format,

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import StepFeed, to_device
+from pipeline.fit.distributed.ddp import keeps_gradients
 from pipeline.fit.distributed.fsdp import full_tensor
 from pipeline.fit.distributed.signals import StopRequest, asked_for
 from pipeline.fit.training.nonfinite import diverged, rows_without_loss
@@ -88,7 +89,7 @@ class TrainingStep:
                 raise
             raise diverged(step, error) from error
         self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=not keeps_gradients(self._model))
         return StepResult(
             loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate, stop=stop
         )

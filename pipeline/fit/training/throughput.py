@@ -9,6 +9,8 @@ import time
 
 import torch
 
+from pipeline.fit.device import data_sheet_peak
+
 METRICS = (
     "target_tokens_per_second",
     "mfu",
@@ -17,7 +19,9 @@ METRICS = (
     "peak_memory_gib",
     "seconds_left",
 )
-"""The names in the log."""
+"""The names in the log; ``mfu`` is of the peak that was measured."""
+OF_DATA_SHEET = "mfu_datasheet"
+"""One more: ``mfu`` of the maker's figure, on a device where that is known."""
 
 
 class Meter:
@@ -46,6 +50,7 @@ class Meter:
         self._device, self._processes, self._passes = device, processes, passes
         self._total, self._first = total_steps, first_step
         self._peak = matmul_peak(device, dtype)
+        self._data_sheet = _data_sheet(device, dtype)
         self._waited_before = 0.0
         self._reset()
         if device.type == "cuda":
@@ -79,9 +84,12 @@ class Meter:
         """Return the values of ``METRICS`` for the steps since the last reading; ``step``: done."""
         seconds = max(self._seconds, 1e-9)
         elapsed = time.perf_counter() - self._began
+        useful = self._passes * self._useful / seconds / self._processes
+        of_data_sheet = {OF_DATA_SHEET: useful / self._data_sheet} if self._data_sheet else {}
         values = {
             "target_tokens_per_second": self._tokens / seconds,
-            "mfu": self._passes * self._useful / seconds / (self._peak * self._processes),
+            "mfu": useful / self._peak,
+            **of_data_sheet,
             "padding_share": 1 - self._useful / max(self._padded, 1.0),
             "data_wait_share": self._waited / seconds,
             "peak_memory_gib": peak_memory(self._device) / 2**30,
@@ -93,6 +101,13 @@ class Meter:
     def _reset(self) -> None:
         self._seconds = self._waited = self._useful = self._padded = 0.0
         self._tokens = 0
+
+
+def _data_sheet(device: torch.device, dtype: torch.dtype) -> float | None:
+    if device.type != "cuda":
+        return None
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return data_sheet_peak(torch.cuda.get_device_name(device), dtype, tf32=tf32)
 
 
 @functools.cache

@@ -160,3 +160,22 @@ def test_trackers_and_the_progress_line_have_them(
     assert f", {speed:,.0f} target tokens/s, " in lines[0]
     for word in (" % of peak, padding ", " %, data wait ", " GiB, ", " left"):
         assert word in lines[0]
+
+
+def test_on_a_known_gpu_the_share_of_its_data_sheet_is_there_too(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "peak_memory", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    meter = Meter(
+        device=torch.device("cuda"),
+        dtype=torch.bfloat16,
+        processes=2,
+        total_steps=1,
+        first_step=0,
+        passes=3,
+    )
+    clock.now += 2
+    meter.step(target_tokens=1, useful_flops=989e12, padded_flops=989e12, waited=0.0)
+    assert meter.read(1)["mfu_datasheet"] == pytest.approx(3 / 2 / 2)
