@@ -39,7 +39,7 @@ from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter, start_trackers
 from pipeline.fit.training.optim import make_optimizer, make_schedule, take_over
-from pipeline.fit.training.step import TrainingStep
+from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import Meter
 from pipeline.fit.training.trainer import Trainer
 from pipeline.logs import note
@@ -116,6 +116,7 @@ def build_trainer(
             dataset=ctx.data.train,
             stop=stop,
             max_grad_norm=config.max_grad_norm,
+            late=can_read_late(optimizer, accelerator.device),
         ),
         evaluator=_evaluator(ctx, model),
         checkpointer=Saver(ctx, wrapped, optimizer, schedule, state),

@@ -3,6 +3,10 @@
 A step is the same on any number of processes and however its rows are cut: its loss is the sum
 of its token losses over its target tokens, on all processes. The number of target tokens is
 known from the rows' lengths, so no process has to ask another before the backward pass.
+
+On a GPU what a step found out is read when the next one is launched, so that the device always has
+work. A loss or gradient that is no finite number keeps the device from changing anything by itself;
+the error comes one step later.
 """
 
 import contextlib
@@ -37,6 +41,61 @@ class StepResult:
     """The signal by which a process was asked to stop; the same on all of them."""
 
 
+class PendingStep:
+    """A step that was launched, and that the device may still be working on.
+
+    Args:
+        values: Loss, signals, gradient norm, on the device: float32[values].
+        feed: The step's batches.
+        step: Its number.
+        losses: Those of this process's micro-batches.
+        learning_rate: The rate that the step uses.
+        dataset: What the rows of the batches are from.
+    """
+
+    def __init__(
+        self,
+        values: torch.Tensor,
+        feed: StepFeed,
+        step: int,
+        *,
+        losses: list[torch.Tensor],
+        learning_rate: float,
+        dataset: SupervisedDataset,
+    ) -> None:
+        self.feed, self.step = feed, step
+        self._losses, self._rate, self._dataset = losses, learning_rate, dataset
+        # Into pinned memory; the event tells when it is there, whatever is launched after it.
+        self._values = values.to("cpu", non_blocking=True)
+        event: Any = torch.cuda.Event
+        self._copied = event() if values.device.type == "cuda" else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def result(self) -> StepResult:
+        """Return what the step found out, as soon as it is known.
+
+        Raises:
+            ModelError: Loss or gradient is no finite number; the weights are as before the step.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, *signals, norm = self._values.tolist()
+        tokens = self.feed.target_tokens
+        if not math.isfinite(loss):
+            culprits = rows_without_loss(self.feed.parts, self._losses, self._dataset)
+            raise diverged(self.step, f"loss {loss / max(tokens, 1):.4g}{culprits}")
+        if not math.isfinite(norm):
+            raise diverged(self.step, f"loss {loss / max(tokens, 1):.4g}, grad norm {norm:.4g}")
+        return StepResult(
+            loss=loss,
+            tokens=tokens,
+            grad_norm=norm,
+            learning_rate=self._rate,
+            stop=asked_for(torch.tensor(signals)),
+        )
+
+
 class TrainingStep:
     """Takes one optimizer step on given batches.
 
@@ -48,6 +107,7 @@ class TrainingStep:
         dataset: What the rows of the batches are from; its conversations are named in errors.
         stop: Whether this process was asked to stop.
         max_grad_norm: The gradient is clipped to this total norm; 0: not.
+        late: Launch steps without waiting for the device: see ``can_read_late``.
     """
 
     def __init__(
@@ -60,28 +120,39 @@ class TrainingStep:
         dataset: SupervisedDataset,
         stop: StopRequest,
         max_grad_norm: float,
+        late: bool = False,
     ) -> None:
         self._accelerator, self._model = accelerator, model
         self._optimizer, self._schedule = optimizer, schedule
         self._dataset, self._stop = dataset, stop
         self._max_grad_norm = max_grad_norm
+        self.late = late
+        self._nonfinite: torch.Tensor | None = None
 
     def __call__(self, feed: StepFeed, step: int) -> StepResult:
-        """Train on the batches of a step.
+        """Train on the batches of a step, and wait for what it found out.
 
         Raises:
             ModelError: Loss or gradient is no finite number; the weights are as before the step.
         """
-        tokens = feed.target_tokens
-        losses = self._backward(feed, tokens)
-        loss, stop = self._sum(losses)
-        if not math.isfinite(loss):
-            culprits = rows_without_loss(feed.parts, losses, self._dataset)
-            raise diverged(step, f"loss {loss / max(tokens, 1):.4g}{culprits}")
-        grad_norm = self._clip()
-        if not math.isfinite(grad_norm):
-            raise diverged(step, f"loss {loss / max(tokens, 1):.4g}, grad norm {grad_norm:.4g}")
+        return self.launch(feed, step).result()
+
+    def launch(self, feed: StepFeed, step: int) -> PendingStep:
+        """Train on the batches of a step; where ``late``, without waiting for the device.
+
+        Raises:
+            ModelError: See ``PendingStep.result``; of this step only if not ``late``.
+        """
+        losses = self._backward(feed)
+        values = torch.cat([self._sum(losses), self._clip()[None]])
         rate = float(self._schedule.get_last_lr()[0])
+        pending = PendingStep(
+            values, feed, step, losses=losses, learning_rate=rate, dataset=self._dataset
+        )
+        if self.late:
+            self._skip_if_nonfinite(values)
+        else:
+            pending.result()
         try:
             self._optimizer.step()
         except RuntimeError as error:
@@ -90,16 +161,25 @@ class TrainingStep:
             raise diverged(step, error) from error
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=not keeps_gradients(self._model))
-        return StepResult(
-            loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=rate, stop=stop
-        )
+        return pending
 
-    def _backward(self, feed: StepFeed, tokens: int) -> list[torch.Tensor]:
+    def _skip_if_nonfinite(self, values: torch.Tensor) -> None:
+        """Let the optimizer leave weights and moments as they are, from a nonfinite step on.
+
+        The device decides, by the flag that a fused optimizer has for mixed precision. It stays:
+        steps that were launched before the host has read of it must change nothing either.
+        """
+        nonfinite = ~(values[0].isfinite() & values[-1].isfinite())
+        self._nonfinite = nonfinite if self._nonfinite is None else self._nonfinite | nonfinite
+        self._optimizer.found_inf = self._nonfinite.float()  # type: ignore[attr-defined]
+
+    def _backward(self, feed: StepFeed) -> list[torch.Tensor]:
         """Leave the gradient of the step's mean token loss; return each micro-batch's sum."""
         accelerator, model = self._accelerator, self._model
         # DistributedDataParallel takes the mean over processes, and accelerate divides by an
         # accumulation that its launcher may have set: both are undone.
-        scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / max(tokens, 1)
+        scale = accelerator.num_processes * accelerator.gradient_accumulation_steps
+        scale /= max(feed.target_tokens, 1)
         losses = []
         for i, batch in enumerate(feed.batches):
             last = i == len(feed.batches) - 1
@@ -109,17 +189,27 @@ class TrainingStep:
             losses.append(loss.detach())
         return losses
 
-    def _sum(self, losses: list[torch.Tensor]) -> tuple[float, signal.Signals | None]:
-        """Return the loss of all processes, and the signal that one of them got."""
-        device = self._accelerator.device
-        total = sum(losses, start=torch.zeros((), device=device))
-        flags = torch.tensor(self._stop.flags(), device=device)
-        values = torch.cat([total[None], flags])
-        summed = self._accelerator.reduce(values, reduction="sum").cpu()
-        return float(summed[0]), asked_for(summed[1:])
+    def _sum(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        """Return the loss of all processes, and how many of them got each signal."""
+        flags = self._stop.flags()
+        values = torch.zeros(1 + len(flags), device=self._accelerator.device)
+        values[0] = sum(losses, start=values[0])
+        for i, flag in enumerate(flags, 1):
+            if flag:  # a tensor made of the list would wait for the device
+                values[i] = flag
+        summed: torch.Tensor = self._accelerator.reduce(values, reduction="sum")
+        return summed
 
-    def _clip(self) -> float:
+    def _clip(self) -> torch.Tensor:
         """Clip the gradient; return its total norm before."""
         limit = self._max_grad_norm or math.inf
-        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        return float(full_tensor(norm))
+        return full_tensor(self._accelerator.clip_grad_norm_(self._model.parameters(), limit))
+
+
+def can_read_late(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Return whether steps are launched before the last one's result is read.
+
+    On a CPU nothing runs ahead. Of the optimizers, the fused ones can be told on the device to
+    leave everything as it is.
+    """
+    return device.type == "cuda" and all(group.get("fused") for group in optimizer.param_groups)

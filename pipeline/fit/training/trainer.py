@@ -16,7 +16,7 @@ from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
-from pipeline.fit.training.step import StepResult, TrainingStep
+from pipeline.fit.training.step import PendingStep, StepResult, TrainingStep
 from pipeline.fit.training.throughput import Meter
 from pipeline.logs import note
 
@@ -99,21 +99,22 @@ class Trainer:
             return stop  # nothing is new since the checkpoint
         rows = map(self.sampler.rows_of, range(state.step, plan.total_steps))
         self.meter.resume()
+        last: PendingStep | None = None
         with self.loader.ahead(rows) as feeds:
             for step, feed in enumerate(feeds, state.step + 1):
                 self.callback.on_step_begin(step)
-                result = self.step(feed, step)
-                self._count(feed, result)
-                self.callback.on_step_end(step, result)
-                self.checkpointer.check()
-                self.reporter.step_done(
-                    step, result.loss / max(result.tokens, 1), result.learning_rate
-                )
+                launched = self.step.launch(feed, step)
+                asked = self._finish(last).stop if last is not None else None
+                if self.step.late and not asked and not self._is_anything_due(step):
+                    last = launched
+                    continue
+                last, result = None, self._finish(launched)
                 if plan.due(plan.logging, step):
                     self._log(result)
                 state.evaluation_is_due = plan.due(plan.evaluation, step)
                 unfinished = step < plan.total_steps or state.evaluation_is_due
-                stop = (result.stop if unfinished else None) or self._evaluate_if_due()
+                stop = (asked or result.stop) if unfinished else None
+                stop = stop or self._evaluate_if_due()
                 state.seconds = before + time.perf_counter() - start
                 if plan.due(plan.saving, step) or stop:
                     self.checkpointer()
@@ -123,6 +124,22 @@ class Trainer:
                 self.meter.resume()
         state.seconds = before + time.perf_counter() - start
         return None
+
+    def _is_anything_due(self, step: int) -> bool:
+        """Return whether something follows the step that must know what it found out."""
+        plan = self.plan
+        due = any(plan.due(each, step) for each in (plan.logging, plan.evaluation, plan.saving))
+        return due or step == plan.total_steps
+
+    def _finish(self, pending: PendingStep) -> StepResult:
+        """Wait for a step that was launched, and take in what it found out."""
+        result = pending.result()
+        self._count(pending.feed, result)
+        self.callback.on_step_end(pending.step, result)
+        self.checkpointer.check()
+        loss = result.loss / max(result.tokens, 1)
+        self.reporter.step_done(pending.step, loss, result.learning_rate)
+        return result
 
     def _evaluate_if_due(self) -> signal.Signals | None:
         """Evaluate; of a run that is asked to stop meanwhile, the resumed one does it."""
