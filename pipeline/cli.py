@@ -15,7 +15,6 @@ import typer
 from pipeline import __version__
 from pipeline.config import (
     CacheConfig,
-    ChatConfig,
     ExportConfig,
     FitConfig,
     InspectConfig,
@@ -24,6 +23,7 @@ from pipeline.config import (
 )
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
+from pipeline.generation.config import ChatConfig
 from pipeline.logs import note
 from pipeline.world import World
 
@@ -63,7 +63,7 @@ def _cache(config: CacheConfig) -> None:
 
 
 def _chat(config: ChatConfig) -> None:
-    from pipeline.chat import chat
+    from pipeline.generation.chat.stage import chat
 
     chat(config)
 

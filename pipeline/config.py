@@ -416,21 +416,6 @@ class CacheConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig(Settings):
-    """Settings of ``duet chat``: talk to a trained model."""
-
-    model: str = option(help="The trained folder: the --output-dir of fit.", positional=True)
-    message: str | None = option(None, help="Answer this one message and end.")
-    system: str | None = option(None, help="A system text in place of the usual header.")
-    max_new_tokens: int = option(512, at_least(1), help="Most tokens of an answer.")
-    temperature: float = option(0.0, at_least(0), help="0: the likeliest token; above: sample.")
-    top_p: float = option(
-        0.95, above(0), share(), help="Sample from the likeliest tokens of this total probability."
-    )
-    seed: int = option(42, help="Seed of the sampling.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExportConfig(Settings):
     """Settings of ``duet export``: a trained folder in, one for other programs out."""
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ChatConfig, ExportConfig, FitConfig, PrepareConfig, TrainConfig
+from pipeline.config import ExportConfig, FitConfig, PrepareConfig, TrainConfig
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
+from pipeline.generation.config import ChatConfig
 
 FIT: dict[str, Any] = {"data_path": "d", "model_name_or_path": "m", "output_dir": "o"}
 PREPARE: dict[str, Any] = {"data_path": ("d",), "model_name_or_path": "m"}

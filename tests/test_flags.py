@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from pipeline.cli import COMMANDS, run
-from pipeline.config import ChatConfig, FitConfig, PrepareConfig, TrainConfig
+from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.flags import UsageError, flags_of, modernise
+from pipeline.generation.config import ChatConfig
 from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
 GOLDEN = Path(__file__).parent / "golden" / "flags.txt"

@@ -1,0 +1,1 @@
+"""``duet chat``: stage (the loop), session (turns and commands), terminal (what is shown)."""

@@ -1,0 +1,261 @@
+"""A trained folder, or one exported for CTranslate2, to what writes answers with it."""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import ExportConfig
+from pipeline.errors import ConfigError, DuetError, InputError, ModelError
+from pipeline.export import export
+from pipeline.fit.model.loading import load_trained
+from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter, name_of_weights
+from pipeline.generation.config import GenerationOptions
+from pipeline.generation.engine.answer import Sampling
+from pipeline.generation.engine.ctranslate2_decoder import CTranslate2Decoder
+from pipeline.generation.engine.decoder import Decoder
+from pipeline.generation.engine.scheduler import Engine
+from pipeline.generation.engine.transformers_decoder import TransformersDecoder
+from pipeline.generation.source import SourceEncoder
+from pipeline.logs import note
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.window import saved_length
+
+_EXPORTED = "model.bin"
+_MAX_ROWS = {"cpu": 64, "cuda": 256}
+_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.6}
+"""Of the free memory, what keys and values may take; the rest is for what computes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model ready to answer."""
+
+    name: str
+    tokenizer: TextTokenizer
+    source: SourceEncoder
+    target_length: int
+    """Most tokens of an answer in its training."""
+    eos_ids: frozenset[int]
+    decoder: Decoder
+
+    def engine(self, *, max_waiting: int | None = None) -> Engine:
+        """Return a fresh engine; one at a time for a model."""
+        return Engine(self.decoder, self.tokenizer, eos_ids=self.eos_ids, max_waiting=max_waiting)
+
+    def sampling(self, options: GenerationOptions, *, seed: int | None = None) -> Sampling:
+        """Return how an answer is written by some settings."""
+        length = options.max_new_tokens
+        return Sampling(
+            max_new_tokens=self.target_length if length is None else length,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            num_beams=options.num_beams,
+            repetition_penalty=options.repetition_penalty,
+            stop=options.stop,
+            seed=options.seed if seed is None else seed,
+        )
+
+
+def open_model(folder: Path, options: GenerationOptions) -> TrainedModel:
+    """Load a trained folder, or one that was exported for CTranslate2.
+
+    Raises:
+        InputError: There is no trained folder.
+        ModelError: It cannot be loaded.
+        ConfigError: A package is missing, or the device lacks what was asked for.
+    """
+    check_trained(folder)
+    is_exported = (folder / _EXPORTED).is_file()
+    tokenizer = load_tokenizer(str(folder))
+    if is_exported or options.engine == "ctranslate2":
+        exported = folder if is_exported else _exported(folder)
+        return _described(folder, tokenizer, _ctranslate2(exported, tokenizer, options), None)
+    model = load_trained(folder).eval()
+    return _described(folder, tokenizer, transformers_decoder(model, options), model)
+
+
+def check_trained(folder: Path) -> None:
+    """Refuse a folder that holds no model.
+
+    Raises:
+        InputError: It does not.
+    """
+    names = ("config.json", ADAPTER_FILES[1], _EXPORTED)
+    if not any((folder / name).is_file() for name in names):
+        raise InputError(
+            "no trained model",
+            where=folder,
+            got="neither config.json nor adapter_config.json in it",
+            do="give the --output-dir of duet fit",
+        )
+
+
+def transformers_decoder(model: Any, options: GenerationOptions) -> TransformersDecoder:
+    """Move a model to its device; return what writes with it.
+
+    Raises:
+        ConfigError: ``--bf16`` on a device without it.
+    """
+    device = _device()
+    if _is_bf16(options, device):
+        model = model.to(torch.bfloat16)
+    model = model.to(device)
+    return TransformersDecoder(
+        model,
+        max_rows=_MAX_ROWS[device],
+        max_tokens=options.max_batch_tokens or _tokens_in_memory(model.config, device, model.dtype),
+    )
+
+
+def _described(
+    folder: Path, tokenizer: TextTokenizer, decoder: Decoder, model: Any
+) -> TrainedModel:
+    saved = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    window = saved_length(saved)
+    return TrainedModel(
+        name=str(folder),
+        tokenizer=tokenizer,
+        source=SourceEncoder(tokenizer, window),
+        target_length=_target_length(folder, window),
+        eos_ids=eos_ids(tokenizer, model),
+        decoder=decoder,
+    )
+
+
+def eos_ids(tokenizer: TextTokenizer, model: Any) -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's, and those of a model's settings."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    also = named if isinstance(named, list) else [] if named is None else [named]
+    return frozenset([tokenizer.eos_id, *also])
+
+
+def _target_length(folder: Path, window: int) -> int:
+    """Return the longest answer of the training, from its ``run.json``."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        length = run["prepared"]["config"]["max_target_length"]
+        if isinstance(length, int) and length >= 1:
+            return length
+    return window
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_bf16(options: GenerationOptions, device: str) -> bool:
+    has_it = device == "cpu" or torch.cuda.is_bf16_supported()
+    if options.bf16 and not has_it:
+        raise ConfigError(
+            "this GPU has no bfloat16", where="--bf16", got=True, do="leave --bf16 out"
+        )
+    return device == "cuda" and has_it if options.bf16 is None else options.bf16
+
+
+def _tokens_in_memory(config: Any, device: str, dtype: torch.dtype) -> int:
+    """Return how many tokens' keys and values a part of the free memory holds."""
+    layers: int = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+    heads: int = getattr(config, "num_heads", None) or config.num_attention_heads
+    width: int = heads * (getattr(config, "d_kv", None) or config.hidden_size // heads)
+    bytes_each = 2 * layers * width * dtype.itemsize
+    return max(int(_free_memory(device) * _MEMORY_SHARE[device]) // bytes_each, 1)
+
+
+def _free_memory(device: str) -> int:
+    """Return the bytes that are free: on the device, in the machine, or left to a container."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return free
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return max(free, 0)
+
+
+def _ctranslate2(
+    folder: Path, tokenizer: TextTokenizer, options: GenerationOptions
+) -> CTranslate2Decoder:
+    _require_ctranslate2(folder)
+    if options.temperature > 0:
+        note("CTranslate2 draws by a generator of its own: --seed does not fix its answers")
+    device = _device()
+    return CTranslate2Decoder(
+        folder,
+        device=device,
+        compute_type="bfloat16" if _is_bf16(options, device) else "float32",
+        max_rows=_MAX_ROWS[device],
+        max_tokens=options.max_batch_tokens or _exported_tokens(folder, device),
+    )
+
+
+def _exported_tokens(folder: Path, device: str) -> int:
+    """Return how many tokens' keys and values fit beside an exported model.
+
+    It does not say its sizes. A Flan-T5's weights are at least 6,000 times what a token's keys and
+    values take (-small; 29,000 times in -xl), so these are never too many.
+    """
+    bytes_each = max((folder / _EXPORTED).stat().st_size // 6000, 1)
+    return max(int(_free_memory(device) * _MEMORY_SHARE[device]) // bytes_each, 4096)
+
+
+def _require_ctranslate2(where: object) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("ctranslate2") is None:
+        raise ConfigError(
+            "the engine's package is missing",
+            where=where,
+            got="no ctranslate2",
+            do='pip install "duet-t5[ctranslate2]"',
+        )
+
+
+def _exported(folder: Path) -> Path:
+    """Return a trained folder's export for CTranslate2, beside its weights; made once.
+
+    Raises:
+        OutputError: It cannot be written there.
+    """
+    _require_ctranslate2("--engine ctranslate2")
+    output = folder / f"ctranslate2-{_name_of(folder)}"
+    if not (output / _EXPORTED).is_file():
+        note(f"exporting the model once, to {output}")
+        export(
+            ExportConfig(
+                model=str(folder),
+                output_dir=str(output),
+                merge=is_adapter(folder),
+                format="ctranslate2",
+            )
+        )
+    return output
+
+
+def _name_of(folder: Path) -> str:
+    """Return a name of the weights in a trained folder: another after another training."""
+    try:
+        if is_adapter(folder):
+            digest = hashlib.sha256()
+            for name in ADAPTER_FILES:
+                digest.update((folder / name).read_bytes())
+            return digest.hexdigest()[:12]
+        return name_of_weights(str(folder), None)[:12]
+    except DuetError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "the model's weights cannot be read",
+            where=folder,
+            got=error,
+            do="copy the model's folder again",
+        ) from error
