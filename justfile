@@ -21,6 +21,12 @@ test: lint types docs-check
 test-slow: _venv
     {{ bin }}/python -m pytest -m "not gpu"
 
+# Feed prepare so many lists of records that hypothesis makes up, anew each time
+fuzz examples="10000": _venv
+    for i in $(seq {{ examples }} -5000 1); do \
+        FUZZ_EXAMPLES=$(( i < 5000 ? i : 5000 )) {{ bin }}/python -m pytest -q -k any_records tests/prepare/test_fuzz.py; \
+    done
+
 # Ruff and the import rules between the layers
 lint: _venv
     {{ bin }}/ruff check .

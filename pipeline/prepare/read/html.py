@@ -23,9 +23,11 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 _BLOCK = "(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)"
-_OPENS = re.compile(rf"\s*<{_BLOCK}(?:\s[^<>]*)?>", re.IGNORECASE)
+_OPENS = re.compile(rf"[ \t\n\r]*<{_BLOCK}(?:\s[^<>]*)?>", re.IGNORECASE)
 _CLOSES = re.compile(rf"</{_BLOCK}>\s*\Z", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?:language|lang)-([\w+#.-]+)")
+HTML_STARTS = ("<", " ", "\t", "\n", "\r")
+"""A text that begins with none of these is no HTML."""
 _PAGE_PARTS = ("button", "svg", "script", "style")
 _LONGEST_END = 64  # of a closing tag and the white space after it
 
@@ -36,7 +38,7 @@ def looks_like_html(text: str) -> bool:
     >>> [looks_like_html(text) for text in ("<p>Hi</p>", "<p> is a tag", "<html></html>")]
     [True, False, False]
     """
-    if text[:1] != "<" and not text[:1].isspace():
+    if not text.startswith(HTML_STARTS):
         return False
     return _OPENS.match(text) is not None and _CLOSES.search(text[-_LONGEST_END:]) is not None
 

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn, has_visible
 from pipeline.prepare.found import NumberText
 from pipeline.prepare.read.forms import form_of, nearest_form, turns_in, unread_form
-from pipeline.prepare.read.html import html_to_markdown, looks_like_html
+from pipeline.prepare.read.html import HTML_STARTS, html_to_markdown, looks_like_html
 from pipeline.prepare.read.tool_calls import tool_call_lines
 from pipeline.prepare.read.values import (
     RejectedError,
@@ -118,7 +118,16 @@ class _Parser:
             name = _id(value)
         else:
             raise wrong_shape(f"a record is an object, not {kind_of(value)}")
+        roles, add = self._roles, self._turns.append
         for i, message in enumerate(messages):
+            if type(message) is dict and len(message) == 2:  # the usual turn
+                speaker, text = message.get("from"), message.get("value")
+                role = roles.get(speaker) if type(speaker) is str else None
+                if role is None or role is Role.SYSTEM or type(text) is not str:
+                    pass
+                elif not text.startswith(HTML_STARTS):
+                    add(Turn(role, clean(text)))
+                    continue
             self._add(message, i)
         if not self._turns:
             raise RejectedError("no_turns", "a record without turns")
@@ -167,16 +176,6 @@ class _Parser:
 
     def _add(self, message: Any, i: int) -> None:
         """Take a turn."""
-        if type(message) is dict and len(message) == 2:  # the usual one
-            name, text = message.get("from"), message.get("value")
-            role = self._roles.get(name) if type(name) is str else None
-            if role is not None and type(text) is str:
-                if role is not Role.SYSTEM or has_visible(text):
-                    self._turns.append(Turn(role, self._cleaned(text)))
-                return
-        self._add_unusual(message, i)
-
-    def _add_unusual(self, message: Any, i: int) -> None:
         if not isinstance(message, dict):
             raise wrong_shape(f"turn {i} is an object, not {kind_of(message)}")
         self._refuse_media(message, f"turn {i}")
