@@ -31,7 +31,7 @@ from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_trainer, out_of_memory
 from pipeline.fit.training.callback import TrainerCallback
-from pipeline.fit.training.logging import check_trackers
+from pipeline.fit.training.trackers import check_trackers
 from pipeline.logs import note
 from pipeline.store.fingerprint import key_of
 from pipeline.world import World

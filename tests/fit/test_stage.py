@@ -260,18 +260,6 @@ def test_a_tracker_that_is_not_installed(
     assert not Path(config.output_dir).exists()
 
 
-def test_a_tracker_that_cannot_start(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    import accelerate
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("no API key")
-
-    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", fail)
-    with pytest.raises(ConfigError, match="cannot be started") as caught:
-        fit(changed(config, report_to="tensorboard"))
-    assert caught.value.got == "no API key"
-
-
 @pytest.mark.parametrize(
     ("kind", "seen", "words"),
     [

@@ -44,8 +44,6 @@ def join_processes(config: FitConfig, world: World) -> Iterator[Any]:
         # Unless told so, accelerate does not join processes that have no GPU.
         cpu=world.size > 1 and not _has_gpu(),
         mixed_precision="bf16" if config.bf16 else "no",
-        log_with=config.trackers or None,
-        project_dir=config.output_dir,
         kwargs_handlers=[parallel, autocast, group],
     )
     check_joined(accelerator, world.size)
@@ -55,9 +53,6 @@ def join_processes(config: FitConfig, world: World) -> Iterator[Any]:
         if accelerator.num_processes > 1 and _is_of_a_collective(error):
             raise _left_alone(accelerator, error) from error
         raise
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
     # Only after a good end: after a fault the others may wait in a collective, and so would this.
     if not was_joined:
         accelerator.state.destroy_process_group()

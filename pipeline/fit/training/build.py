@@ -37,7 +37,7 @@ from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
-from pipeline.fit.training.logging import Reporter, start_trackers
+from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.optim import make_optimizer, make_schedule, take_over
 from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import Meter
@@ -85,7 +85,6 @@ def build_trainer(
     probe = _memory_probe(ctx, model, wrapped, optimizer)
     max_rows = _rows_at_once(ctx, probe, model)
     _restore(ctx, checkpoint, optimizer, schedule, step=state.step)
-    start_trackers(config, accelerator)
 
     sampler = StepPlan(
         *ctx.data.train.lengths,
@@ -121,7 +120,13 @@ def build_trainer(
         evaluator=_evaluator(ctx, model),
         checkpointer=Saver(ctx, wrapped, optimizer, schedule, state),
         meter=_meter(config, accelerator, plan, first_step=state.step),
-        reporter=Reporter(accelerator, plan.total_steps, state.step),
+        reporter=Reporter(
+            config,
+            is_main=accelerator.is_main_process,
+            total_steps=plan.total_steps,
+            first_step=state.step,
+            log=state.log,
+        ),
         stop=stop,
         hosts=hosts,
         run_metadata=run_metadata,

@@ -3,13 +3,16 @@
 Everything goes to stderr, from the main process alone.
 """
 
-import importlib.util
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
 from pipeline.config import FitConfig
-from pipeline.errors import ConfigError
+from pipeline.fit.training.trackers import Trackers
 from pipeline.logs import Bar
+from pipeline.store.atomic import output_errors, write_file
 
 _WORDS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4g}".format,
@@ -30,38 +33,69 @@ _WORDS: dict[str, Callable[[float], str]] = {
 """What an entry's values are shown as, in this order."""
 
 
-class Reporter:
-    """Shows steps and log entries, and passes the entries on to the trackers."""
+LOG_FILE = "log.jsonl"
+"""In the output folder: each log entry as it comes, one JSON object a line."""
 
-    def __init__(self, accelerator: Any, total_steps: int, first_step: int) -> None:
-        """``first_step``: steps that were done before this sitting."""
-        self._accelerator, self._total = accelerator, total_steps
-        self._bar = Bar(
-            "training",
-            total_steps,
-            unit="steps",
-            start=first_step,
-            shown=accelerator.is_main_process,
-        )
+
+class Reporter:
+    """Shows steps and log entries, and passes the entries on to ``log.jsonl`` and the trackers.
+
+    Args:
+        config: The settings.
+        is_main: Whether this is the process that reports.
+        total_steps: Of the run.
+        first_step: Steps done before this session.
+        log: The entries so far. The file begins with these, so that a resumed run has no entry
+            twice, and none that its checkpoint does not know.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        *,
+        is_main: bool,
+        total_steps: int,
+        first_step: int,
+        log: Sequence[Mapping[str, float]],
+    ) -> None:
+        self._is_main, self._total, self._log = is_main, total_steps, log
+        self._path = Path(config.output_dir) / LOG_FILE
+        self._trackers = Trackers(config, first_step=first_step, is_main=is_main)
+        self._bar = Bar("training", total_steps, unit="steps", start=first_step, shown=is_main)
 
     def __enter__(self) -> Self:
-        """Start the bar, on a terminal."""
+        """Start the trackers, the file, and, on a terminal, the bar.
+
+        Raises:
+            ConfigError: A tracker cannot start.
+            OutputError: The file cannot be written.
+        """
+        if self._is_main:
+            write_file(self._path, "".join(map(_json_line, self._log)))
+        self._trackers.start()
         self._bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
+        """Take the bar away and end the trackers."""
         self._bar.__exit__()
+        self._trackers.finish()
 
     def step_done(self, step: int, loss: float, rate: float) -> None:
         """Show that a step is done, on a terminal."""
         self._bar.update(step, f"loss {loss:.4f}, rate {rate:.2e}")
 
     def entry(self, values: Mapping[str, float]) -> None:
-        """Print a log entry and send it to the trackers."""
-        if self._accelerator.is_main_process:
+        """Print a log entry, add it to the file and send it to the trackers.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        if self._is_main:
             self._bar.print(self._line(values))
-        self._accelerator.log(_tracked(values), step=int(values["step"]))
+            with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(_json_line(values))
+            self._trackers.log(_tracked(values), step=int(values["step"]))
 
     def _line(self, values: Mapping[str, float]) -> str:
         step = int(values["step"])
@@ -104,48 +138,11 @@ def _tracked(values: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def start_trackers(config: FitConfig, accelerator: Any) -> None:
-    """Start the trackers that the settings name.
+def _json_line(values: Mapping[str, float]) -> str:
+    """Return an entry as a line of JSON, which has no NaN and no infinity: null.
 
-    Raises:
-        ConfigError: One of them cannot start: it wants a login, a network, a disk.
+    >>> _json_line({"loss": float("nan"), "step": 3})
+    '{"loss": null, "step": 3}\\n'
     """
-    if not config.trackers:
-        return
-    named = {"name": config.run_name} if config.run_name else {}
-    try:
-        accelerator.init_trackers(
-            "duet", config=_plain(config), init_kwargs={"wandb": named, "trackio": named}
-        )
-    except Exception as error:  # each tracker has its own
-        raise ConfigError(
-            "a tracker cannot be started",
-            where=f"--report-to {config.report_to}",
-            got=error,
-            do="mend what it says, or use --report-to none",
-        ) from error
-
-
-def _plain(config: FitConfig) -> dict[str, bool | int | float | str]:
-    """Return the settings as trackers take them."""
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in values.items()
-    }
-
-
-def check_trackers(config: FitConfig) -> None:
-    """Refuse a tracker whose package is missing, before anything takes time.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                "a tracker's package is missing",
-                where=f"--report-to {name}",
-                got="not installed",
-                do=f"pip install {name}",
-            )
+    known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps(known) + "\n"

@@ -1,0 +1,134 @@
+"""TensorBoard, Weights & Biases, Trackio: started, written to and ended by the main process.
+
+A tracker never decides how a run ends. One that cannot start is one line before the first step;
+one that fails later is left out with one line, and the run goes on without it.
+"""
+
+import importlib.util
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError
+from pipeline.logs import note
+from pipeline.store.atomic import write_file
+
+PROJECT = "duet"
+"""Where runs are filed, unless the tracker's own environment variable names another."""
+RUN_ID_FILE = "run_id"
+"""In the output folder: the name that a resumed run finds its tracker's run by."""
+
+
+def check_trackers(config: FitConfig) -> None:
+    """Refuse a tracker whose package is missing, before anything takes time.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                "a tracker's package is missing",
+                where=f"--report-to {name}",
+                got="not installed",
+                do=f"pip install {name}",
+            )
+
+
+class Trackers:
+    """The trackers that the settings name; started, and still to be ended, are those in a list.
+
+    Args:
+        config: The settings.
+        first_step: Steps done before this session; 0 for a new run.
+        is_main: Whether this is the process that reports.
+    """
+
+    def __init__(self, config: FitConfig, *, first_step: int, is_main: bool) -> None:
+        self._config, self._first_step = config, first_step
+        self._names = config.trackers if is_main else []
+        self._started: list[Any] = []
+
+    def start(self) -> None:
+        """Start them.
+
+        Raises:
+            ConfigError: One cannot start: it wants a login, a network, a disk.
+        """
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        if not self._names:
+            return
+        run_id = self._run_id()
+        for name in self._names:
+            kwargs = self._arguments(name, run_id)
+            project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
+            try:
+                tracker = LOGGER_TYPE_TO_CLASS[name](project, **kwargs)
+                tracker.start()
+                self._started.append(tracker)
+                if not (name == "tensorboard" and self._first_step):  # it would be a second entry
+                    tracker.store_init_configuration(_plain(self._config))
+            except Exception as error:  # each tracker has its own
+                self.finish()
+                raise ConfigError(
+                    "a tracker cannot be started",
+                    where=f"--report-to {name}",
+                    got=error,
+                    do="do what it says, or use --report-to none",
+                ) from error
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Send values to all of them; one that fails is left out from then on."""
+        for tracker in list(self._started):
+            # A resumed run takes the steps after its checkpoint again; W&B refuses those.
+            if tracker.name == "wandb" and step < getattr(tracker.run, "step", 0):
+                continue
+            try:
+                tracker.log(dict(values), step=step)
+            except Exception as error:
+                self._started.remove(tracker)
+                note(f"{tracker.name} failed ({error}); the run goes on without it")
+
+    def finish(self) -> None:
+        """End those that run; what one fails with is only noted."""
+        while self._started:
+            tracker = self._started.pop()
+            try:
+                tracker.finish()
+            except Exception as error:
+                note(f"{tracker.name} failed while it ended ({error})")
+
+    def _run_id(self) -> str:
+        """Return the run's id: a resumed run has that of the sessions before."""
+        path = Path(self._config.output_dir) / RUN_ID_FILE
+        if self._first_step and path.is_file():
+            return path.read_text(encoding="utf-8").strip()
+        run_id = secrets.token_hex(4)
+        write_file(path, run_id + "\n")
+        return run_id
+
+    def _arguments(self, name: str, run_id: str) -> dict[str, Any]:
+        """Return what a tracker is started with."""
+        config = self._config
+        if name == "tensorboard":
+            # What an earlier session logged after the checkpoint is hidden.
+            purge = {"purge_step": self._first_step + 1} if self._first_step else {}
+            return {"logging_dir": config.output_dir, **purge}
+        if name == "trackio":  # it knows its runs by name
+            return {"name": config.run_name or f"run-{run_id}", "resume": "allow"}
+        named = {"name": config.run_name} if config.run_name else {}
+        run_id = os.environ.get("WANDB_RUN_ID") or run_id
+        return {"id": run_id, "resume": "allow", "dir": config.output_dir, **named}
+
+
+def _plain(config: FitConfig) -> dict[str, bool | int | float | str]:
+    """Return the settings as trackers take them."""
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in values.items()
+    }
