@@ -216,7 +216,7 @@ def chat_of(value: Any, html: Any = None) -> Chat:
             if visible(text):
                 chat.turns.append(("system", clean(convert(text))))
                 break
-    tools = json_or(value.get("tools") or None)
+    tools = json_or(value.get("tools")) if value.get("tools") != "" else None
     require(tools is None or tools == {} or isinstance(tools, list))
     if tools:
         try:
@@ -232,8 +232,9 @@ def chat_of(value: Any, html: Any = None) -> Chat:
         role = ROLE[name.strip().lower()]
         lines = []
         if role == "assistant":
-            calls = json_or(message.get("tool_calls")) or []
-            require(isinstance(calls, list))
+            calls = json_or(message.get("tool_calls"))
+            require(calls is None or isinstance(calls, list))
+            calls = calls or []
             if message.get("function_call") is not None:
                 calls = [*calls, message["function_call"]]
             lines = [call_line(call) for call in calls]
