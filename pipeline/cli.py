@@ -20,6 +20,7 @@ from pipeline.config import (
     InspectConfig,
     PrepareConfig,
     TrainConfig,
+    VerifyConfig,
 )
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
@@ -53,6 +54,13 @@ def _inspect(config: InspectConfig) -> None:
 
     # All of it first: a folder that is damaged gives its one line and nothing else.
     print("\n".join(list(inspect_prepared(config))))
+
+
+def _verify(config: VerifyConfig) -> None:
+    from pipeline.verification import verify
+
+    for line in verify(config):
+        print(line)
 
 
 def _cache(config: CacheConfig) -> None:
@@ -96,6 +104,11 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         InspectConfig,
         _inspect,
         "Show pairs, lengths, and what was left out and why.",
+    ),
+    "verify": (
+        VerifyConfig,
+        _verify,
+        "Check a folder byte for byte against its manifest.",
     ),
     "cache": (
         CacheConfig,

@@ -401,6 +401,15 @@ class InspectConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Settings):
+    """Settings of ``duet verify``: check a folder against its manifest."""
+
+    folder: str = option(
+        help="A prepared folder, a checkpoint, or a folder with checkpoints.", positional=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig(Settings):
     """Settings of ``duet cache``: show or trim what preparations keep for later ones."""
 

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import InspectConfig
-from pipeline.errors import PreparedFolderError
-from pipeline.store.manifest import read_manifest
+from pipeline.store.manifest import Manifest, read_manifest
+from pipeline.store.rejected import FILENAME, rejection_kinds
 from pipeline.store.shards import open_split
 from pipeline.store.summary import summary
 from pipeline.tokenizer import load_tokenizer
@@ -41,27 +40,41 @@ def inspect_prepared(config: InspectConfig) -> Iterator[str]:
         yield tokenizer.decode(source)
         yield f"--- decoder, {len(target)} tokens{ending}"
         yield tokenizer.decode(target)
-    yield from _rejections(folder / "rejected.jsonl", config.rejected)
+    yield from _read_as(manifest)
+    yield from _rejections(folder, config.rejected)
 
 
-def _rejections(path: Path, limit: int) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in islice(file, limit)]
-    except (OSError, ValueError) as error:
-        raise PreparedFolderError(
-            "the list of rejected records cannot be read",
-            where=path,
-            got=error,
-            do="run duet prepare again",
-        ) from error
-    if lines:
+def _read_as(manifest: Manifest) -> Iterator[str]:
+    """Yield what each file was read as, and which keys nobody read."""
+    yield ""
+    yield "--- what was read"
+    for source in manifest.sources:
+        others = source.get("forms", {})
+        as_turns = source["records"] - source["rejected"] - sum(others.values())
+        forms = {"lists of turns": as_turns, **others}
+        shown = ", ".join(f"{n:,} as {form}" for form, n in forms.items() if n) or "nothing"
+        yield f"{source['name']} ({source['format']}): {shown}; {source['rejected']:,} rejected"
+    for kind, keys in manifest.unused_keys.items():
+        names = ", ".join(f"{name} {n:,}" for name, n in sorted(keys.items(), key=_by_count))
+        yield f"keys of {kind} that nobody reads: {names or 'none'}"
+    joined = manifest.counts["joined"]
+    yield f"{joined:,} records were joined to the conversation that they go on with"
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def _rejections(folder: Path, limit: int) -> Iterator[str]:
+    kinds = rejection_kinds(folder)
+    if kinds and limit:
         yield ""
-        yield f"--- rejected records, the first {len(lines)}; all are in {path}"
-    for line in lines:
-        what = line.get("record", line.get("text"))
+        yield f"--- the commonest rejections, one of each; all are in {folder / FILENAME}"
+    for kind in kinds[:limit]:
+        example = kind.example
+        what = example.get("record", example.get("text"))
         text = json.dumps(what, ensure_ascii=False) if what is not None else "no text"
         yield (
-            f"{line['file']} record {line['position']}: {line['reason']}: {line['detail']}: "
-            f"{text[:_LONGEST_REJECTION]}"
+            f"{kind.count:,} × {kind.reason}: {kind.detail}; {example['file']} record "
+            f"{example['position']}: {text[:_LONGEST_REJECTION]}"
         )

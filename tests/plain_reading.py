@@ -216,6 +216,7 @@ def chat_of(value: Any, html: Any = None) -> Chat:
             if visible(text):
                 chat.turns.append(("system", clean(convert(text))))
                 break
+    beside = len(chat.turns)
     tools = json_or(value.get("tools")) if value.get("tools") != "" else None
     require(tools is None or tools == {} or isinstance(tools, list))
     if tools:
@@ -251,7 +252,7 @@ def chat_of(value: Any, html: Any = None) -> Chat:
         if role == "assistant" and (message.get("train") is False or (is_number and weight == 0)):
             chat.untrained.add(len(chat.turns))
         chat.turns.append((role, text))
-    require(chat.turns)
+    require(len(chat.turns) > beside)
     for key in ("id", "conversation_id"):
         name = value.get(key)
         if name is not None and name != "" and not (isinstance(name, float) and math.isnan(name)):

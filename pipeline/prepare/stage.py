@@ -9,6 +9,7 @@ from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.options import row_options
 from pipeline.prepare.read.sources import find_sources, states_of
+from pipeline.prepare.remarks import remarks
 from pipeline.prepare.remote_output import prepare_to_url
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
@@ -53,5 +54,8 @@ def prepare_here(config: PrepareConfig) -> Path:
             folder = cache.find() or make_prepared_folder(config, sources, states, hashes, cache)
     else:
         note("prepared before, from the same content with the same options")
-    print(summary(read_manifest(folder), folder), file=sys.stderr)
+    manifest = read_manifest(folder)
+    print(summary(manifest, folder), file=sys.stderr)
+    for line in remarks(manifest, folder):
+        note(line)
     return folder

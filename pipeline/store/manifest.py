@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import PreparedFolderError
 from pipeline.store.atomic import write_file
+from pipeline.store.fingerprint import sha256_of_file, sha256_of_text
 
 SCHEMA_VERSION = 2
 FILENAME = "manifest.json"
@@ -22,6 +23,19 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileSeal:
+    """What tells a file from a damaged one."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileSeal":
+        """Return the seal of a file as it is."""
+        return cls(path.stat().st_size, sha256_of_file(path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +56,11 @@ class Manifest:
     unused_keys: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     """Keys of ``records`` and of their ``turns`` that nobody read, and how often each was there."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[str, FileSeal] = dataclasses.field(default_factory=dict)
+    """Bytes and SHA-256 of every other file of the folder."""
     schema_version: int = SCHEMA_VERSION
+    checksum: str = ""
+    """Of all before it, as it is written."""
 
     def rows(self, split: str) -> int:
         """The number of rows of a split; 0 where there is none."""
@@ -54,9 +72,58 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``: the last file of a prepared folder."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-    write_file(folder / FILENAME, text + "\n")
+    """Write ``manifest.json``: the last file of a prepared folder, with checksums of all others."""
+    shards = {shard.path for shard in manifest.shards}
+    names = sorted(_names_in(folder) - shards)
+    files = {name: FileSeal.of(folder / name) for name in names}
+    write_file(folder / FILENAME, _text_of(dataclasses.replace(manifest, files=files)))
+
+
+def _names_in(folder: Path) -> set[str]:
+    """Return the files below a prepared folder, but for the manifest."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return found - {FILENAME}
+
+
+def _text_of(manifest: Manifest) -> str:
+    """Return the content of ``manifest.json``; its own checksum is the last entry."""
+    fields = dataclasses.asdict(manifest)
+    del fields["checksum"]
+    text = json.dumps(fields, indent=2, ensure_ascii=False)
+    return f'{text[:-2]},\n  "checksum": "{sha256_of_text(text)}"\n}}\n'
+
+
+def verify_prepared(folder: Path) -> tuple[int, int]:
+    """Check every byte of a prepared folder.
+
+    Returns:
+        How many files there are, and how many bytes in them.
+
+    Raises:
+        PreparedFolderError: A file is missing, not as it was written, or was not there.
+    """
+    manifest = read_manifest(folder)
+    text = _text_of(manifest)
+    if text.encode() != (folder / FILENAME).read_bytes():
+        raise _not_as_written(folder / FILENAME, "another checksum")
+    seals = manifest.files | {s.path: FileSeal(s.bytes, s.sha256) for s in manifest.shards}
+    for name in sorted(_names_in(folder) | seals.keys()):
+        if name not in seals:
+            raise _not_as_written(folder / name, "a file that was not there")
+        found = FileSeal.of(folder / name) if (folder / name).is_file() else None
+        if found != seals[name]:
+            got = f"SHA-256 {found.sha256}, not {seals[name].sha256}" if found else "no such file"
+            raise _not_as_written(folder / name, got)
+    return len(seals) + 1, sum(seal.bytes for seal in seals.values()) + len(text.encode())
+
+
+def _not_as_written(path: Path, got: str) -> PreparedFolderError:
+    return PreparedFolderError(
+        "a prepared folder is not as it was written",
+        where=path,
+        got=got,
+        do="copy it again, or run duet prepare again",
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -87,7 +154,8 @@ def read_manifest(folder: Path) -> Manifest:
         version = fields["schema_version"]
         if version == SCHEMA_VERSION:
             shards = [Shard(**shard) for shard in fields.pop("shards")]
-            manifest = Manifest(shards=shards, **fields)
+            files = {name: FileSeal(**seal) for name, seal in fields.pop("files", {}).items()}
+            manifest = Manifest(shards=shards, files=files, **fields)
             _check_types(manifest)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise PreparedFolderError(

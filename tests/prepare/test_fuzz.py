@@ -115,10 +115,18 @@ def test_any_records_give_the_rows_and_counts_of_a_plain_reading(
         raise AssertionError(f"{type(error).__name__} on {json.dumps(records)}") from error
 
 
-CRASHES: list[list[Any]] = []
+THOUGHT = {"author": {"role": "assistant"}, "content": {"content_type": "thoughts"}}
+CRASHES: list[list[Any]] = [
+    # A system text beside nothing but thoughts was a conversation of one system turn.
+    [{"system": "x", "mapping": {"0": {"message": THOUGHT, "parent": None}}, "current_node": "0"}],
+    # Not the same to the two readings at first.
+    [{"system": "x", "mapping": {"0": {"message": None, "parent": None}}, "current_node": "0"}],
+    [[{"from": "AI", "value": "a", "tool_calls": {}, "function_call": None}]],
+    [{"tools": 0, "messages": [{"from": "AI", "value": "a"}]}],
+]
 """Records that once failed, each with all that was in the input."""
 
 
-@pytest.mark.parametrize("records", CRASHES or [[{}]])
+@pytest.mark.parametrize("records", CRASHES)
 def test_what_once_failed(encoder: PairEncoder, auto: Any, records: list[Any]) -> None:
     check(records, encoder, auto)

@@ -118,6 +118,7 @@ class _Parser:
             name = _id(value)
         else:
             raise wrong_shape(f"a record is an object, not {kind_of(value)}")
+        beside = len(self._turns)
         roles, add = self._roles, self._turns.append
         for i, message in enumerate(messages):
             if type(message) is dict and len(message) == 2:  # the usual turn
@@ -129,7 +130,7 @@ class _Parser:
                     add(Turn(role, clean(text)))
                     continue
             self._add(message, i)
-        if not self._turns:
+        if len(self._turns) == beside:
             raise RejectedError("no_turns", "a record without turns")
         if self._noted is not None:
             self._counts.update(self._noted)

@@ -389,6 +389,7 @@ def test_nothing_is_counted_of_a_record_that_is_rejected() -> None:
         ({"messages": None}, "no_turns"),
         ({"system": "x", "conversations": []}, "no_turns"),
         ({"conversations": turns(("system", " "))}, "no_turns"),
+        ({"system": "x", "conversations": turns(("system", " "))}, "no_turns"),
         ({"conversations": ["x"]}, "wrong_shape"),
         ({"conversations": [{"from": "human"}]}, "wrong_shape"),
         ({"conversations": [{"value": "x"}]}, "wrong_shape"),

@@ -1,0 +1,70 @@
+"""What is said after a preparation, one line each: what a user should know and could not guess."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.prepare.read.forms import nearest_form
+from pipeline.store.manifest import Manifest
+from pipeline.store.rejected import RejectionKind, rejection_kinds
+
+_MUCH_REJECTED = 0.1
+_MUCH_UNKNOWN = 0.01
+_FAR_OFF = 0.5  # of the share that was asked for, above it or below
+
+
+def remarks(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yield what is worth a line.
+
+    Args:
+        manifest: Of a prepared folder.
+        folder: The folder.
+    """
+    for source in manifest.sources:
+        for form, count in source.get("forms", {}).items():
+            yield f"{source['name']}: {count:,} of {source['records']:,} records read as {form}"
+    yield from _rejected(manifest, folder)
+    yield from _unknown(manifest)
+    yield from _splits(manifest)
+
+
+def _rejected(manifest: Manifest, folder: Path) -> Iterator[str]:
+    records, rejected = manifest.counts["records"], manifest.counts["rejected"]
+    if rejected > _MUCH_REJECTED * records:
+        commonest = rejection_kinds(folder)[0]
+        yield (
+            f"{rejected:,} of {records:,} records were rejected; {commonest.count:,} of them for "
+            f"{describe(commonest)}"
+        )
+
+
+def describe(kind: RejectionKind) -> str:
+    """Return a fault with the keys that were there and the form that is nearest to them."""
+    text = f"{kind.reason}: {kind.detail}"
+    if "keys: " in text or not kind.keys:  # it says so itself, or there are none
+        return text
+    keys = ", ".join(key[:40] for key in kind.keys[:12])
+    return f"{text}; keys: {keys}; the nearest known form is {nearest_form(kind.keys)}"
+
+
+def _unknown(manifest: Manifest) -> Iterator[str]:
+    tokens, pairs = manifest.tokens, manifest.counts["pairs"]
+    answers = tokens["answers_with_unknown"]
+    left_out = manifest.counts["reasons"].get("unknown_answer", 0)
+    if answers + left_out > _MUCH_UNKNOWN * (pairs + left_out):
+        lost = [c for c, _ in tokens["lost"][:10] if c.isprintable()]
+        commonest = f"; the commonest: {' '.join(lost)}" if lost else ""
+        yield (
+            f"{answers:,} of {pairs:,} answers hold characters that the vocabulary does not know, "
+            f"and {left_out:,} more were of nothing else{commonest}"
+        )
+
+
+def _splits(manifest: Manifest) -> Iterator[str]:
+    asked = manifest.config.get("eval_fraction") or 0.0
+    if not asked:
+        return
+    rows = manifest.rows("eval")
+    share = rows / max(manifest.counts["pairs"], 1)
+    if abs(share - asked) > _FAR_OFF * min(asked, 1 - asked):
+        state = "is empty" if not rows else f"holds {share:.1%} of the pairs"
+        yield f"the split eval {state}; --eval-fraction asked for {asked:.1%} of the conversations"

@@ -1,0 +1,61 @@
+"""What ``rejected.jsonl`` says as a whole: which faults there were, how often, and one of each."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PreparedFolderError
+
+FILENAME = "rejected.jsonl"
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(slots=True)
+class RejectionKind:
+    """Records that were rejected for the same thing, wherever in the record it was."""
+
+    reason: str
+    detail: str
+    """Of the first of them, as the others but for numbers."""
+    count: int
+    example: dict[str, Any]
+    """The first: file, position, reason, detail, and the record, or its text."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the first, where it parsed and is an object."""
+        record = self.example.get("record")
+        return list(record) if isinstance(record, dict) else []
+
+
+def rejection_kinds(folder: Path) -> list[RejectionKind]:
+    """Return what a prepared folder's rejections have in common, the commonest first.
+
+    Raises:
+        PreparedFolderError: The file is missing or damaged.
+    """
+    kinds: dict[tuple[str, str], RejectionKind] = {}
+    for line in _lines(folder / FILENAME):
+        reason, detail = str(line["reason"]), str(line["detail"])
+        kind = (reason, _NUMBER.sub("N", detail))
+        if kind in kinds:
+            kinds[kind].count += 1
+        else:
+            kinds[kind] = RejectionKind(reason, detail, 1, line)
+    return sorted(kinds.values(), key=lambda kind: -kind.count)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+    except (OSError, ValueError) as error:
+        raise PreparedFolderError(
+            "the list of rejected records cannot be read",
+            where=path,
+            got=error,
+            do="run duet prepare again",
+        ) from error

@@ -1,0 +1,87 @@
+"""``duet verify``: whatever changes in a folder is noticed, and named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import VerifyConfig
+from pipeline.errors import DuetError, InputError, PreparedFolderError
+from pipeline.store.fingerprint import sha256_of_file
+from pipeline.verification import verify
+from tests.conftest import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "prepared"
+REGIONS = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN, tmp_path / "prepared"))
+
+
+def check(folder: Path) -> list[str]:
+    return list(verify(VerifyConfig(folder=str(folder))))
+
+
+def test_a_whole_folder_is_a_line(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    assert check(folder) == [
+        f"{folder}: {len(files)} files of {size:,} bytes, all as they were written"
+    ]
+
+
+def test_a_flipped_byte_anywhere_is_noticed(folder: Path) -> None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        places = {len(content) * i // REGIONS for i in range(REGIONS)} if content else set()
+        for at in sorted({*places, *({len(content) - 1} if content else ())}):
+            changed = bytearray(content)
+            changed[at] ^= 1
+            path.write_bytes(changed)
+            with pytest.raises(PreparedFolderError):
+                check(folder)
+        path.write_bytes(content)
+    assert check(folder)
+
+
+def test_a_file_that_is_gone_or_new_is_named(folder: Path) -> None:
+    (folder / "notes.txt").write_text("x")
+    with pytest.raises(PreparedFolderError, match=r"notes\.txt.*was not there"):
+        check(folder)
+    (folder / "notes.txt").unlink()
+    (folder / "tokenizer" / "spiece.model").unlink()
+    with pytest.raises(PreparedFolderError, match=r"spiece\.model.*no such file"):
+        check(folder)
+
+
+def test_the_checkpoints_of_a_run_are_checked(tmp_path: Path) -> None:
+    for step in (9, 10):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_bytes(b"w" * 100)
+        seal = {"bytes": 100, "sha256": sha256_of_file(checkpoint / "weights")}
+        (checkpoint / "checkpoint.json").write_text(json.dumps({"files": {"weights": seal}}))
+    assert [line.partition(":")[0] for line in check(tmp_path)] == [
+        str(tmp_path / "checkpoint-9"),
+        str(tmp_path / "checkpoint-10"),
+    ]
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"w" * 99 + b"v")
+    with pytest.raises(InputError, match="checkpoint-10/weights"):
+        check(tmp_path)
+    assert len(check(tmp_path / "checkpoint-9")) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": {"gone": {}}}', '{"files": []}'])
+def test_a_damaged_checkpoint_json_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(DuetError, match="not as it was written"):
+        check(tmp_path)
+
+
+def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(InputError, match="nothing to check against"):
+            check(path)
