@@ -3,7 +3,7 @@
 torch's own FSDP2. Each layer of the stacks is a group, gathered when it runs and let go of after
 it; the root holds the rest, so that the matrix that a tied T5 uses in four modules is in one group.
 The weights keep their names and their type: with ``--bf16`` autocast is around them, as without
-sharding, and the losses are the same.
+sharding, and layers are gathered in the type that it computes in.
 
 Gradients are reduced to shards after each micro-batch, not after a step's last one: in full,
 between two micro-batches, they would take as much memory as what sharding saves.
@@ -20,6 +20,7 @@ from torch import nn
 from pipeline.config import FitOptions
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
+from pipeline.fit.distributed.load_once import receive_weights
 from pipeline.fit.model.loss import SummedTokenLoss
 
 
@@ -70,10 +71,14 @@ def _check_others(options: FitOptions) -> None:
 
 
 def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Module:
-    """Shard a model over all processes, in place; each must have it with the same weights.
+    """Shard a model over all processes, in place; the first one's weights are everyone's.
+
+    With bf16, layers are gathered in bfloat16, which is half of what is sent; gradients are reduced
+    in float32. So are all of the root's: embeddings and the loss are as without sharding.
 
     Args:
-        model: With its loss, in main memory: a group at a time goes to the device.
+        model: With its loss, in main memory: a group at a time goes to the device. In other
+            processes than the first it may be without values.
         sharding: How.
         accelerator: accelerate's Accelerator, with autocast that keeps no copies of weights.
 
@@ -81,7 +86,7 @@ def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Mo
         ConfigError: The model has no layers of the classes given.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # Of an output that is changed in place, and T5 changes none.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
@@ -89,9 +94,21 @@ def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Mo
         model, device_placement=False, evaluation_mode=True
     )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    full = MixedPrecisionPolicy()
+    half = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    policy = half if accelerator.mixed_precision == "bf16" else full
     for layer in layers_of(model.model, sharding.layers):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard)
-    fully_shard(prepared, mesh=mesh)
+        receive_weights(layer, accelerator.device)
+        if policy is half:
+            # Sums over all positions are taken in its weight's type.
+            for name, module in layer.named_modules():
+                if name.endswith("relative_attention_bias"):
+                    fully_shard(module, mesh=mesh, mp_policy=full)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard, mp_policy=policy)
+    receive_weights(prepared, accelerator.device)
+    fully_shard(prepared, mesh=mesh, mp_policy=full)
     return prepared
 
 

@@ -11,6 +11,7 @@ first matrices cast their input. Here the input is cast once, and nothing else.
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from pipeline.fit.model.attention import autocast
@@ -45,9 +46,17 @@ def _fused(layer: nn.Module) -> nn.Module | None:
     weight, epsilon = layer.weight, layer.variance_epsilon
     assert isinstance(weight, nn.Parameter)
     assert isinstance(epsilon, float)
-    norm = nn.RMSNorm(weight.shape[0], eps=epsilon)
+    norm = RMSNorm(weight.shape[0], eps=epsilon)
     norm.weight = weight
     return norm
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's norm, for a weight that FSDP gathers in bfloat16 too: its kernel wants one type."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return [B, T, D] of [B, T, D], in its type."""
+        return F.rms_norm(hidden, self.normalized_shape, self.weight.to(hidden.dtype), self.eps)
 
 
 class FeedForward(nn.Module):

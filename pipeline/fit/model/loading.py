@@ -15,6 +15,8 @@ from torch import nn
 
 from pipeline.config_views import LoraSettings, ModelSettings
 from pipeline.errors import DuetError, ModelError
+from pipeline.fit.distributed.host_group import HostGroup
+from pipeline.fit.distributed.load_once import load_once
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import (
     carry_over_rows,
@@ -28,6 +30,7 @@ from pipeline.fit.model.lora import (
     ADAPTER_FILES,
     add_adapter,
     base_of,
+    hold_in_bfloat16,
     is_adapter,
     merge_adapter,
     name_of_weights,
@@ -70,6 +73,7 @@ def build_model(
     *,
     checkpoint: Path | None = None,
     say: Callable[[str], None] = note,
+    hosts: HostGroup | None = None,
 ) -> Any:
     """Return the model that a run trains, with its adapter where it gets one.
 
@@ -78,6 +82,8 @@ def build_model(
         tokenizer: The prepared folder's; each of its ids gets a row.
         checkpoint: The folder that its weights, or its adapter's, are read from; None: as new.
         say: Prints a note.
+        hosts: The run's processes. The first one loads; the others have no weights until
+            ``load_once.receive_weights``.
 
     Raises:
         ModelError: No such model, not an encoder-decoder, damaged, incomplete, or made for
@@ -85,15 +91,17 @@ def build_model(
         ConfigError: The adapter's settings do not fit the model.
     """
     name, lora = settings.name, settings.lora
-    if checkpoint is not None and lora is None:
-        name = str(checkpoint)
-        model = load_trained(checkpoint)
-    elif settings.from_scratch:
-        model = init_model(
-            name, tokenizer.vocab_size, cache_dir=settings.cache_dir, seed=settings.seed
-        )
-    else:
-        model = load_model(
+    hosts = hosts or HostGroup()
+    from_checkpoint = checkpoint is not None and lora is None
+
+    def load() -> Any:
+        if checkpoint is not None and from_checkpoint:
+            return load_trained(checkpoint)
+        if settings.from_scratch:
+            return init_model(
+                name, tokenizer.vocab_size, cache_dir=settings.cache_dir, seed=settings.seed
+            )
+        return load_model(
             name,
             tokenizer,
             cache_dir=settings.cache_dir,
@@ -101,11 +109,17 @@ def build_model(
             quantized=quantization(settings.quantize, bf16=settings.bf16),
             say=say if checkpoint is None else lambda _: None,
         )
-    _finish(model, name, tokenizer, checkpointing=settings.gradient_checkpointing)
+
+    # bitsandbytes quantizes on each process's own device, a matrix at a time.
+    model = load() if settings.quantize else load_once(load, hosts)
+    shown = str(checkpoint) if from_checkpoint else name
+    _finish(model, shown, tokenizer, checkpointing=settings.gradient_checkpointing)
     if lora is None:
         return model
     model = adapted(model, lora, tokenizer, name)
-    if checkpoint is not None:
+    if settings.bf16:
+        hold_in_bfloat16(model)
+    if checkpoint is not None and (hosts.rank == 0 or settings.quantize):
         with _model_errors(checkpoint):
             restore_adapter(model, checkpoint)
     return model
@@ -122,7 +136,12 @@ def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
     with torch.device("meta"):
         model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
         _finish(model, name, tokenizer, checkpointing=settings.gradient_checkpointing)
-        return model if lora is None else adapted(model, lora, tokenizer, name)
+        if lora is None:
+            return model
+        model = adapted(model, lora, tokenizer, name)
+        if settings.bf16:
+            hold_in_bfloat16(model)
+        return model
 
 
 def load_model(

@@ -6,6 +6,7 @@ layers that transformers keeps in float32 (T5's ``wo``) stay as they are.
 """
 
 import importlib.util
+import logging
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ def require_bitsandbytes() -> None:
     Raises:
         ConfigError: bitsandbytes is missing.
     """
+    quiet_bitsandbytes()
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "the package for weights of four bits is missing",
@@ -31,6 +33,11 @@ def require_bitsandbytes() -> None:
             got="no bitsandbytes",
             do='pip install "duet-t5[quantize]"',
         )
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep off the terminal what it says, once imported, of kernels that it can do without."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def require_gpu(device: torch.device) -> None:

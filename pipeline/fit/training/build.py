@@ -20,6 +20,7 @@ from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
+from pipeline.fit.distributed.load_once import receive_weights
 from pipeline.fit.distributed.signals import StopRequest
 from pipeline.fit.estimate.memory import optimizer_bytes
 from pipeline.fit.estimate.memory_probe import (
@@ -73,14 +74,14 @@ def build_trainer(
     run_metadata = run_facts(ctx)
     note(f"rows per step {plan.rows_per_step} {plan.rows_source}")
 
-    model = _load_model(ctx, checkpoint)
+    stop, hosts = StopRequest(), HostGroup.join()
+    model = _load_model(ctx, checkpoint, hosts)
     wrapped = _wrap(SummedTokenLoss(model), ctx)
     if config.torch_compile:
         compile_layers(model, compile_backend)
     optimizer = make_optimizer(model, config)
     init_sharded_moments(optimizer)
     schedule = make_schedule(optimizer, config, plan.total_steps)
-    stop, hosts = StopRequest(), HostGroup.join()
 
     probe = _memory_probe(ctx, model, wrapped, optimizer)
     max_rows = _rows_at_once(ctx, probe, model)
@@ -134,13 +135,13 @@ def build_trainer(
     )
 
 
-def _load_model(ctx: RunContext, checkpoint: Checkpoint | None) -> Any:
+def _load_model(ctx: RunContext, checkpoint: Checkpoint | None, hosts: HostGroup) -> Any:
     settings, tokenizer = ctx.config.model, ctx.data.tokenizer
     if checkpoint is None:
-        return build_model(settings, tokenizer, say=note)
+        return build_model(settings, tokenizer, say=note, hosts=hosts)
     note(f"going on from {checkpoint.folder.name}")
     try:
-        return build_model(settings, tokenizer, checkpoint=checkpoint.folder)
+        return build_model(settings, tokenizer, checkpoint=checkpoint.folder, hosts=hosts)
     except ModelError as error:
         raise damaged(checkpoint.folder, error) from error
 
@@ -149,6 +150,7 @@ def _wrap(model: SummedTokenLoss, ctx: RunContext) -> torch.nn.Module:
     """Return the model as the processes train it: sharded, or whole in each."""
     if ctx.sharding is not None:
         return shard(model, ctx.sharding, ctx.accelerator)
+    receive_weights(model, ctx.accelerator.device)
     wrapped: torch.nn.Module = ctx.accelerator.prepare_model(model)
     return wrapped
 

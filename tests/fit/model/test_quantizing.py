@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,14 @@ def test_without_bitsandbytes_it_is_one_line(
 
 
 @needs_bitsandbytes
+def test_bitsandbytes_says_nothing_of_its_kernels() -> None:
+    code = "from pipeline.fit.model.lora import require_peft; require_peft('')\n"
+    code += "import peft, bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr
+
+
+@needs_bitsandbytes
 def test_on_a_cpu_it_is_one_line(small: FitConfig) -> None:
     with pytest.raises(ConfigError, match="want a GPU") as caught:
         fit(small)
@@ -101,6 +111,7 @@ def test_all_is_quantized_but_what_must_be_whole(
     assert kinds[torch.uint8] == {"q", "k", "v", "o", "wi_0", "wi_1"}
     whole = {"wo", "layer_norm", "final_layer_norm", "relative_attention_bias", "token_adapter"}
     assert kinds[torch.float32] == whole
+    assert torch.bfloat16 not in kinds
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     wanted = (
         quantized_bytes(build_model(changed(small, quantize=None).model, tokenizer)) * QUANTIZED

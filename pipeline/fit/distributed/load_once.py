@@ -1,0 +1,89 @@
+"""One process of a run loads a model; the others receive it: its structure, then its weights.
+
+Of flan-t5-xxl each process would else hold 44 GB of main memory while it loads, and read as much.
+The structure is the loaded model itself on the device ``meta``, without values: what the files
+decide (tied or not, rows, types) is then the same in all processes. Weights follow to each one's
+device, all of them or, of a model that is sharded, a group at a time.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.errors import DuetError
+from pipeline.fit.distributed.host_group import HostGroup
+
+
+def load_once(load: Callable[[], Any], hosts: HostGroup) -> Any:
+    """Return the model that ``load`` returns, in the first process; in the others without values.
+
+    Args:
+        load: Called in the first process.
+        hosts: All processes of the run, which must all call this.
+
+    Raises:
+        DuetError: What ``load`` raises, in all of them.
+    """
+    if hosts.size == 1:
+        return load()
+    model, error = None, None
+    if hosts.rank == 0:
+        try:
+            model = load()
+        except DuetError as caught:
+            error = caught
+    structure = hosts.from_first((error, None if model is None else on_meta(model)))
+    if structure[0] is not None:
+        raise error or structure[0]
+    return structure[1] if model is None else model
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the device ``meta``; what is tied stays tied."""
+    memo: dict[int, Any] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+@torch.no_grad()
+def receive_weights(module: nn.Module, device: torch.device) -> None:
+    """Give the first process's parameters and buffers to all, on their devices, in place.
+
+    All processes must call this; tensors that are sharded already are left alone.
+
+    Args:
+        module: The same in all processes, but for the values and their devices.
+        device: This process's.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    received: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for owner in module.modules():
+        stores: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
+        for store in stores:
+            for name, tensor in list(store.items()):
+                if tensor is None or hasattr(tensor, "full_tensor"):
+                    continue
+                if id(tensor) not in received:  # the old one is kept, or its id may come again
+                    received[id(tensor)] = tensor, _received(tensor, device)
+                store[name] = received[id(tensor)][1]
+
+
+def _received(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.is_meta:
+        value = torch.empty_like(tensor, device=device)
+    else:
+        value = tensor.detach().to(device).contiguous()
+    dist.broadcast(value, src=0)
+    if not isinstance(tensor, nn.Parameter):
+        return value
+    if value.data_ptr() == tensor.data_ptr():
+        return tensor
+    return nn.Parameter(value, tensor.requires_grad)
