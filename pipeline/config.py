@@ -23,6 +23,7 @@ from pipeline.config_fields import (
     below,
     is_url,
     option,
+    parse_kwargs,
     require,
     share,
 )
@@ -37,6 +38,8 @@ Scheduler = Literal[
     "constant",
     "constant_with_warmup",
     "inverse_sqrt",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
 ]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adafactor"]
 Strategy = Literal["no", "steps", "epoch"]
@@ -168,10 +171,29 @@ class FitOptions(Settings):
         True, help="Put rows of like length into the same step: less padding, another order."
     )
     learning_rate: float = option(5e-5, above(0), help="Peak learning rate.")
-    lr_scheduler_type: Scheduler = option("linear", help="Shape of the learning rate's course.")
-    warmup_ratio: float = option(0.0, share(), help="Share of all steps in which the rate rises.")
-    warmup_steps: int = option(
-        0, at_least(0), help="Steps in which the rate rises; overrides the ratio."
+    lr_scheduler_type: Scheduler = option("linear", help="Learning-rate schedule.")
+    lr_scheduler_kwargs: str | None = option(
+        None,
+        help="Further settings of the schedule, as JSON or NAME=VALUE with commas: min_lr_rate=0.1 "
+        "with cosine_with_min_lr, num_decay_steps=100 with warmup_stable_decay.",
+    )
+    warmup_ratio: float = option(
+        0.0, share(), help="Fraction of training steps used for linear warmup."
+    )
+    warmup_steps: float = option(
+        0,
+        at_least(0),
+        help="Training steps used for linear warmup; below 1: a fraction of all steps. "
+        "Overrides --warmup-ratio.",
+    )
+    label_smoothing_factor: float = option(
+        0.0,
+        share(one=False),
+        help="Label smoothing of the training loss, 0 to below 1. Evaluation losses are never "
+        "smoothed. 0: off.",
+    )
+    dropout: float | None = option(
+        None, share(one=False), help="Dropout rate of the model. Default: that of its config."
     )
     weight_decay: float = option(
         0.0, at_least(0), help="Weight decay, on all but biases and norms."
@@ -276,7 +298,7 @@ class FitOptions(Settings):
             )
         unknown = [name for name in self.trackers if name not in TRACKERS]
         require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
-        _ = self.sharding  # which refuses words that it does not know
+        _ = self.sharding, self.scheduler_kwargs  # which refuse what they cannot read
 
     @property
     def lora(self) -> LoraSettings | None:
@@ -296,6 +318,15 @@ class FitOptions(Settings):
     def sharding(self) -> Sharding | None:
         """How the model is sharded, over several processes; None where each holds it whole."""
         return Sharding.parse(self.fsdp, self.fsdp_transformer_layer_cls_to_wrap)
+
+    @property
+    def scheduler_kwargs(self) -> dict[str, Any]:
+        """What ``--lr-scheduler-kwargs`` says.
+
+        Raises:
+            ConfigError: It is neither JSON of an object nor ``NAME=VALUE`` with commas.
+        """
+        return parse_kwargs(self.lr_scheduler_kwargs or "", "lr_scheduler_kwargs")
 
     @property
     def trackers(self) -> list[str]:

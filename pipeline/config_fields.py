@@ -5,6 +5,7 @@ say together stands in ``check`` of their class.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,35 @@ def require(ok: bool, name: str, got: object, do: str) -> None:
     """
     if not ok:
         raise ConfigError(_OUT_OF_RANGE, where=flag(name), got=got, do=do)
+
+
+def parse_kwargs(text: str, name: str) -> dict[str, Any]:
+    """Return the values of a setting that is JSON of an object, or ``NAME=VALUE`` with commas.
+
+    Raises:
+        ConfigError: It is neither.
+
+    >>> parse_kwargs("min_lr_rate=0.1, decay_type=cosine", "lr_scheduler_kwargs")
+    {'min_lr_rate': 0.1, 'decay_type': 'cosine'}
+    """
+    do = 'give JSON, {"min_lr_rate": 0.1}, or min_lr_rate=0.1'
+    if text.lstrip().startswith("{"):
+        try:
+            values: dict[str, Any] = json.loads(text)
+        except ValueError:
+            values = {}
+        require(bool(values), name, text, do)
+        return values
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    require(all(key.strip() and equals for key, equals, _ in pairs), name, text, do)
+    return {key.strip(): _json_or_text(value.strip()) for key, _, value in pairs}
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

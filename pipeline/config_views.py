@@ -36,6 +36,8 @@ class ModelSettings:
     bf16: bool = False
     quantize: Literal["4bit"] | None = None
     gradient_checkpointing: bool = False
+    dropout: float | None = None
+    """None: that of the model's config."""
     lora: LoraSettings | None = None
 
 

@@ -138,14 +138,12 @@ REFUSED = {
     "--hub-private-repo": Refusal("push the trained folder with huggingface_hub"),
     "--hub-revision": Refusal("the model is pushed to the repository's main branch", ("main",)),
     "--hub-token": Refusal("push the trained folder with huggingface_hub"),
-    "--label-smoothing-factor": Refusal("targets are not smoothed"),
     "--load-best-model-at-end": Refusal(
         "the last model is kept; evaluations are in trainer_state.json"
     ),
     "--load-in-4bit": Refusal("use --quantize 4bit with --lora-r 16"),
     "--load-in-8bit": Refusal("use --quantize 4bit with --lora-r 16"),
     "--lr": Refusal("use --learning-rate"),
-    "--lr-scheduler-kwargs": Refusal("the schedules have no further settings"),
     "--max-eval-samples": Refusal("prepare with a smaller --eval-fraction"),
     "--max-seq-length": Refusal("use --model-max-length of duet prepare"),
     "--max-source-length": Refusal("use --model-max-length of duet prepare"),
@@ -153,7 +151,9 @@ REFUSED = {
         "the last model is kept; evaluations are in trainer_state.json"
     ),
     "--model": Refusal("use --model-name-or-path"),
-    "--neftune-noise-alpha": Refusal("there is no noise on embeddings; --weight-decay regularizes"),
+    "--neftune-noise-alpha": Refusal(
+        "there is no noise on embeddings; --dropout and --label-smoothing-factor regularize"
+    ),
     "--no-cuda": Refusal("set CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"),
     "--optim-args": Refusal("use --adam-beta1, --adam-beta2 and --adam-epsilon"),
     "--optim-target-modules": Refusal("GaLore is not available; --lora-r 16 takes less memory"),

@@ -59,6 +59,8 @@ _SETTINGS = (
     "adam_beta2",
     "adam_epsilon",
 )
+_SETTINGS_IF_GIVEN = ("lr_scheduler_kwargs", "label_smoothing_factor", "dropout")
+"""Checkpoints of runs without them do not name them."""
 _LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize")
 
 
@@ -82,6 +84,9 @@ def run_identity(
         vocabulary: A name of the prepared tokenizer's pieces and their ids.
     """
     settings = (*_SETTINGS, *(_LORA_SETTINGS if config.lora_r else ()))
+    settings += tuple(
+        name for name in _SETTINGS_IF_GIVEN if getattr(config, name) != getattr(FitConfig, name)
+    )
     return {
         "--model-name-or-path (config)": model,
         "vocabulary": vocabulary,

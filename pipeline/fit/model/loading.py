@@ -113,7 +113,7 @@ def build_model(
     # bitsandbytes quantizes on each process's own device, a matrix at a time.
     model = load() if settings.quantize else load_once(load, hosts)
     shown = str(checkpoint) if from_checkpoint else name
-    _finish(model, shown, tokenizer, checkpointing=settings.gradient_checkpointing)
+    _finish(model, shown, tokenizer, settings=settings)
     if lora is None:
         return model
     model = adapted(model, lora, tokenizer, name)
@@ -135,7 +135,7 @@ def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
     name, lora = settings.name, settings.lora
     with torch.device("meta"):
         model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
-        _finish(model, name, tokenizer, checkpointing=settings.gradient_checkpointing)
+        _finish(model, name, tokenizer, settings=settings)
         if lora is None:
             return model
         model = adapted(model, lora, tokenizer, name)
@@ -421,11 +421,11 @@ def _is_lossless(tokenizer: TextTokenizer) -> bool:
     return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
 
 
-def _finish(model: Any, name: str, tokenizer: TextTokenizer, *, checkpointing: bool) -> None:
+def _finish(model: Any, name: str, tokenizer: TextTokenizer, *, settings: ModelSettings) -> None:
     """Check what training relies on, complete the generation config, make it fast."""
     _check_rows(model, name, tokenizer)
-    settings, generation = model.config, model.generation_config
-    start = getattr(settings, "decoder_start_token_id", None)
+    config, generation = model.config, model.generation_config
+    start = getattr(config, "decoder_start_token_id", None)
     start = generation.decoder_start_token_id if start is None else start
     if start is None:
         raise ModelError(
@@ -434,16 +434,30 @@ def _finish(model: Any, name: str, tokenizer: TextTokenizer, *, checkpointing: b
             got="no decoder_start_token_id",
             do="set it in config.json (T5: 0)",
         )
-    settings.decoder_start_token_id = generation.decoder_start_token_id = start
-    if settings.pad_token_id is None:
-        settings.pad_token_id = tokenizer.eos_id  # masked wherever it stands
-    generation.pad_token_id = settings.pad_token_id
+    config.decoder_start_token_id = generation.decoder_start_token_id = start
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.eos_id  # masked wherever it stands
+    generation.pad_token_id = config.pad_token_id
     if generation.eos_token_id is None:
         generation.eos_token_id = tokenizer.eos_id
-    if checkpointing:
+    if settings.dropout is not None:
+        set_dropout(model, settings.dropout)
+    if settings.gradient_checkpointing:
         checkpoint_activations(model)
     share_bias(model)
     fuse_layers(model)
+
+
+def set_dropout(model: Any, rate: float) -> None:
+    """Set the dropout rate of all of a model's layers, and of its config."""
+    for name in ("dropout_rate", "dropout"):  # T5's, BART's
+        if hasattr(model.config, name):
+            setattr(model.config, name, rate)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "dropout", None), float):  # of attention weights
+            module.dropout = rate
 
 
 def _check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:

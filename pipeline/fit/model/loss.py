@@ -36,12 +36,14 @@ class SummedTokenLoss(nn.Module):
 
     Args:
         model: An encoder-decoder; its config names the start and padding ids.
+        label_smoothing: Share of each target's probability that is spread over the vocabulary, as
+            in transformers' ``LabelSmoother``; while training alone.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
         """The model stays as it is, with its weights under their own names."""
         super().__init__()
-        self.model = model
+        self.model, self.label_smoothing = model, label_smoothing
 
     def forward(
         self,
@@ -74,12 +76,15 @@ class SummedTokenLoss(nn.Module):
         }
         wanted = labels.flatten()[targets]  # [N]
         head = self.model.get_output_embeddings()
+        smoothing = self.label_smoothing if self.training else 0.0
         if not is_chunked(self.model):
             logits = _at(self.model(**inputs).logits, targets)
-            return F.cross_entropy(logits.float(), wanted, reduction="sum")
+            return F.cross_entropy(
+                logits.float(), wanted, reduction="sum", label_smoothing=smoothing
+            )
         with _passing_on(head):
             hidden = self.model(**inputs).logits  # [B, T, D]: what the head would have got
-        return summed_cross_entropy(_at(hidden, targets), head.weight, wanted)
+        return summed_cross_entropy(_at(hidden, targets), head.weight, wanted, smoothing)
 
 
 def is_chunked(model: Any) -> bool:
@@ -111,7 +116,7 @@ def shift_right(labels: torch.Tensor, start_id: int, pad_id: int) -> torch.Tenso
 
 
 def summed_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
     """Return the cross-entropy of ``hidden @ weight.T``, summed, a chunk of rows at a time.
 
@@ -122,10 +127,11 @@ def summed_cross_entropy(
         hidden: [N, D].
         weight: [V, D].
         labels: int64[N], each below V.
+        smoothing: Share of a label's probability that is spread over all V.
     """
     if not torch.is_grad_enabled():
-        return _chunked(hidden, weight, labels, grad_hidden=None, grad_weight=None)
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+        return _chunked(hidden, weight, labels, smoothing, grad_hidden=None, grad_weight=None)
+    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -134,11 +140,17 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        smoothing: float,
     ) -> torch.Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        loss = _chunked(hidden, weight, labels, grad_hidden=grad_hidden, grad_weight=grad_weight)
+        loss = _chunked(
+            hidden, weight, labels, smoothing, grad_hidden=grad_hidden, grad_weight=grad_weight
+        )
         ctx.gradients = grad_hidden, grad_weight
         return loss
 
@@ -149,13 +161,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradients = ctx.gradients
         del ctx.gradients
         hidden, weight = (None if each is None else each.mul_(grad) for each in gradients)
-        return hidden, weight, None
+        return hidden, weight, None, None
 
 
 def _chunked(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
+    smoothing: float = 0.0,
     *,
     grad_hidden: torch.Tensor | None,
     grad_weight: torch.Tensor | None,
@@ -175,11 +188,14 @@ def _chunked(
                 labels[start : start + rows, None],
             )
             log_p = F.log_softmax(chunk @ matrix.T, dim=-1, dtype=torch.float32)  # [rows, V]
-            loss -= log_p.gather(1, label).sum()
+            loss -= (1 - smoothing) * log_p.gather(1, label).sum()
+            if smoothing:
+                loss -= smoothing / len(weight) * log_p.sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            ones = torch.ones_like(label, dtype=torch.float32)
-            grad = log_p.exp_().scatter_add_(1, label, -ones).to(dtype)  # softmax less one-hot
+            less = torch.full_like(label, smoothing - 1, dtype=torch.float32)
+            grad = log_p.exp_().scatter_add_(1, label, less)  # softmax less the target
+            grad = (grad.sub_(smoothing / len(weight)) if smoothing else grad).to(dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = grad @ matrix
             if grad_weight is not None:

@@ -76,7 +76,7 @@ def build_trainer(
 
     stop, hosts = StopRequest(), HostGroup.join()
     model = _load_model(ctx, checkpoint, hosts)
-    wrapped = _wrap(SummedTokenLoss(model), ctx)
+    wrapped = _wrap(SummedTokenLoss(model, config.label_smoothing_factor), ctx)
     if config.torch_compile:
         compile_layers(model, compile_backend)
     optimizer = make_optimizer(model, config)

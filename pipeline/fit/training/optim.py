@@ -102,8 +102,10 @@ def take_over(
 
 
 def warmup_steps(options: FitOptions, total_steps: int) -> int:
-    """Return the steps in which the rate rises: given, or the ratio of all, rounded up."""
-    return options.warmup_steps or math.ceil(options.warmup_ratio * total_steps - 1e-9)
+    """Return the steps of linear warmup: given, or a fraction of all steps, rounded up."""
+    if options.warmup_steps >= 1:
+        return int(options.warmup_steps)
+    return math.ceil((options.warmup_steps or options.warmup_ratio) * total_steps - 1e-9)
 
 
 def make_schedule(
@@ -122,12 +124,13 @@ def make_schedule(
             optimizer,
             num_warmup_steps=warmup_steps(options, total_steps),
             num_training_steps=total_steps,
+            scheduler_specific_kwargs=options.scheduler_kwargs,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             "the schedule cannot be made",
             got=error,
             where=f"--lr-scheduler-type {options.lr_scheduler_type}",
-            do="give another rate or another schedule",
+            do="give another rate, another schedule, or what it needs in --lr-scheduler-kwargs",
         ) from error
     return schedule

@@ -1,5 +1,6 @@
 """The loss of a batch, a chunk of its target positions at a time."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSeq2SeqLM
 
 import pipeline.fit.model.loss as losses
-from pipeline.fit.model.loading import quiet_transformers
+from pipeline.config import FitConfig
+from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.loss import (
     SummedTokenLoss,
     shift_right,
     summed_cross_entropy,
     target_positions,
 )
+from pipeline.tokenizer import TextTokenizer
 
 
 def load(folder: Path) -> Any:
@@ -161,3 +164,39 @@ def test_the_decoder_sees_the_start_then_the_targets(still: Path) -> None:
 def test_positions_are_of_the_flattened_labels() -> None:
     assert target_positions(torch.full((2, 2), -100)).tolist() == []
     assert target_positions(torch.tensor([[-100, 5], [0, -100]])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 26])
+def test_smoothed_loss_and_gradients_are_transformers_own(
+    config: FitConfig, tokenizer: TextTokenizer, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' LabelSmoother takes a mean; here it is a sum. Evaluation is not smoothed."""
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    monkeypatch.setattr("pipeline.fit.model.loss.CPU_CHUNK", chunk)
+    model = build_model(dataclasses.replace(config.model, dropout=0.0), tokenizer)
+    ids = torch.randint(3, 150, (3, 9))
+    labels = torch.randint(3, 150, (3, 7))
+    labels[1, 4:] = -100
+    mask = torch.ones_like(ids)
+    loss = SummedTokenLoss(model, 0.1).train()(ids, mask, labels)
+    loss.backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    outputs = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False)
+    plain = outputs.loss.detach() * (labels != -100).sum()
+    theirs = LabelSmoother(epsilon=0.1)(outputs, labels) * (labels != -100).sum()
+    theirs.backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
+    evaluated = SummedTokenLoss(model, 0.1).eval()(ids, mask, labels)
+    assert evaluated.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_dropout_is_that_of_the_setting(config: FitConfig, tokenizer: TextTokenizer) -> None:
+    model = build_model(dataclasses.replace(config.model, dropout=0.25), tokenizer)
+    rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    rates |= {m.dropout for m in model.modules() if isinstance(getattr(m, "dropout", 0), float)}
+    assert rates == {0.25}
+    assert model.config.dropout_rate == 0.25

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments
+from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments, get_scheduler
 
 from pipeline.config import FitConfig, Scheduler
 from pipeline.errors import ConfigError
@@ -124,15 +124,15 @@ def test_adafactor_is_the_trainers(
         assert not torch.equal(one, start)
 
 
-@pytest.mark.parametrize("name", get_args(Scheduler))
+@pytest.mark.parametrize(
+    "name", sorted({*get_args(Scheduler)} - {"cosine_with_min_lr", "warmup_stable_decay"})
+)
 def test_each_schedule_is_the_trainers(
     model: Any, config: FitConfig, tmp_path: Path, name: str
 ) -> None:
     config = changed(config, lr_scheduler_type=name, warmup_ratio=0.25)
     optimizer = make_optimizer(model, config)
     schedule = make_schedule(optimizer, config, 10)
-    from transformers import get_scheduler
-
     other = torch.optim.AdamW(model.parameters(), lr=1e-2)
     theirs = get_scheduler(name, other, num_warmup_steps=3, num_training_steps=10)
     for _ in range(10):
@@ -147,6 +147,7 @@ def test_warmup_is_given_or_a_share_rounded_up(config: FitConfig) -> None:
     assert warmup_steps(changed(config, warmup_ratio=0.07), 100) == 7  # 7.000000000000001
     assert warmup_steps(changed(config, warmup_ratio=0.5, warmup_steps=7), 100) == 7
     assert warmup_steps(config, 100) == 0
+    assert warmup_steps(changed(config, warmup_steps=0.03), 101) == math.ceil(3.03)
 
 
 def test_values_that_cannot_be_are_named(model: Any, config: FitConfig) -> None:
@@ -155,3 +156,56 @@ def test_values_that_cannot_be_are_named(model: Any, config: FitConfig) -> None:
     config = changed(config, lr_scheduler_type="polynomial", learning_rate=1e-8)
     with pytest.raises(ConfigError, match="schedule cannot be made"):
         make_schedule(make_optimizer(model, config), config, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kwargs"),
+    [
+        ("cosine_with_min_lr", "min_lr_rate=0.1", {"min_lr_rate": 0.1}),
+        ("cosine_with_min_lr", '{"min_lr": 1e-5}', {"min_lr": 1e-5}),
+        (
+            "warmup_stable_decay",
+            "num_decay_steps=4,decay_type=cosine",
+            {"num_decay_steps": 4, "decay_type": "cosine"},
+        ),
+        ("polynomial", "power=2", {"power": 2}),
+    ],
+)
+def test_a_schedule_with_further_settings_is_transformers_own(
+    config: FitConfig, name: Any, text: str, kwargs: dict[str, Any]
+) -> None:
+    config = changed(
+        config,
+        lr_scheduler_type=name,
+        lr_scheduler_kwargs=text,
+        warmup_steps=0.2,
+        learning_rate=0.1,
+    )
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1) for _ in range(2)]
+    ours = make_schedule(optimizers[0], config, 10)
+    theirs = get_scheduler(
+        name,
+        optimizers[1],
+        num_warmup_steps=2,
+        num_training_steps=10,
+        scheduler_specific_kwargs=kwargs,
+    )
+    for _ in range(10):
+        assert ours.get_last_lr() == theirs.get_last_lr()
+        for optimizer, schedule in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.step()
+            schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("warmup_stable_decay", None), ("linear", "min_lr=1"), ("cosine", "x={")]
+)
+def test_a_schedule_that_cannot_be_made_is_one_line(
+    config: FitConfig, name: Any, text: str | None
+) -> None:
+    config = changed(config, lr_scheduler_type=name, lr_scheduler_kwargs=text)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(ConfigError, match="schedule cannot be made"):
+        make_schedule(optimizer, config, 10)
+    with pytest.raises(ConfigError, match="--lr-scheduler-kwargs"):
+        changed(config, lr_scheduler_kwargs="{")
