@@ -41,7 +41,7 @@ Scheduler = Literal[
     "cosine_with_min_lr",
     "warmup_stable_decay",
 ]
-Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adafactor"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"]
 Strategy = Literal["no", "steps", "epoch"]
 RoleName = Literal["human", "assistant", "system", "tool"]
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -201,7 +201,10 @@ class FitOptions(Settings):
     max_grad_norm: float = option(
         1.0, at_least(0), help="Gradients are clipped to this total norm; 0: off."
     )
-    optim: Optimizer = option("adamw_torch", help="Optimizer.")
+    optim: Optimizer = option(
+        "adamw_torch",
+        help="Optimizer; adamw_8bit keeps its moments in a byte each (bitsandbytes).",
+    )
     adam_beta1: float = option(0.9, share(), help="First beta of AdamW.")
     adam_beta2: float = option(0.999, share(), help="Second beta of AdamW.")
     adam_epsilon: float = option(1e-8, above(0), help="Epsilon of AdamW.")

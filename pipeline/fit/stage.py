@@ -96,7 +96,9 @@ def check_packages(config: FitConfig) -> None:
     if config.lora_r:
         require_peft("--lora-r")
     if config.quantize:
-        require_bitsandbytes()
+        require_bitsandbytes("--quantize")
+    if config.optim == "adamw_8bit":
+        require_bitsandbytes("--optim adamw_8bit")
 
 
 def check_device(config: FitConfig, device: torch.device) -> None:

@@ -473,3 +473,19 @@ def test_the_mean_of_nothing_is_no_number() -> None:
     from pipeline.fit.checkpoint.train_state import Sums
 
     assert math.isnan(Sums().mean())
+
+
+def test_eight_bits_without_bitsandbytes_is_one_line(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "bitsandbytes" else find(name),
+    )
+    with pytest.raises(ConfigError, match="package is missing") as caught:
+        fit(changed(config, optim="adamw_8bit"))
+    assert caught.value.where == "--optim adamw_8bit"

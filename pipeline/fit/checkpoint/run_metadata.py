@@ -37,7 +37,7 @@ def _packages(config: FitConfig) -> list[str]:
     """Return the packages whose versions decide a run."""
     names = ["duet-t5", "torch", "transformers", "accelerate", "tokenizers"]
     names += ["peft"] if config.lora_r else []
-    return names + (["bitsandbytes"] if config.quantize else [])
+    return names + (["bitsandbytes"] if config.quantize or config.optim == "adamw_8bit" else [])
 
 
 def _device_name(device: torch.device) -> str:

@@ -49,6 +49,10 @@ def _check_others(options: FitOptions) -> None:
             options.torch_compile,
             "a compiled layer is not known to work sharded",
         ),
+        "--optim": (
+            options.optim if options.optim == "adamw_8bit" else "",
+            "bitsandbytes keeps the moments of whole weights, in blocks",
+        ),
         "--auto-batch-size": (options.auto_batch_size, "a process cannot try a size by itself"),
     }
     for name, (given, reason) in reasons.items():

@@ -17,6 +17,7 @@ from pipeline.fit.distributed.fsdp import gathered_bytes, sharding_of
 from pipeline.fit.flops import ModelFlops, Side
 from pipeline.fit.model.loss import GPU_CHUNK, is_chunked
 from pipeline.fit.model.quantizing import QUANTIZED, WHOLE
+from pipeline.fit.training.optim import EIGHT_BIT_FROM
 
 _FLOAT32 = 4
 _KEPT_UNDER_BF16 = 2.6
@@ -71,8 +72,10 @@ def training_memory(model: Any, options: FitOptions, shape: Shape, processes: in
     return Memory(
         parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
         gradients=trained // shares + gathered,
-        optimizer=optimizer_bytes(model, options) // shares,
-        activations=activation_bytes(sizes, options, shape),
+        optimizer=optimizer_bytes(model, options.optim) // shares,
+        activations=activation_bytes(
+            sizes, shape, bf16=options.bf16, checkpointing=options.gradient_checkpointing
+        ),
         loss=loss_bytes(sizes, shape, chunked=is_chunked(model)),
     )
 
@@ -90,36 +93,59 @@ def quantized_bytes(model: Any) -> int:
     )
 
 
-def optimizer_bytes(model: torch.nn.Module, options: FitOptions) -> int:
-    """Return what the optimizer keeps: two values a weight; Adafactor, one a row and a column."""
-    if options.optim != "adafactor":
-        return 2 * sum(parameter.nbytes for parameter in _trained(model))
-    return sum(
-        parameter.element_size() * sum(parameter.shape)
-        if parameter.dim() == 2
-        else parameter.nbytes
-        for parameter in _trained(model)
-    )
+def optimizer_bytes(model: torch.nn.Module, optim: str) -> int:
+    """Return what the optimizer keeps of the weights that are trained, in bytes.
+
+    AdamW keeps two values a weight. In 8 bits they take a byte each, with a float32 for each block
+    of 256, but those of small weights and of embeddings, which stay in float32. Adafactor keeps a
+    value for each row and column of a matrix.
+
+    Args:
+        model: A transformers model.
+        optim: The name that ``--optim`` takes.
+    """
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    }
+
+    def size(weight: torch.nn.Parameter) -> int:
+        """Return what is kept of one weight."""
+        if optim == "adafactor" and weight.dim() == 2:
+            return weight.element_size() * sum(weight.shape)
+        if optim == "adafactor":
+            return weight.nbytes
+        if (
+            optim == "adamw_8bit"
+            and weight.numel() >= EIGHT_BIT_FROM
+            and id(weight) not in embeddings
+        ):
+            return 2 * (weight.numel() + _FLOAT32 * -(-weight.numel() // 256))
+        return 2 * weight.nbytes
+
+    return sum(map(size, _trained(model)))
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> int:
+def activation_bytes(
+    sizes: ModelFlops, shape: Shape, *, bf16: bool = False, checkpointing: bool = False
+) -> int:
     """Return about what the forward pass over a micro-batch keeps for the backward pass.
 
     Args:
         sizes: The model's.
-        options: Precision and checkpointing.
         shape: Of the micro-batch.
+        bf16: Whether products are computed in bfloat16.
+        checkpointing: Whether layers are computed again in the backward pass.
     """
     encoder, decoder = sizes.encoder, sizes.decoder
     s, t = shape.rows * shape.encoder, shape.rows * shape.decoder  # padded tokens
     in_encoder = s * _values_a_token(encoder)
     in_decoder = t * (_values_a_token(decoder) + 4 * decoder.width + 2 * decoder.attention)
     in_decoder += s * 2 * decoder.attention  # cross-attention's keys and values
-    if options.gradient_checkpointing:
+    if checkpointing:
         # Each layer's input, and all of one layer at a time.
         layers = encoder.layers * s * encoder.width + decoder.layers * t * decoder.width
         layers += max(in_encoder, in_decoder)
@@ -128,7 +154,7 @@ def activation_bytes(sizes: ModelFlops, options: FitOptions, shape: Shape) -> in
     # T5's position bias of both stacks, the mask of each row added, and a gradient of it.
     biases = encoder.heads * s * shape.encoder, decoder.heads * t * shape.decoder
     values = layers + sum(biases) + max(biases)
-    return round(values * (_KEPT_UNDER_BF16 if options.bf16 else _FLOAT32))
+    return round(values * (_KEPT_UNDER_BF16 if bf16 else _FLOAT32))
 
 
 def loss_bytes(sizes: ModelFlops, shape: Shape, *, chunked: bool) -> int:

@@ -19,8 +19,11 @@ QUANTIZED = (4 + (8 + 32 / 256) / 64) / 32
 """Of the bytes in float32. A block of 64 weights has a scale of 8 bits, 256 scales one of 32."""
 
 
-def require_bitsandbytes() -> None:
+def require_bitsandbytes(flag: str) -> None:
     """Refuse, before anything takes time, what needs a package that is not there.
+
+    Args:
+        flag: What needs it.
 
     Raises:
         ConfigError: bitsandbytes is missing.
@@ -28,8 +31,8 @@ def require_bitsandbytes() -> None:
     quiet_bitsandbytes()
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "the package for weights of four bits is missing",
-            where="--quantize",
+            "a package is missing",
+            where=flag,
             got="no bitsandbytes",
             do='pip install "duet-t5[quantize]"',
         )

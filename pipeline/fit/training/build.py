@@ -159,7 +159,7 @@ def _memory_probe(
     ctx: RunContext, model: Any, wrapped: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> MemoryProbe:
     """Return what tries micro-batches beside the optimizer's values, which may not be there."""
-    unmade = 0 if optimizer.state else optimizer_bytes(model, ctx.config)
+    unmade = 0 if optimizer.state else optimizer_bytes(model, ctx.config.optim)
     if ctx.sharding is not None:  # each process has its shard of the values
         unmade //= ctx.accelerator.num_processes
     return MemoryProbe(

@@ -18,6 +18,10 @@ _FUSED = frozenset({"cpu", "cuda"})
 the time."""
 
 
+EIGHT_BIT_FROM = 4096
+"""Values of a weight from which on bitsandbytes keeps its moments in 8 bits; its own default."""
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups, in the trainer's order: with decay, and without (biases and norms)."""
     norms = {
@@ -51,29 +55,65 @@ def make_optimizer(model: nn.Module, options: FitOptions) -> torch.optim.Optimiz
     if options.optim == "adafactor":
         from transformers.optimization import Adafactor
 
-        make: Any = Adafactor
+        adafactor: Any = Adafactor
         # A rate that we set in place of Adafactor's relative one, as the trainer has it.
-        optimizer: torch.optim.Optimizer = make(
+        optimizer: torch.optim.Optimizer = adafactor(
             groups, lr=options.learning_rate, scale_parameter=False, relative_step=False
         )
         return optimizer
-    device = next(model.parameters()).device.type
-    fused = options.optim == "adamw_torch_fused" or device in _FUSED
+    make = _adamw_8bit if options.optim == "adamw_8bit" else _adamw
     try:
-        return torch.optim.AdamW(
-            groups,
-            lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
-            eps=options.adam_epsilon,
-            fused=True if fused else None,
-        )
+        return make(model, groups, options)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             "the optimizer cannot be made",
             where=f"--optim {options.optim}",
             got=error,
-            do="use --optim adamw_torch, or mend the values named",
+            do="use --optim adamw_torch, or fix the values named",
         ) from error
+
+
+def _adamw(
+    model: nn.Module, groups: list[dict[str, Any]], options: FitOptions
+) -> torch.optim.Optimizer:
+    device = next(model.parameters()).device.type
+    fused = options.optim == "adamw_torch_fused" or device in _FUSED
+    return torch.optim.AdamW(groups, fused=True if fused else None, **_adamw_values(options))
+
+
+def _adamw_8bit(
+    model: nn.Module, groups: list[dict[str, Any]], options: FitOptions
+) -> torch.optim.Optimizer:
+    """Return bitsandbytes' AdamW, whose moments take a byte each.
+
+    As in the Hugging Face trainer those of embeddings, whose rows are seldom met, stay in float32;
+    bitsandbytes leaves those of small tensors so, too.
+    """
+    import bitsandbytes
+
+    optim: Any = bitsandbytes.optim
+    values = _adamw_values(options)
+    trial = nn.Parameter(torch.zeros(EIGHT_BIT_FROM, device=next(model.parameters()).device))
+    trial.grad = torch.zeros_like(trial)
+    optim.AdamW8bit(
+        [trial], **values
+    ).step()  # it says only now whether it has kernels for this device
+    optimizer: torch.optim.Optimizer = optim.AdamW8bit(
+        groups, min_8bit_size=EIGHT_BIT_FROM, **values
+    )
+    kept = optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            kept.register_module_override(module, "weight", {"optim_bits": 32})
+    return optimizer
+
+
+def _adamw_values(options: FitOptions) -> dict[str, Any]:
+    return {
+        "lr": options.learning_rate,
+        "betas": (options.adam_beta1, options.adam_beta2),
+        "eps": options.adam_epsilon,
+    }
 
 
 def take_over(

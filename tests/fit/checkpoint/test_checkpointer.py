@@ -40,7 +40,7 @@ def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -
     monkeypatch.setattr(saving, "write_checkpoint", written)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
 def test_what_is_written_late_is_the_state_at_its_step(
     run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
 ) -> None:

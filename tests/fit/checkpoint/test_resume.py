@@ -62,7 +62,7 @@ def fit_and_stop(config: FitConfig, saves: int = 1, run: Callable[..., Path] = f
         run(config, callback=Hooks(save=stop))
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
 ) -> None:

@@ -249,6 +249,7 @@ def test_what_accelerates_config_asks_for_is_done(
         ({"lora_r": 4}, "--lora-r", "4"),
         ({"torch_compile": True}, "--torch-compile", "True"),
         ({"auto_batch_size": True, "train_batch_size": 4}, "--auto-batch-size", "True"),
+        ({"optim": "adamw_8bit"}, "--optim", "adamw_8bit"),
     ],
 )
 def test_what_is_not_done_in_shares(

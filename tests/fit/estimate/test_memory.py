@@ -42,7 +42,7 @@ def model_of(**changes: Any) -> Any:
     return auto.from_config(T5Config(**values | changes)).train()
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
 def test_an_optimizer_keeps_that_much(config: FitConfig, still: Path, optim: Any) -> None:
     config, model = changed(config, optim=optim), load(still)
     optimizer = make_optimizer(model, config)
@@ -51,30 +51,29 @@ def test_an_optimizer_keeps_that_much(config: FitConfig, still: Path, optim: Any
     kept = [
         value
         for state in optimizer.state.values()
-        for value in state.values()
+        for name, value in state.items()
         if isinstance(value, torch.Tensor) and value.dim()
+        if not name.startswith("qmap")  # a table of 256 values, which all weights share
     ]
-    assert optimizer_bytes(model, config) == sum(value.nbytes for value in kept)
+    assert optimizer_bytes(model, optim) == sum(value.nbytes for value in kept)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("shape", [Shape(8, 24, 16), Shape(16, 8, 32)])
 @pytest.mark.parametrize("kind", ["gated-gelu", "relu"])
 def test_activations_are_about_what_the_layers_keep(
-    config: FitConfig, kind: str, shape: Shape, checkpointing: bool
+    kind: str, shape: Shape, checkpointing: bool
 ) -> None:
-    config = changed(config, gradient_checkpointing=checkpointing)
     model = model_of(feed_forward_proj=kind)
     if checkpointing:
         checkpoint_activations(model)
     share_bias(model)
     fuse_layers(model)
     sizes = ModelFlops.of(model.config)
-    estimate = activation_bytes(sizes, config, shape)
+    estimate = activation_bytes(sizes, shape, checkpointing=checkpointing)
     measured = kept_bytes(model, shape)
     if checkpointing:  # a layer that is worked out again comes on top
-        plain = changed(config, gradient_checkpointing=False)
-        assert measured < estimate < 0.6 * activation_bytes(sizes, plain, shape)
+        assert measured < estimate < 0.6 * activation_bytes(sizes, shape)
     else:
         assert estimate == pytest.approx(measured - score_bytes(sizes, shape), rel=0.1)
 

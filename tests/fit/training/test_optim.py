@@ -110,6 +110,24 @@ def test_adamw_is_plain_adamw(model: Any, still: Path, config: FitConfig, optim:
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
+def test_adamw_8bit_is_near_adamw_and_keeps_embeddings_whole(
+    model: Any, still: Path, config: FitConfig
+) -> None:
+    """Each step moves a weight by about the rate: three of them, less than a tenth apart."""
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = make_optimizer(model, changed(config, optim="adamw_8bit", weight_decay=0.2))
+    ours = steps(model, optimizer)
+    with quiet_transformers():
+        other = AutoModelForSeq2SeqLM.from_pretrained(still)
+    theirs = steps(other, make_optimizer(other, changed(config, weight_decay=0.2)))
+    for start, one, two in zip(before, ours, theirs, strict=True):
+        assert float((one - two).abs().max()) < 0.1 * float((two - start).abs().max())
+    kept = {n: optimizer.state[p]["state1"].dtype for n, p in model.named_parameters()}
+    assert kept["shared.weight"] == torch.float32
+    assert kept["lm_head.weight"] == torch.uint8
+    assert kept["encoder.final_layer_norm.weight"] == torch.float32
+
+
 def test_adafactor_is_the_trainers(
     model: Any, still: Path, config: FitConfig, tmp_path: Path
 ) -> None:
