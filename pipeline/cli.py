@@ -24,7 +24,7 @@ from pipeline.config import (
 )
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
-from pipeline.generation.config import ChatConfig
+from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig
 from pipeline.logs import note
 from pipeline.world import World
 
@@ -76,6 +76,23 @@ def _chat(config: ChatConfig) -> None:
     chat(config)
 
 
+def _generate(config: GenerateConfig) -> None:
+    from pipeline.generation.generate import generate
+
+    print(generate(config))
+
+
+def _eval(config: EvalConfig) -> None:
+    import json
+
+    from pipeline.generation.evaluate.report import table
+    from pipeline.generation.evaluate.stage import evaluate
+
+    report = evaluate(config)
+    print("\n".join(table(report)), file=sys.stderr)
+    print(json.dumps(report, indent=2, ensure_ascii=False))
+
+
 def _export(config: ExportConfig) -> None:
     from pipeline.export import export
 
@@ -119,6 +136,16 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         ChatConfig,
         _chat,
         "Talk to a trained model, as it was trained.",
+    ),
+    "generate": (
+        GenerateConfig,
+        _generate,
+        "Answer many conversations with a trained model.",
+    ),
+    "eval": (
+        EvalConfig,
+        _eval,
+        "Judge trained models on known answers.",
     ),
     "export": (
         ExportConfig,

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import PrepareOptions
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role
 from pipeline.prepare.found import Fault, Known, NumberText
 from pipeline.prepare.read.reader import read_records
-from pipeline.prepare.read.records import RecordCounts, parse_record
+from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.sources import find_sources
 from pipeline.prepare.read.values import RejectedError
 
@@ -57,6 +58,15 @@ def read_conversations(
                 fields if isinstance(fields, dict) else {"conversations": fields},
                 conversation,
             )
+
+
+def roles_of(role: Sequence[str]) -> Mapping[str, Role]:
+    """Return the speaker names with those that ``--role NAME=ROLE`` adds.
+
+    Raises:
+        ConfigError: One is no role.
+    """
+    return roles_with(PrepareOptions(role=tuple(role)).extra_roles())
 
 
 def plain_json(value: Any) -> Any:

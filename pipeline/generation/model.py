@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class TrainedModel:
     """Most tokens of an answer in its training."""
     eos_ids: frozenset[int]
     decoder: Decoder
+    tokenizer_folder: str
+    """Where its tokenizer's files are."""
 
     def engine(self, *, max_waiting: int | None = None) -> Engine:
         """Return a fresh engine; one at a time for a model."""
@@ -80,6 +82,22 @@ def open_model(folder: Path, options: GenerationOptions) -> TrainedModel:
     return _described(folder, tokenizer, transformers_decoder(model, options), model)
 
 
+def baseline_model(
+    name: str, model: Any, like: TrainedModel, options: GenerationOptions
+) -> TrainedModel:
+    """Return an untrained model that reads and answers as a trained one does.
+
+    Args:
+        name: What it is called.
+        model: With a row for each id of the other's tokenizer.
+        like: The trained one.
+        options: How answers are written; always by transformers.
+    """
+    decoder = transformers_decoder(model, options)
+    ids = eos_ids(like.tokenizer, model)
+    return replace(like, name=name, decoder=decoder, eos_ids=ids)
+
+
 def check_trained(folder: Path) -> None:
     """Refuse a folder that holds no model.
 
@@ -102,14 +120,14 @@ def transformers_decoder(model: Any, options: GenerationOptions) -> Transformers
     Raises:
         ConfigError: ``--bf16`` on a device without it.
     """
-    device = _device()
-    if _is_bf16(options, device):
+    where = device()
+    if _is_bf16(options, where):
         model = model.to(torch.bfloat16)
-    model = model.to(device)
+    model = model.to(where)
     return TransformersDecoder(
         model,
-        max_rows=_MAX_ROWS[device],
-        max_tokens=options.max_batch_tokens or _tokens_in_memory(model.config, device, model.dtype),
+        max_rows=_MAX_ROWS[where],
+        max_tokens=options.max_batch_tokens or _tokens_in_memory(model.config, where, model.dtype),
     )
 
 
@@ -125,6 +143,7 @@ def _described(
         target_length=_target_length(folder, window),
         eos_ids=eos_ids(tokenizer, model),
         decoder=decoder,
+        tokenizer_folder=str(folder),
     )
 
 
@@ -145,7 +164,8 @@ def _target_length(folder: Path, window: int) -> int:
     return window
 
 
-def _device() -> str:
+def device() -> str:
+    """Return where models run: ``cuda`` or ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -188,13 +208,13 @@ def _ctranslate2(
     _require_ctranslate2(folder)
     if options.temperature > 0:
         note("CTranslate2 draws by a generator of its own: --seed does not fix its answers")
-    device = _device()
+    where = device()
     return CTranslate2Decoder(
         folder,
-        device=device,
-        compute_type="bfloat16" if _is_bf16(options, device) else "float32",
-        max_rows=_MAX_ROWS[device],
-        max_tokens=options.max_batch_tokens or _exported_tokens(folder, device),
+        device=where,
+        compute_type="bfloat16" if _is_bf16(options, where) else "float32",
+        max_rows=_MAX_ROWS[where],
+        max_tokens=options.max_batch_tokens or _exported_tokens(folder, where),
     )
 
 
@@ -227,7 +247,7 @@ def _exported(folder: Path) -> Path:
         OutputError: It cannot be written there.
     """
     _require_ctranslate2("--engine ctranslate2")
-    output = folder / f"ctranslate2-{_name_of(folder)}"
+    output = folder / f"ctranslate2-{name_of_model(folder)}"
     if not (output / _EXPORTED).is_file():
         note(f"exporting the model once, to {output}")
         export(
@@ -241,9 +261,18 @@ def _exported(folder: Path) -> Path:
     return output
 
 
-def _name_of(folder: Path) -> str:
-    """Return a name of the weights in a trained folder: another after another training."""
+def name_of_model(folder: Path) -> str:
+    """Return a name of the weights in a folder: another after another training.
+
+    Raises:
+        InputError: There is no trained folder.
+        ModelError: Its weights cannot be read.
+    """
+    check_trained(folder)
     try:
+        if (folder / _EXPORTED).is_file():
+            with (folder / _EXPORTED).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:12]
         if is_adapter(folder):
             digest = hashlib.sha256()
             for name in ADAPTER_FILES:

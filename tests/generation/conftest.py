@@ -12,7 +12,7 @@ from scripts.tiny_t5 import SAMPLE, read_texts
 
 @pytest.fixture(scope="session")
 def trained(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights whose likeliest token is a clear one, the lossless tokenizer, a window of 128."""
+    """Weights whose likeliest token is a clear one, the lossless tokenizer, a window of 200."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("trained") / "out"
@@ -24,7 +24,7 @@ def trained(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Where this one is likely the end is likelier: answers end after 3 tokens, 10, or not at all.
     weights["lm_head.weight"][1] = weights["lm_head.weight"][1001] * 1.05
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    load_tokenizer(str(tiny_t5)).save(folder, model_max_length=128)
+    load_tokenizer(str(tiny_t5)).save(folder, model_max_length=200)
     return folder
 
 

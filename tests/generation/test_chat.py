@@ -130,13 +130,13 @@ def test_it_says_how_many_turns_the_window_drops(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = "What is the capital of Australia, please tell me?"
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{question}\n" * 4))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{question}\n" * 7))
     assert run(["chat", str(trained), "--max-new-tokens", "4"]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "window" in line]
-    encoder = SourceEncoder(load_tokenizer(str(trained)), 128)
+    encoder = SourceEncoder(load_tokenizer(str(trained)), 200)
     tokenizer = load_tokenizer(str(trained))
-    assert told, "four questions are more than 128 tokens"
-    assert all("128 tokens" in line for line in told)
+    assert told, "seven questions are more than 200 tokens"
+    assert all("200 tokens" in line for line in told)
     # The same from the other end: how many of the questions are in the row.
     turns = [Turn(Role.HUMAN, question), Turn(Role.ASSISTANT, "a")] * 3 + [
         Turn(Role.HUMAN, question)
@@ -173,8 +173,9 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(trained: Path) -> None:
         chat.wait_for("ctrl-d ends the chat")
         chat.type("/undo\n")
         chat.wait_for("the last question is gone")
+        chat.wait_for("> ")
         chat.type("\x04")
-        assert chat.process.wait(30) == 0
+        assert chat.process.wait(60) == 0
     finally:
         chat.close()
 

@@ -355,7 +355,7 @@ def test_answers_are_as_long_as_those_of_the_training(trained: Path, tmp_path: P
     folder = tmp_path / "out"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("ctranslate2-*"))
     options = ChatConfig(model=str(folder))
-    assert open_model(folder, options).sampling(options).max_new_tokens == 128
+    assert open_model(folder, options).sampling(options).max_new_tokens == 200
     run = {"prepared": {"config": {"max_target_length": 33}}}
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     assert open_model(folder, options).sampling(options).max_new_tokens == 33

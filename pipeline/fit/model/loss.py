@@ -63,9 +63,32 @@ class SummedTokenLoss(nn.Module):
         Returns:
             A float32 scalar. Where every label is -100 it is zero, and so is every gradient.
         """
-        config = self.model.config
         if targets is None:
             targets = target_positions(labels)
+        states = self._states(input_ids, attention_mask, labels, targets)
+        return self._summed(states, labels.flatten()[targets])
+
+    def row_losses(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of each row by itself, float32[B]; arguments as of ``forward``."""
+        targets = target_positions(labels)
+        states = self._states(input_ids, attention_mask, labels, targets)
+        counts = labels.ne(IGNORED).sum(dim=1).tolist()
+        wanted = torch.split(labels.flatten()[targets], counts)
+        return torch.stack(
+            [self._summed(*row) for row in zip(torch.split(states, counts), wanted, strict=True)]
+        )
+
+    def _states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what the head gets at the targets [N, D], or what it gives [N, V]."""
+        config = self.model.config
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -74,17 +97,21 @@ class SummedTokenLoss(nn.Module):
             ),
             "use_cache": False,
         }
-        wanted = labels.flatten()[targets]  # [N]
-        head = self.model.get_output_embeddings()
+        if not is_chunked(self.model):
+            return _at(self.model(**inputs).logits, targets)
+        with _passing_on(self.model.get_output_embeddings()):
+            hidden = self.model(**inputs).logits  # [B, T, D]: what the head would have got
+        return _at(hidden, targets)
+
+    def _summed(self, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Return the loss of what ``_states`` returns and its labels [N]."""
         smoothing = self.label_smoothing if self.training else 0.0
         if not is_chunked(self.model):
-            logits = _at(self.model(**inputs).logits, targets)
             return F.cross_entropy(
-                logits.float(), wanted, reduction="sum", label_smoothing=smoothing
+                states.float(), wanted, reduction="sum", label_smoothing=smoothing
             )
-        with _passing_on(head):
-            hidden = self.model(**inputs).logits  # [B, T, D]: what the head would have got
-        return summed_cross_entropy(_at(hidden, targets), head.weight, wanted, smoothing)
+        weight = self.model.get_output_embeddings().weight
+        return summed_cross_entropy(states, weight, wanted, smoothing)
 
 
 def is_chunked(model: Any) -> bool:

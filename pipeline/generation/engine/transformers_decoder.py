@@ -55,7 +55,7 @@ class TransformersDecoder:
     """
 
     def __init__(self, model: Any, *, max_rows: int, max_tokens: int) -> None:
-        self._model, self.max_rows, self.max_tokens = model, max_rows, max_tokens
+        self.model, self.max_rows, self.max_tokens = model, max_rows, max_tokens
         self.can_join = model.config.model_type in _RELATIVE
         generation = model.generation_config
         self._start_id: int = model.config.decoder_start_token_id
@@ -113,7 +113,7 @@ class TransformersDecoder:
 
     def _rows_at_once(self, answers: Sequence[Answer]) -> int:
         """Return how many of some answers, shortest first, are encoded together."""
-        heads = getattr(self._model.config, "num_heads", None) or 16
+        heads = getattr(self.model.config, "num_heads", None) or 16
         rows = 1
         while rows < len(answers):
             longest = len(answers[rows].source)
@@ -125,7 +125,7 @@ class TransformersDecoder:
 
     def _begin(self, answers: list[Answer]) -> _Batch:
         ids, mask = self._padded(answers)
-        states = self._model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         start = torch.full((len(answers), 1), self._start_id, device=ids.device)
         batch = _Batch(
             answers=answers,
@@ -133,7 +133,7 @@ class TransformersDecoder:
             source_mask=mask,
             written_mask=torch.ones_like(start),
             cache=EncoderDecoderCache(
-                DynamicCache(config=self._model.config), DynamicCache(config=self._model.config)
+                DynamicCache(config=self.model.config), DynamicCache(config=self.model.config)
             ),
             last=start,
         )
@@ -145,12 +145,12 @@ class TransformersDecoder:
         pad = torch.nn.utils.rnn.pad_sequence
         ids = pad(sources, batch_first=True, padding_value=self._pad_id)
         mask = pad([torch.ones_like(s) for s in sources], batch_first=True)
-        device = self._model.device
+        device = self.model.device
         return ids.to(device), mask.to(device)
 
     def _forward(self, batch: _Batch) -> None:
         """Write one id of each row of a batch."""
-        output = self._model(
+        output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=batch.states),
             attention_mask=batch.source_mask,
             decoder_input_ids=batch.last,
@@ -180,7 +180,7 @@ class TransformersDecoder:
             return torch.full((len(written),), is_over, device=written.device)
 
         criteria: Any = StoppingCriteriaList([nobody_waits])
-        output = self._model.generate(
+        output = self.model.generate(
             ids,
             attention_mask=mask,
             num_beams=first.num_beams,

@@ -1,0 +1,46 @@
+"""What an evaluation found, as a table for people."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+
+def table(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of a report: models side by side, their groups, their differences."""
+    names = list(report["models"])
+    widths = [max(len(name), 24) for name in names]
+    yield f"{report['pairs']:,} pairs of {report['conversations']:,} conversations; 95 % intervals"
+    head = "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))
+    yield f"{'':24}{head}"
+    first = report["models"][names[0]]
+    for title, groups in {"": {"all": None}, **first["groups"]}.items():
+        for group in groups:
+            cells = [
+                m["metrics"] if not title else m["groups"][title][group]["metrics"]
+                for m in report["models"].values()
+            ]
+            if title:
+                count = first["groups"][title][group]["pairs"]
+                yield f"{title}: {group} ({count:,} pairs)"
+            for metric in first["metrics"]:
+                row = (f"  {_cell(c[metric]):>{w}}" for c, w in zip(cells, widths, strict=True))
+                yield f"  {metric:22}{''.join(row)}"
+    for difference in report["differences"]:
+        yield f"{difference['than']} -> {difference['model']}"
+        for metric, interval in difference["metrics"].items():
+            sure = "" if _holds_zero(interval) else "  *"
+            yield f"  {metric:22}  {_cell(interval, '+'):>24}{sure}"
+    yield from (f"{name}: {text}" for name, text in report["signatures"].items())
+
+
+def _cell(interval: dict[str, float | None], sign: str = "") -> str:
+    value, low, high = (
+        "–" if interval[name] is None else f"{interval[name]:{sign}.4g}"
+        for name in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _holds_zero(interval: dict[str, float | None]) -> bool:
+    low, high = (math.nan if interval[name] is None else interval[name] for name in ("low", "high"))
+    return not (low > 0 or high < 0)  # type: ignore[operator]

@@ -1,0 +1,193 @@
+"""``duet generate``: the answers of a trained model to many conversations, in their order.
+
+Records -> conversations that end with a question -> ids -> the engine, some hundred at a time, so
+that it can put those of like length together -> the journal -> one file.
+"""
+
+import hashlib
+import queue
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.conversation import Conversation, Role
+from pipeline.errors import InputError
+from pipeline.generation.config import GenerateConfig
+from pipeline.generation.conversations import read_conversations, roles_of
+from pipeline.generation.engine.answer import Answer
+from pipeline.generation.engine.scheduler import Engine
+from pipeline.generation.journal import Journal, Request
+from pipeline.generation.model import TrainedModel, name_of_model, open_model
+from pipeline.logs import Bar, note
+from pipeline.prepare.read.sources import find_sources
+
+_IN_FLIGHT = 512
+"""Questions that are waiting or being answered: enough to find some of like length."""
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation up to a human turn."""
+
+    index: int
+    """Its place among all questions."""
+    fields: dict[str, Any]
+    """Of the record, and ``turn`` where every human turn is answered."""
+    conversation: Conversation
+
+
+def generate(config: GenerateConfig) -> Path:
+    """Answer conversations; go on where a run of the same settings was stopped.
+
+    Returns:
+        ``config.output_path``.
+
+    Raises:
+        InputError: A path is missing, or no record holds a question.
+        OutputError: The output is there already and holds something else, or cannot be written.
+        ModelError: The model cannot be loaded.
+    """
+    output = Path(config.output_path)
+    journal = Journal(output, _request(config))
+    if journal.is_complete:
+        return output
+    total = _count(config)
+    with journal:
+        if len(journal):
+            note(f"{len(journal):,} of {total:,} answers are there already")
+        if len(journal) < total:
+            model = open_model(Path(config.model), config)
+            with model.engine() as engine:
+                _answer_all(config, model, engine, journal, total)
+        journal.publish()
+    return output
+
+
+def _request(config: GenerateConfig) -> Request:
+    """Return what decides the answers; no path and no time."""
+    content = hashlib.sha256()
+    for source in find_sources(config.data_path):
+        with source.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                content.update(chunk)
+        content.update(b"\0")
+    names = ("temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "seed", "engine")
+    return {
+        "model": name_of_model(Path(config.model)),
+        "input": content.hexdigest(),
+        "all_turns": config.all_turns,
+        "role": list(config.role),
+        "max_new_tokens": config.max_new_tokens,
+        "stop": list(config.stop),
+        "bf16": config.bf16,
+    } | {name: getattr(config, name) for name in names}
+
+
+def _count(config: GenerateConfig) -> int:
+    """Return the number of questions; say what holds none.
+
+    Raises:
+        InputError: There is no question at all.
+    """
+    left_out = Counter[str]()
+    total = sum(1 for _ in questions(config, left_out))
+    if left_out:
+        reasons = ", ".join(f"{name} {count:,}" for name, count in left_out.most_common())
+        note(f"{left_out.total():,} records get no answer: {reasons}")
+    if not total:
+        raise InputError(
+            "no conversation with a question",
+            where=", ".join(config.data_path),
+            got=", ".join(left_out) or "no records",
+            do="give ShareGPT records with a human turn; for other speaker names see --role",
+        )
+    return total
+
+
+def questions(config: GenerateConfig, left_out: Counter[str]) -> Iterator[Question]:
+    """Yield what is to be answered, in the order of the input.
+
+    Args:
+        config: The settings.
+        left_out: Records without a question are counted here, by reason.
+    """
+    index = 0
+    for record in read_conversations(config.data_path, roles_of(config.role)):
+        if record.conversation is None:
+            left_out[record.reason.partition(":")[0]] += 1
+            continue
+        turns = record.conversation.turns
+        humans = [i for i, turn in enumerate(turns) if turn.role is Role.HUMAN]
+        if not humans:
+            left_out["no_question"] += 1
+        for at in humans if config.all_turns else humans[-1:]:
+            fields = record.fields | ({"turn": at + 1} if config.all_turns else {})
+            yield Question(index, fields, replace(record.conversation, turns=turns[: at + 1]))
+            index += 1
+
+
+def _answer_all(
+    config: GenerateConfig, model: TrainedModel, engine: Engine, journal: Journal, total: int
+) -> None:
+    asked: dict[int, tuple[Question, Answer]] = {}
+    finished: queue.SimpleQueue[tuple[int, BaseException | None]] = queue.SimpleQueue()
+
+    def take_one(progress: "_Progress") -> None:
+        index, error = finished.get()
+        if error is not None:
+            raise error
+        question, answer = asked.pop(index)
+        result = answer.as_result()
+        journal.write(
+            index,
+            question.fields | {"generated": result.text, "finish_reason": result.finish_reason},
+        )
+        progress.add(result.num_tokens)
+
+    with _Progress(total, start=len(journal)) as progress:
+        for question in questions(config, Counter()):
+            if question.index in journal:
+                continue
+
+            def listen(piece: str | BaseException | None, index: int = question.index) -> None:
+                if not isinstance(piece, str):
+                    finished.put((index, piece))
+
+            answer = engine.submit(
+                model.source.ids(question.conversation),
+                model.sampling(config, seed=config.seed + question.index),
+                listen,
+            )
+            asked[question.index] = (question, answer)
+            while len(asked) >= _IN_FLIGHT:
+                take_one(progress)
+        while asked:
+            take_one(progress)
+
+
+class _Progress(Bar):
+    """Answers and tokens a second, and the time left."""
+
+    def __init__(self, total: int, start: int) -> None:
+        super().__init__("answers", total, unit="steps", start=start)
+        self._done = self._before = start
+        self._tokens = 0
+        self._began = self._last = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        """Take note of an answer."""
+        self._done += 1
+        self._tokens += tokens
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rate = (self._done - self._before) / seconds
+        status = f"{rate:.1f} answers/s, {self._tokens / seconds:,.0f} tokens/s"
+        self.update(self._done, status)
+        is_last = self._done == self._total
+        if not self.drawn and (is_last or time.monotonic() - self._last > _SECONDS_BETWEEN_LINES):
+            self._last = time.monotonic()
+            left = (self._total - self._done) / rate
+            self.print(f"answers: {self._done:,} of {self._total:,}, {status}, {left:.0f} s left")
