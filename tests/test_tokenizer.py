@@ -183,6 +183,33 @@ def test_the_chat_template_is_saved(any_tokenizer: TextTokenizer, auto: Any) -> 
     assert text == encoder_text(turns, Escaper(any_tokenizer.normalize))
 
 
+def test_the_chat_template_has_tools_and_calls_as_the_rows_have_them(
+    any_tokenizer: TextTokenizer, auto: Any
+) -> None:
+    from pipeline.conversation import ROLES_BY_NAME
+    from pipeline.prepare.read.records import RecordCounts, parse_record
+
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"é": [1, None]}}}]
+    call = {"name": "f", "arguments": {"x": "<é>'", "y": [1.5, True]}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "So:", "tool_calls": [
+            {"type": "function", "function": {"name": "g", "arguments": '{"x": 1}'}},
+            {"name": "h", "arguments": None}]},
+    ]  # fmt: skip
+    text = auto.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, tokenize=False
+    )
+    record = {"messages": messages, "tools": tools}
+    found = parse_record(record, ROLES_BY_NAME, RecordCounts())
+    assert text == encoder_text(found.turns, Escaper(any_tokenizer.normalize), found.tools)
+    assert 'Tools: [{"type": "function", "function": {"name": "f", "parameters"' in text
+    assert '### Assistant: {"name": "f", "arguments": {"x": "<é>\'", "y": [1.5, true]}}\n' in text
+    assert 'So:\n{"name": "g", "arguments": {"x": 1}}\n{"name": "h", "arguments": null}\n' in text
+
+
 def test_a_folder_with_this_tokenizer_is_used_as_it_is(
     any_tokenizer: TextTokenizer, auto: Any, tmp_path: Path
 ) -> None:

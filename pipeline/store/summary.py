@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.store.manifest import Manifest
 
-_MEANINGS = {
+MEANINGS = {
     "answer_cut": "answers cut at the end, without </s>",
     "answer_without_question": "answers without a question before them, left out",
     "broken_json": "rejected: no JSON",
@@ -45,7 +45,7 @@ def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     for split in manifest.splits():
         yield table_row(f"  in {split}", manifest.rows(split))
     for reason, count in sorted(counts["reasons"].items()):
-        yield table_row(f"  {reason}", count, _MEANINGS.get(reason, ""))
+        yield table_row(f"  {reason}", count, MEANINGS.get(reason, ""))
     for column, side in (("input_ids", "encoder"), ("labels", "decoder")):
         spread = ", ".join(f"{name} {value:,}" for name, value in tokens["lengths"][column].items())
         yield table_row(f"{side} tokens", tokens[column], f"a row: {spread}")

@@ -62,3 +62,26 @@ def test_a_source_may_be_turns_alone(prepared: Path) -> None:
 def test_a_source_that_is_no_conversation_is_one_clear_error(prepared: Path) -> None:
     with pytest.raises(RecordError, match=r"where: sources\[0\]; got: wrong_shape"):
         pipeline.preprocess([[{"from": "human"}]], load(prepared / "tokenizer", 512))
+
+
+def test_the_rules_are_those_of_prepare(tiny_t5: Path, tmp_path: Path) -> None:
+    """Other forms, tools, weights, blank system turns and answers of unknown tokens."""
+    sources = [
+        {"question": "q", "answer": "a", "tools": [{"name": "f"}]},
+        {"messages": [{"role": "system", "content": " "}, {"role": "human ", "content": ["q"]},
+                      {"role": "AI", "content": "no", "weight": 0}, {"role": "ai", "text": "yes"}]},
+        [{"from": "human", "value": "q"}, {"from": "gpt", "value": "\U00013000"}],
+    ]  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps([*sources[:2], {"conversations": sources[2]}]))
+    folder = pipeline.prepare(
+        PrepareConfig(
+            data_path=(str(tmp_path / "x.json"),),
+            model_name_or_path=str(tiny_t5),
+            output_dir=str(tmp_path / "out"),
+            model_max_length=200,
+        )
+    )
+    table = open_split(Path(folder), read_manifest(Path(folder)), "train").to_pydict()
+    assert table["turn"] == [1, 2]
+    found = pipeline.preprocess(sources, load(Path(folder) / "tokenizer", 200))
+    assert found == {name: table[name] for name in ("input_ids", "labels")}

@@ -303,6 +303,47 @@ def test_no_pair_left_is_an_error_and_nothing_is_published(
     assert visible(tmp_path / "processed") == []
 
 
+def test_the_last_turns_alone_and_markdown_of_html(
+    prepare: Callable[..., Path], write_json: WriteJson
+) -> None:
+    from pipeline.tokenizer import load_tokenizer
+
+    given = [
+        record("a", "q", "<p>one</p>", "q", "<p>two</p>"),
+        record("b", "q", "three", "q", "\u200b"),
+    ]
+    folder = prepare(write_json("x.json", given), train_turns="last", clean_html=True)
+    table = open_split(folder, read_manifest(folder), "train").to_pydict()
+    assert list(zip(table["conversation_id"], table["turn"], strict=True)) == [("a", 3), ("b", 1)]
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    assert [tokenizer.decode(ids) for ids in table["labels"]] == ["two", "three"]
+    assert "### Assistant: one\n### Human: q\n" in tokenizer.decode(table["input_ids"][0])
+    assert counts(folder)["reasons"] == {"empty_answer": 1}
+
+
+def test_two_hundred_hand_made_ids_fall_into_both_splits(
+    prepare: Callable[..., Path], write_json: WriteJson
+) -> None:
+    given = [record(f"sample_{i}", f"q{i}", "a") for i in range(200)]
+    folder = prepare(write_json("x.json", given), eval_fraction=0.3)
+    assert 40 <= read_manifest(folder).rows("eval") <= 80
+
+
+def test_parts_of_one_base_are_in_one_split(
+    prepare: Callable[..., Path], write_json: WriteJson
+) -> None:
+    given = [record(f"A{i:06}_{n}", f"q{i}", f"a{n}") for i in range(40) for n in (0, 5)]
+    folder = prepare(write_json("x.json", given), eval_fraction=0.3)
+    manifest = read_manifest(folder)
+    ids = [
+        open_split(folder, manifest, s)["conversation_id"].to_pylist() for s in ("train", "eval")
+    ]
+    train, held_out = ({split_part_id(i)[0] for i in some} for some in ids)
+    assert manifest.counts["joined"] == 0
+    assert held_out
+    assert not train & held_out
+
+
 def test_a_damaged_folder_is_made_again(
     prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
