@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config_fields import (
-    LOCAL_INPUT,
+    LOCAL_INPUTS,
     LOCAL_OUTPUT,
     NAMED,
     REQUIRED,
@@ -360,8 +360,12 @@ class PrepareConfig(PrepareOptions):
 class FitConfig(FitOptions):
     """Settings of ``duet fit``: a prepared folder and a model in, a trained folder out."""
 
-    data_path: str = option(
-        REQUIRED, NAMED, LOCAL_INPUT, help="The prepared folder: what duet prepare printed."
+    data_path: tuple[str, ...] = option(
+        REQUIRED,
+        NAMED,
+        LOCAL_INPUTS,
+        help="The prepared folder: what duet prepare printed. Repeatable; PATH=0.3 takes that "
+        "share of a folder's rows in each epoch. The first one's split eval is evaluated.",
     )
     model_name_or_path: str = option(
         REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
@@ -420,7 +424,10 @@ class TrainConfig(PrepareOptions, FitOptions):
 
     def fit_config(self, prepared: Path) -> FitConfig:
         """Return the settings of the second stage, on the folder that the first one made."""
-        values = _shared(self, FitConfig) | {"data_path": str(prepared), "model_max_length": None}
+        values = _shared(self, FitConfig) | {
+            "data_path": (str(prepared),),
+            "model_max_length": None,
+        }
         return FitConfig(**values)
 
 

@@ -58,8 +58,10 @@ def is_url(path: str) -> bool:
 NAMED = Bound(bool, "name one, it is empty")
 """Of what must not be empty."""
 _NOT_LOCAL = "a URL where a folder on this machine is needed"
-LOCAL_INPUT = Bound(
-    lambda path: not is_url(path), "copy it to this machine first, and give the copy", _NOT_LOCAL
+LOCAL_INPUTS = Bound(
+    lambda paths: not any(map(is_url, paths)),
+    "copy it to this machine first, and give the copy",
+    _NOT_LOCAL,
 )
 LOCAL_OUTPUT = Bound(
     lambda path: not is_url(path),

@@ -61,7 +61,7 @@ def test_the_defaults_are_in_their_bounds_and_paths_become_text() -> None:
     config = TrainConfig(**FIT | {"data_path": Path("d"), "output_dir": Path("o")})
     assert (config.data_path, config.output_dir) == (("d",), "o")
     fit = config.fit_config(Path("prepared"))
-    assert (fit.data_path, fit.sharding, fit.lora) == ("prepared", None, None)
+    assert (fit.data_path, fit.sharding, fit.lora) == (("prepared",), None, None)
     assert PrepareConfig(**PREPARE) == dataclasses.replace(
         config.prepare_config(), output_dir=PrepareConfig.output_dir
     )

@@ -222,7 +222,7 @@ def test_paths_may_be_paths_and_a_path_one() -> None:
     several: Any = [Path("d"), "e"]
     assert PrepareConfig(data_path=several, model_name_or_path="m").data_path == ("d", "e")
     fit: Any = FitConfig(data_path=Path("d"), model_name_or_path="m", output_dir=Path("o"))  # type: ignore[arg-type]
-    assert (fit.data_path, fit.output_dir) == ("d", "o")
+    assert (fit.data_path, fit.output_dir) == (("d",), "o")
 
 
 def test_chat_settings_are_checked() -> None:

@@ -122,7 +122,7 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
     """
     plan = plan_run(
         config,
-        num_rows=len(data.train),
+        num_rows=data.rows_per_epoch,
         eval_rows=data.eval_rows,
         processes=accelerator.num_processes,
     )
@@ -147,8 +147,8 @@ def _identity(config: FitConfig, plan: RunPlan, data: PreparedData) -> dict[str,
     identity = run_identity(
         config,
         plan,
-        fingerprint=data.manifest.fingerprint,
-        num_rows=len(data.train),
+        fingerprint=data.fingerprint,
+        num_rows=data.rows_per_epoch,
         model=architecture(config.model_name_or_path, config.cache_dir),
         vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
     )

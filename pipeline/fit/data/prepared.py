@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.mixture import Mixture, Source, open_mixture
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -29,6 +30,17 @@ class PreparedData:
         return self.train.manifest
 
     @property
+    def fingerprint(self) -> str:
+        """Name what the rows to train on are."""
+        train = self.train
+        return train.fingerprint if isinstance(train, Mixture) else train.manifest.fingerprint
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch takes."""
+        return self.train.rows_per_epoch if isinstance(self.train, Mixture) else len(self.train)
+
+    @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer's files are."""
         return self.train.path / "tokenizer"
@@ -47,7 +59,7 @@ def open_data(config: FitConfig) -> PreparedData:
         ConfigError: It was cut to another length than the settings say.
     """
     num_rows = None if config.num_data < 1 else config.num_data
-    train = SupervisedDataset(config.data_path, "train", num_rows=num_rows)
+    train = open_mixture([Source.parse(text) for text in config.data_path], num_rows=num_rows)
     prepared = train.manifest.config.get("model_max_length")
     if config.model_max_length is not None and config.model_max_length != prepared:
         raise ConfigError(
@@ -59,7 +71,7 @@ def open_data(config: FitConfig) -> PreparedData:
     has_eval = train.manifest.rows("eval") > 0
     return PreparedData(
         train=train,
-        eval=SupervisedDataset(config.data_path, "eval") if has_eval else None,
+        eval=SupervisedDataset(train.path, "eval") if has_eval else None,
         tokenizer=load_tokenizer(str(train.path / "tokenizer")),
     )
 
@@ -74,14 +86,19 @@ def check_shards(data: PreparedData, *, most_hashed: int = MOST_HASHED) -> None:
     Raises:
         PreparedFolderError: They are not.
     """
-    opened = {part.split: part for part in (data.train, data.eval) if part is not None}
-    shards = [shard for shard in data.manifest.shards if shard.split in opened]
-    if sum(shard.bytes for shard in shards) > most_hashed:
-        for part in opened.values():
+    train = data.train.parts if isinstance(data.train, Mixture) else [data.train]
+    opened = [part for part in (*train, data.eval) if part is not None]
+    shards = [
+        (part.path / shard.path, shard)
+        for part in opened
+        for shard in part.manifest.shards
+        if shard.split == part.split
+    ]
+    if sum(shard.bytes for _, shard in shards) > most_hashed:
+        for part in opened:
             part.check_ids(data.tokenizer.vocab_size)
         return
-    for shard in shards:
-        path = data.train.path / shard.path
+    for path, shard in shards:
         found = sha256_of_file(path)
         if found != shard.sha256:
             raise PreparedFolderError(

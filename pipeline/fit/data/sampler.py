@@ -18,6 +18,7 @@ meet others in each epoch.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +34,19 @@ GROUP_ROWS = 8
 """About how many rows of like length a step takes at a time."""
 
 
+class RowSource(Protocol):
+    """What draws the rows of each epoch: see ``mixture.Mixture``."""
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch takes."""
+        ...
+
+    def epoch_rows(self, seed: int, epoch: int) -> IntArray:
+        """Return the rows of an epoch."""
+        ...
+
+
 class StepPlan:
     """The rows of every optimizer step of a run.
 
@@ -42,6 +56,7 @@ class StepPlan:
         rows_per_step: What a step takes; the last of an epoch may take less.
         seed: Of the shuffling.
         group_by_length: Put rows of like length into the same step.
+        mixture: Draws the rows of each epoch; None: an epoch takes all.
 
     >>> lengths = np.array([9, 1, 8, 2, 7])
     >>> steps = StepPlan(lengths, lengths, rows_per_step=2, seed=0)
@@ -61,8 +76,10 @@ class StepPlan:
         rows_per_step: int,
         seed: int,
         group_by_length: bool = True,
+        mixture: RowSource | None = None,
     ) -> None:
         """Nothing is planned before the first step is asked for."""
+        self._mixture = mixture
         self._lengths = encoder_lengths, decoder_lengths
         self._seed, self._group = seed, group_by_length
         self.rows_per_step = rows_per_step
@@ -70,20 +87,27 @@ class StepPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that take every row once; the last may be smaller."""
-        return math.ceil(len(self._lengths[0]) / self.rows_per_step)
+        """Steps that take every row of an epoch once; the last may be smaller."""
+        mixture = self._mixture
+        rows = len(self._lengths[0]) if mixture is None else mixture.rows_per_epoch
+        return math.ceil(rows / self.rows_per_step)
 
     def rows_of(self, step: int) -> IntArray:
         """Return the indices of the rows of a step, counted from 0 over the whole run."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._order = epoch_order(
-                *self._lengths,
+            lengths, rows = self._lengths, None
+            if self._mixture is not None:
+                rows = self._mixture.epoch_rows(self._seed, epoch)
+                lengths = lengths[0][rows], lengths[1][rows]
+            order = epoch_order(
+                *lengths,
                 rows_per_step=self.rows_per_step,
                 seed=self._seed,
                 epoch=epoch,
                 group_by_length=self._group,
             )
+            self._order = order if rows is None else rows[order]
             self._epoch = epoch
         return self._order[at * self.rows_per_step : (at + 1) * self.rows_per_step]
 

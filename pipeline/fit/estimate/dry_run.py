@@ -13,6 +13,7 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import cutter_for
+from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.prepared import open_data
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.estimate.memory import Memory, training_memory
@@ -47,7 +48,9 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
         DuetError: What ``fit`` would raise before it reads the weights.
     """
     data = open_data(config)
-    plan = plan_run(config, num_rows=len(data.train), eval_rows=data.eval_rows, processes=processes)
+    plan = plan_run(
+        config, num_rows=data.rows_per_epoch, eval_rows=data.eval_rows, processes=processes
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_structure(config.model, data.tokenizer)
     cutter = cutter_for(
@@ -62,6 +65,7 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
         rows_per_step=plan.rows_per_step,
         seed=config.seed,
         group_by_length=config.group_by_length,
+        mixture=data.train if isinstance(data.train, Mixture) else None,
     )
     looked_at = steps_looked_at(plan)
     costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)

@@ -16,6 +16,7 @@ from pipeline.fit.context import RunContext
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import Feeder, cutter_for
 from pipeline.fit.data.micro_batches import Cutter, Shape
+from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.sampler import StepPlan
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
@@ -92,6 +93,7 @@ def build_trainer(
         rows_per_step=plan.rows_per_step,
         seed=config.seed,
         group_by_length=config.group_by_length,
+        mixture=ctx.data.train if isinstance(ctx.data.train, Mixture) else None,
     )
     cutter = _cutter(ctx, ctx.data.train, model, max_rows)
     wrapped.train()

@@ -262,7 +262,7 @@ def test_no_run_goes_on_with_another_model_or_vocabulary(
     with pytest.raises(CheckpointError) as caught:
         fit(changed(finished, model_name_or_path=str(other), resume_anyway=True))
     assert caught.value.where == "--model-name-or-path (config)"
-    data = shutil.copytree(finished.data_path, tmp_path / "data")
+    data = shutil.copytree(finished.data_path[0], tmp_path / "data")
     spec = json.loads((data / "tokenizer" / "tokenizer.json").read_text("utf-8"))
     spec["model"]["vocab"][99][0] += "x"
     (data / "tokenizer" / "tokenizer.json").write_text(json.dumps(spec), "utf-8")

@@ -24,7 +24,7 @@ def gradients(config: FitConfig, fails_on: tuple[int, ...] | None, result: Path)
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    tokenizer = load_tokenizer(f"{config.data_path}/tokenizer")
+    tokenizer = load_tokenizer(f"{config.data_path[0]}/tokenizer")
     model: Any = build_model(config.model, tokenizer)
     sharded = shard(SummedTokenLoss(model), Sharding(layers=(), reshard=True), accelerator)
     layer = model.decoder.block[0].layer[-1]

@@ -33,7 +33,7 @@ def state_of_each(configs: list[FitConfig], checkpoints: list[Path | None], resu
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    tokenizer = load_tokenizer(f"{configs[rank].data_path}/tokenizer")
+    tokenizer = load_tokenizer(f"{configs[rank].data_path[0]}/tokenizer")
     model = build_model(
         configs[rank].model, tokenizer, checkpoint=checkpoints[rank], hosts=HostGroup.join()
     )
@@ -56,7 +56,7 @@ def compare(
     """Compare what two processes hold with what one does that loads by itself."""
     result = folder / "state.pt"
     run_in(2, state_of_each, [config, other], list(checkpoints), result, folder=folder / "said")
-    tokenizer = load_tokenizer(f"{config.data_path}/tokenizer")
+    tokenizer = load_tokenizer(f"{config.data_path[0]}/tokenizer")
     one = build_model(config.model, tokenizer, checkpoint=checkpoints[0])
     named = dict(one.named_parameters(remove_duplicate=False)) | dict(one.named_buffers())
     for rank in (0, 1):
@@ -109,7 +109,7 @@ def fails_in_each(config: FitConfig, result: Path) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    tokenizer = load_tokenizer(f"{config.data_path}/tokenizer")
+    tokenizer = load_tokenizer(f"{config.data_path[0]}/tokenizer")
     with pytest.raises(ModelError, match="cannot be loaded"):
         build_model(config.model, tokenizer, hosts=HostGroup.join())
     result.with_suffix(f".{dist.get_rank()}").touch()

@@ -145,7 +145,7 @@ def test_time_is_that_of_the_slowest_process_at_a_share_of_the_peak(
     config = changed(config, max_steps=5, group_by_length=False)
     flops = ModelFlops.of(load(Path(config.model_name_or_path)).config)
     padding = 1 - float(table(config)["padding"].split("%")[0]) / 100
-    encoder, decoder = SupervisedDataset(config.data_path).lengths
+    encoder, decoder = SupervisedDataset(config.data_path[0]).lengths
     padded = float(flops(encoder, decoder).sum()) / padding
     monkeypatch.setattr(dry_run, "matmul_peak", lambda device, dtype: padded)
     # Three passes of an epoch at two fifths of an epoch's operations a second.

@@ -314,7 +314,7 @@ def test_dry_run_counts_what_is_trained(small: FitConfig, tokenizer: TextTokeniz
 def test_dry_run_takes_what_belongs_to_a_rank(
     config: FitConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    words = ["--data-path", config.data_path[0], "--model-name-or-path", config.model_name_or_path]
     words += ["--output-dir", config.output_dir, "--dry-run", "--lora-r", "16"]
     words += ["--lora-alpha", "32", "--lora-dropout", "0.1", "--lora-target-modules", "q,v"]
     assert run(["fit", *words]) == 0
@@ -347,7 +347,7 @@ def test_what_an_adapter_cannot_be(small: FitConfig, tiny: Path, tmp_path: Path)
 def test_without_a_rank_it_means_nothing(
     config: FitConfig, flag: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    words = ["--data-path", config.data_path[0], "--model-name-or-path", config.model_name_or_path]
     words += ["--output-dir", config.output_dir, "--dry-run"]
     assert run(["fit", *words, flag, value]) == 1
     [line] = capsys.readouterr().err.splitlines()

@@ -83,7 +83,7 @@ def take_step(
 
 def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], StepResult]:
     """Return what takes the first step on given rows, and keeps the gradients."""
-    dataset = SupervisedDataset(config.data_path)
+    dataset = SupervisedDataset(config.data_path[0])
     cutter = cutter_for(
         dataset, model.config, config.per_device_train_batch_size, accelerator.device
     )

@@ -126,7 +126,7 @@ def test_the_log_has_them_and_padding_is_that_of_the_plan(
 ) -> None:
     out = fit(changed(config, per_device_train_batch_size=2, train_batch_size=6))
     entries = [entry for entry in state_of(out)["log_history"] if "loss" in entry]
-    dataset = SupervisedDataset(config.data_path)
+    dataset = SupervisedDataset(config.data_path[0])
     lengths = dataset.lengths
     cutter = cutter_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
     steps = StepPlan(*lengths, rows_per_step=6, seed=42)

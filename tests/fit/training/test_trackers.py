@@ -60,7 +60,7 @@ def test_a_tracker_that_cannot_start_is_one_line(
     wandb.init = init
     with pytest.raises(ConfigError, match="cannot be started"):
         fit(changed(config, report_to="wandb"))
-    args = ["--data-path", config.data_path, "--model-name-or-path", config.model_name_or_path]
+    args = ["--data-path", config.data_path[0], "--model-name-or-path", config.model_name_or_path]
     args += ["--output-dir", config.output_dir, "--max-steps", "1", "--report-to", "wandb"]
     capsys.readouterr()
     assert run(["fit", *args]) == 1
