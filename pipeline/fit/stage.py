@@ -24,6 +24,7 @@ from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.distributed.signals import exit_code
 from pipeline.fit.estimate.dry_run import print_dry_run
+from pipeline.fit.model.adapter import with_adapter_settings
 from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
 from pipeline.fit.model.loading import architecture, base_weights
 from pipeline.fit.model.lora import require_peft
@@ -59,7 +60,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
-    world, config = World.from_environment(), with_launcher_settings(config)
+    world, config = World.from_environment(), with_launcher_settings(with_adapter_settings(config))
     if config.dry_run:
         print_dry_run(config, world)
         return Path(config.output_dir)

@@ -23,6 +23,9 @@ from pipeline.errors import ConfigError
 from pipeline.fit.distributed.load_once import receive_weights
 from pipeline.fit.model.loss import SummedTokenLoss
 
+_ALONE = ("set_custom_all_gather", "set_custom_reduce_scatter", "reset_iter_state")
+"""What ``without_communication`` calls: torch before 2.13 lacks some of it."""
+
 
 def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
     """Return the sharding that the settings ask for; None for none.
@@ -38,13 +41,21 @@ def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
 
 
 def _check_others(options: FitOptions) -> None:
-    """Refuse what was not made to work sharded.
+    """Refuse what does not work sharded, with this torch or any.
 
     Raises:
         ConfigError: Such a setting is on.
     """
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError:
+        raise ConfigError(
+            "this torch has no FSDP2",
+            where="--fsdp",
+            got=torch.__version__,
+            do="install 2.6 or newer, or leave it out",
+        ) from None
     reasons = {
-        "--lora-r": (options.lora_r, "an adapter has little to shard"),
         "--torch-compile": (
             options.torch_compile,
             "a compiled layer is not known to work sharded",
@@ -53,7 +64,11 @@ def _check_others(options: FitOptions) -> None:
             options.optim if options.optim == "adamw_8bit" else "",
             "bitsandbytes keeps the moments of whole weights, in blocks",
         ),
-        "--auto-batch-size": (options.auto_batch_size, "a process cannot try a size by itself"),
+        "--quantize": (options.quantize, "FSDP shards no weights of four bits"),
+        "--auto-batch-size": (
+            options.auto_batch_size and not all(hasattr(FSDPModule, name) for name in _ALONE),
+            "a process cannot try a size by itself before torch 2.13",
+        ),
     }
     for name, (given, reason) in reasons.items():
         if given:
@@ -63,15 +78,6 @@ def _check_others(options: FitOptions) -> None:
                 got=given,
                 do=f"leave out {name}, or --fsdp",
             )
-    try:
-        from torch.distributed.fsdp import fully_shard  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "this torch has no FSDP2",
-            where="--fsdp",
-            got=torch.__version__,
-            do="install 2.6 or newer, or leave it out",
-        ) from None
 
 
 def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Module:
@@ -180,8 +186,7 @@ def without_communication(model: nn.Module) -> Iterator[None]:
 
 def can_run_alone(model: nn.Module) -> bool:
     """Return whether ``without_communication`` works: torch before 2.13 lacks what it calls."""
-    needed = ("set_custom_all_gather", "set_custom_reduce_scatter", "reset_iter_state")
-    return all(hasattr(module, name) for module in _fsdp_modules(model) for name in needed)
+    return all(hasattr(module, name) for module in _fsdp_modules(model) for name in _ALONE)
 
 
 def _fsdp_modules(model: nn.Module) -> list[Any]:

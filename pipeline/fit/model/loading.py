@@ -17,6 +17,7 @@ from pipeline.config_views import LoraSettings, ModelSettings
 from pipeline.errors import DuetError, ModelError
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import load_once
+from pipeline.fit.model.adapter import base_name, find_base
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import (
     carry_over_rows,
@@ -29,7 +30,6 @@ from pipeline.fit.model.layers import fuse_layers
 from pipeline.fit.model.lora import (
     ADAPTER_FILES,
     add_adapter,
-    base_of,
     hold_in_bfloat16,
     is_adapter,
     merge_adapter,
@@ -41,7 +41,7 @@ from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.hub import find_model_file
 from pipeline.logs import note
 from pipeline.lossless import NEW_PIECES, is_lossless
-from pipeline.store.fingerprint import key_of
+from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.tokenizer import TextTokenizer
 
 _SHAPE = (
@@ -90,7 +90,7 @@ def build_model(
             another vocabulary.
         ConfigError: The adapter's settings do not fit the model.
     """
-    name, lora = settings.name, settings.lora
+    name, lora = base_name(settings.name), settings.lora
     hosts = hosts or HostGroup()
     from_checkpoint = checkpoint is not None and lora is None
 
@@ -119,9 +119,11 @@ def build_model(
     model = adapted(model, lora, tokenizer, name)
     if settings.bf16:
         hold_in_bfloat16(model)
-    if checkpoint is not None and (hosts.rank == 0 or settings.quantize):
-        with _model_errors(checkpoint):
-            restore_adapter(model, checkpoint)
+    start = Path(settings.name) if checkpoint is None else checkpoint
+    if is_adapter(start) and (hosts.rank == 0 or settings.quantize):
+        with _model_errors(start):
+            _check_vocabulary(str(start), tokenizer, own_token_ids(str(start)))
+            restore_adapter(model, start)
     return model
 
 
@@ -132,7 +134,7 @@ def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
         ModelError: There is no config, or none of an encoder-decoder.
         ConfigError: The adapter's settings do not fit the model.
     """
-    name, lora = settings.name, settings.lora
+    name, lora = base_name(settings.name), settings.lora
     with torch.device("meta"):
         model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
         _finish(model, name, tokenizer, settings=settings)
@@ -194,31 +196,11 @@ def load_trained(folder: Path) -> Any:
     """
     with _model_errors(folder), quiet_transformers():
         if is_adapter(folder):
-            return merge_adapter(_base_model(folder), folder)
+            base = find_base(folder)
+            with _model_errors(base):
+                model = _pretrained(base, None)
+            return merge_adapter(model, folder)
         return _pretrained(str(folder), None)
-
-
-def _base_model(adapter: Path) -> Any:
-    """Return the model that an adapter was trained on.
-
-    Raises:
-        ModelError: It is not where the adapter says, or cannot be loaded.
-    """
-    base = base_of(adapter)
-    try:
-        got = "" if find_model_file(base, "config.json") else "no config.json"
-    except ModelError as error:
-        got = error.got
-    if got:
-        raise ModelError(
-            "the model that an adapter was trained on cannot be found",
-            where=base,
-            got=got,
-            do=f"put it there, or its place into {adapter / ADAPTER_FILES[1]} as "
-            "base_model_name_or_path",
-        )
-    with _model_errors(base):
-        return _pretrained(base, None)
 
 
 def architecture(name: str, cache_dir: str | None) -> str:
@@ -232,6 +214,7 @@ def architecture(name: str, cache_dir: str | None) -> str:
     """
     from transformers import AutoConfig
 
+    name = base_name(name)
     _read_config(name, cache_dir)
     with _model_errors(name), quiet_transformers():
         settings = AutoConfig.from_pretrained(name, cache_dir=cache_dir)
@@ -241,11 +224,16 @@ def architecture(name: str, cache_dir: str | None) -> str:
 def base_weights(name: str, cache_dir: str | None) -> str:
     """Return a name of the weights that an adapter is trained on; see ``lora.name_of_weights``.
 
+    Where that starts from an adapter, of both.
+
     Raises:
         ModelError: They cannot be read.
     """
     with _model_errors(name):
-        return name_of_weights(name, cache_dir)
+        weights = name_of_weights(base_name(name), cache_dir)
+        if is_adapter(Path(name)):
+            weights = key_of([weights, sha256_of_file(Path(name) / ADAPTER_FILES[0])])
+        return weights
 
 
 @contextlib.contextmanager

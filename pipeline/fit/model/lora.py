@@ -212,24 +212,6 @@ def restore_adapter(model: Any, folder: Path) -> None:
         raise ValueError(f"the adapter does not fit the model: {name}")
 
 
-def base_of(folder: Path) -> str:
-    """Return the folder or hub name of the model that an adapter was trained on.
-
-    Raises:
-        ModelError: The adapter's config does not tell.
-    """
-    path = folder / ADAPTER_FILES[1]
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            "an adapter's config cannot be read",
-            where=path,
-            got=repr(error),
-            do="copy the adapter's folder again",
-        ) from error
-
-
 def name_of_weights(name: str, cache_dir: str | None) -> str:
     """Return a name of the weights in a model's files: a hash of their sizes and many pieces.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
@@ -17,13 +18,15 @@ from pipeline.fit.checkpoint import pretrained
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
-from pipeline.fit.distributed.fsdp import sharding_of
+from pipeline.fit.distributed.fsdp import shard, sharding_of
 from pipeline.fit.estimate.memory import training_memory
-from pipeline.fit.model.loading import quiet_transformers
+from pipeline.fit.model.loading import build_model, quiet_transformers
+from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.trainer import Trainer
+from pipeline.tokenizer import load_tokenizer
 from scripts.ranks import RankError, run_in
 from tests.fit.distributed.test_processes import torchrun
 from tests.fit.helpers import (
@@ -36,6 +39,7 @@ from tests.fit.helpers import (
 )
 
 FSDP = "--fsdp=full_shard auto_wrap"
+ADAPTER = "adapter_model.safetensors"
 LAUNCHED = ("--save-steps=3", "--eval-steps=3")
 
 
@@ -147,6 +151,65 @@ def test_in_bfloat16_shares_differ_no_more_than_whole_copies_do(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_sharded_adapter_is_that_of_one_process(
+    run: FitConfig, tmp_path: Path, bf16: bool
+) -> None:
+    pytest.importorskip("peft", reason="the extra peft is not installed")
+    run = changed(run, lora_r=4, lora_dropout=0.0, bf16=bf16)
+    two = changed(run, output_dir=str(tmp_path / "two"), fsdp="full_shard")
+    one = fit(run)
+    run_in(2, fit, two, folder=tmp_path / "said")
+    rel, weights = (5e-3, 3e-3) if bf16 else (1e-4, 1e-4)
+    first, second = (load_file(out / ADAPTER) for out in (one, tmp_path / "two"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == torch.float32
+        assert (second[name] - tensor).abs().max() < weights, name
+    for wanted, found in zip(log_of(one), log_of(tmp_path / "two"), strict=True):
+        assert found == pytest.approx(wanted, rel=rel)
+
+
+def gathered_types(config: FitConfig, result: Path) -> None:
+    """Write the types that a sharded model computes with, and those of its gradients."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model: Any = build_model(config.model, load_tokenizer(f"{config.data_path}/tokenizer"))
+    sharded = shard(SummedTokenLoss(model), Sharding(layers=(), reshard=True), accelerator)
+    seen: dict[str, torch.dtype] = {}
+    for name, module in model.named_modules():
+        if getattr(module, "weight", None) is not None:
+
+            def look(module: Any, *_: Any, name: str = name) -> None:
+                seen[name] = module.weight.dtype
+
+            module.register_forward_pre_hook(look)
+    ids = torch.arange(2, 14).view(2, 6)
+    loss = sharded(ids, torch.ones_like(ids), ids)
+    accelerator.backward(loss)
+    if accelerator.is_main_process:
+        grads = {weight.grad.dtype for weight in sharded.parameters()}
+        torch.save((seen, grads, loss.dtype), result)
+    accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+def test_in_bfloat16_layers_are_gathered_in_it_and_gradients_reduced_in_float32(
+    run: FitConfig, tmp_path: Path
+) -> None:
+    result = tmp_path / "types.pt"
+    run_in(2, gathered_types, run, result, folder=tmp_path / "said")
+    seen, gradients, loss = torch.load(result)
+    assert gradients == {torch.float32}
+    assert loss == torch.float32
+    for name, kind in seen.items():
+        in_layer = ".block." in name and not name.endswith("relative_attention_bias")
+        assert kind == (torch.bfloat16 if in_layer else torch.float32), name
+    assert {"lm_head", "encoder.block.0.layer.0.SelfAttention.q"} <= seen.keys()
+
+
+@pytest.mark.slow
 def test_a_run_in_shares_goes_on_to_the_bit(run: FitConfig, tiny: Path, tmp_path: Path) -> None:
     run = changed(run, model_name_or_path=str(tiny), output_dir=str(tmp_path / "whole"))
     torchrun(run, 2, *LAUNCHED, FSDP)
@@ -246,10 +309,9 @@ def test_what_accelerates_config_asks_for_is_done(
     [
         ({"fsdp": "full_shard offload"}, "--fsdp", "offload"),
         ({"fsdp": "fully"}, "--fsdp", "fully"),
-        ({"lora_r": 4}, "--lora-r", "4"),
         ({"torch_compile": True}, "--torch-compile", "True"),
-        ({"auto_batch_size": True, "train_batch_size": 4}, "--auto-batch-size", "True"),
         ({"optim": "adamw_8bit"}, "--optim", "adamw_8bit"),
+        ({"lora_r": 4, "quantize": "4bit"}, "--quantize", "4bit"),
     ],
 )
 def test_what_is_not_done_in_shares(

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from pipeline.cli import run
 from pipeline.config import FitConfig
+from pipeline.config_views import LoraSettings
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.fit.estimate.memory import optimizer_bytes
 from pipeline.fit.model import lora
+from pipeline.fit.model.adapter import base_of, with_adapter_settings
 from pipeline.fit.model.loading import adapted, build_model, load_trained
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
@@ -253,7 +255,7 @@ def test_an_adapter_finds_its_base_from_other_folders(
     monkeypatch.chdir(tmp_path)
     out = fit(changed(small, model_name_or_path="base", max_steps=1))
     monkeypatch.chdir(tiny)
-    assert lora.base_of(out) == str(base.resolve())
+    assert base_of(out) == str(base.resolve())
     load_trained(out)
     base.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match="cannot be found") as error:
@@ -433,3 +435,56 @@ def test_a_damaged_index_of_the_base_is_one_line(
     assert error.value.where == str(base)
     assert "model.safetensors.index.json is damaged" in error.value.got
     assert not Path(small.output_dir).exists()
+
+
+def test_training_starts_from_a_saved_adapter(
+    small: FitConfig, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    """Its settings are the adapter's, its values where the first run left them."""
+    first = fit(changed(small, lora_alpha=8, lora_dropout=0.0, lora_target_modules="q,v"))
+    second = changed(
+        small, lora_r=0, model_name_or_path=str(first), output_dir=str(tmp_path / "second")
+    )
+    settings = with_adapter_settings(second)
+    assert settings.lora == LoraSettings(r=4, alpha=8, dropout=0.0, target_modules=("q", "v"))
+    state = build_model(settings.model, tokenizer).state_dict()
+    saved = adapter_of(first)
+    for name, value in saved.items():
+        # PEFT leaves the adapter's name out of what it saves.
+        head, _, tail = name.rpartition(".weight" if ".lora_" in name else "_delta")
+        found = state[f"{head}.default.weight" if ".lora_" in name else f"{head}_delta.default"]
+        assert torch.equal(found, value), (name, tail)
+    fit(changed(second, dry_run=True))
+    out = fit(changed(second, max_steps=2))
+    assert base_of(out) == base_of(first)
+    after = adapter_of(out)
+    assert after.keys() == saved.keys()
+    assert any(not torch.equal(after[name], saved[name]) for name in saved)
+    fit(changed(second, max_steps=2))  # finished: nothing to do
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"lora_r": 8}, "--lora-r"),
+        ({"lora_r": 4, "lora_target_modules": "q"}, "--lora-target-modules"),
+    ],
+)
+def test_a_flag_that_contradicts_the_adapter_is_one_line(
+    small: FitConfig, tmp_path: Path, changes: dict[str, Any], where: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    saved = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "lora_dropout": 0.05}
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(saved | {"target_modules": ["v", "q"]}))
+    config = changed(small, model_name_or_path=str(adapter), **changes)
+    with pytest.raises(ConfigError, match="of the adapter") as caught:
+        with_adapter_settings(config)
+    assert caught.value.where == where
+    same = changed(small, model_name_or_path=str(adapter), lora_target_modules="q, v")
+    assert with_adapter_settings(same).lora_r == 4
+    path.write_text(json.dumps(saved | {"target_modules": ["q"], "use_dora": True}))
+    with pytest.raises(ConfigError, match="of this kind") as caught:
+        with_adapter_settings(config)
+    assert caught.value.got == "use_dora True"

@@ -1,0 +1,133 @@
+"""A saved adapter as what a run starts from: its base, its settings, what cannot be trained on."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import FitConfig
+from pipeline.errors import ConfigError, ModelError
+from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
+from pipeline.hub import find_model_file
+
+_PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+}
+"""What an adapter must have so that ``--lora-*`` says all of it; what is left out is so."""
+
+
+def with_adapter_settings(config: FitConfig) -> FitConfig:
+    """Return the settings with those of the adapter to start from, if it is one.
+
+    Raises:
+        ConfigError: A flag contradicts the adapter, or it is of another kind.
+        ModelError: Its config cannot be read.
+    """
+    folder = Path(config.model_name_or_path)
+    if not is_adapter(folder):
+        return config
+    saved = _read(folder)
+    for name, plain in _PLAIN.items():
+        found = saved.get(name) or plain
+        if found != plain:
+            raise _other_kind(folder, f"{name} {found}")
+    try:
+        wanted: dict[str, Any] = {
+            "lora_r": int(saved["r"]),
+            "lora_alpha": int(saved["lora_alpha"]),
+            "lora_dropout": float(saved["lora_dropout"]),
+            "lora_target_modules": ",".join(sorted(saved["target_modules"])),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise _other_kind(folder, repr(error)) from error
+    for name, value in wanted.items():
+        given = getattr(config, name)
+        if given != getattr(FitConfig, name) and not _is_same(given, value):
+            raise ConfigError(
+                "another setting than that of the adapter to start from",
+                where="--" + name.replace("_", "-"),
+                got=f"{given}, but {folder} was made with {value}",
+                do="leave the flag out",
+            )
+    return dataclasses.replace(config, **wanted)
+
+
+def _is_same(given: Any, saved: Any) -> bool:
+    if isinstance(given, str):
+        return sorted(map(str.strip, given.split(","))) == sorted(saved.split(","))
+    return bool(given == saved)
+
+
+def base_name(name: str) -> str:
+    """Return the folder or hub name of an adapter's base; of a model, its own.
+
+    Raises:
+        ModelError: The adapter's config does not tell, or there is none where it says.
+    """
+    return find_base(Path(name)) if is_adapter(Path(name)) else name
+
+
+def find_base(adapter: Path) -> str:
+    """Return the folder or hub name of the model that an adapter was trained on.
+
+    Raises:
+        ModelError: It is not where the adapter says.
+    """
+    base = base_of(adapter)
+    try:
+        got = "" if find_model_file(base, "config.json") else "no config.json"
+    except ModelError as error:
+        got = error.got
+    if got:
+        raise ModelError(
+            "the model that an adapter was trained on cannot be found",
+            where=base,
+            got=got,
+            do=f"put it there, or its place into {adapter / ADAPTER_FILES[1]} as "
+            "base_model_name_or_path",
+        )
+    return base
+
+
+def base_of(folder: Path) -> str:
+    """Return what an adapter's config calls its base.
+
+    Raises:
+        ModelError: The adapter's config does not tell.
+    """
+    try:
+        return str(_read(folder)["base_model_name_or_path"])
+    except KeyError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
+        return dict(value)
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        "an adapter's config cannot be read",
+        where=folder / ADAPTER_FILES[1],
+        got=repr(error),
+        do="copy the adapter's folder again",
+    )
+
+
+def _other_kind(folder: Path, got: str) -> ConfigError:
+    return ConfigError(
+        "training does not resume from an adapter of this kind",
+        where=folder / ADAPTER_FILES[1],
+        got=got,
+        do="start from an adapter of duet fit, or merge this one with PEFT and start from that",
+    )
