@@ -6,7 +6,6 @@ that it can put those of like length together -> the journal -> one file.
 
 import hashlib
 import queue
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,12 +20,12 @@ from pipeline.generation.engine.answer import Answer
 from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.journal import Journal, Request
 from pipeline.generation.model import TrainedModel, name_of_model, open_model
-from pipeline.logs import Bar, note
+from pipeline.generation.progress import AnswerProgress
+from pipeline.logs import note
 from pipeline.prepare.read.sources import find_sources
 
 _IN_FLIGHT = 512
 """Questions that are waiting or being answered: enough to find some of like length."""
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def _answer_all(
     asked: dict[int, tuple[Question, Answer]] = {}
     finished: queue.SimpleQueue[tuple[int, BaseException | None]] = queue.SimpleQueue()
 
-    def take_one(progress: "_Progress") -> None:
+    def take_one(progress: AnswerProgress) -> None:
         index, error = finished.get()
         if error is not None:
             raise error
@@ -148,7 +147,7 @@ def _answer_all(
         )
         progress.add(result.num_tokens)
 
-    with _Progress(total, start=len(journal)) as progress:
+    with AnswerProgress(total, start=len(journal)) as progress:
         for question in questions(config, Counter()):
             if question.index in journal:
                 continue
@@ -167,27 +166,3 @@ def _answer_all(
                 take_one(progress)
         while asked:
             take_one(progress)
-
-
-class _Progress(Bar):
-    """Answers and tokens a second, and the time left."""
-
-    def __init__(self, total: int, start: int) -> None:
-        super().__init__("answers", total, unit="steps", start=start)
-        self._done = self._before = start
-        self._tokens = 0
-        self._began = self._last = time.monotonic()
-
-    def add(self, tokens: int) -> None:
-        """Take note of an answer."""
-        self._done += 1
-        self._tokens += tokens
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        rate = (self._done - self._before) / seconds
-        status = f"{rate:.1f} answers/s, {self._tokens / seconds:,.0f} tokens/s"
-        self.update(self._done, status)
-        is_last = self._done == self._total
-        if not self.drawn and (is_last or time.monotonic() - self._last > _SECONDS_BETWEEN_LINES):
-            self._last = time.monotonic()
-            left = (self._total - self._done) / rate
-            self.print(f"answers: {self._done:,} of {self._total:,}, {status}, {left:.0f} s left")

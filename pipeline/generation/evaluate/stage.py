@@ -19,6 +19,7 @@ from pipeline.generation.evaluate.losses import losses_of
 from pipeline.generation.evaluate.metrics import Metric, answer_metrics, require_metrics
 from pipeline.generation.evaluate.pairs import Pairs, opened_pairs, spread
 from pipeline.generation.model import TrainedModel, baseline_model, device, open_model
+from pipeline.generation.progress import AnswerProgress
 from pipeline.logs import note
 
 _LENGTHS = (("up to 64 tokens", 0, 64), ("65 to 256", 65, 256), ("more", 257, 1 << 31))
@@ -115,8 +116,7 @@ def _judged(config: EvalConfig, model: TrainedModel, plain: Any, pairs: Pairs) -
     metrics = losses_of(plain, pairs)
     if not config.generate:
         return metrics
-    note(f"{model.name}: {len(pairs.rows):,} answers")
-    with model.engine() as engine:
+    with model.engine() as engine, AnswerProgress(len(pairs.rows)) as progress:
         asked = [
             engine.submit(
                 pairs.dataset[int(row)]["input_ids"].tolist(),
@@ -124,7 +124,10 @@ def _judged(config: EvalConfig, model: TrainedModel, plain: Any, pairs: Pairs) -
             )
             for i, row in enumerate(pairs.rows)
         ]
-        results = [answer.result() for answer in asked]
+        results = []
+        for answer in asked:
+            results.append(answer.result())
+            progress.add(results[-1].num_tokens)
     ended = [result.finish_reason == "stop" for result in results]
     return metrics + answer_metrics([r.text for r in results], pairs.references, ended)
 
