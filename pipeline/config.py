@@ -27,7 +27,14 @@ from pipeline.config_fields import (
     require,
     share,
 )
-from pipeline.config_views import LoraSettings, ModelSettings, Sharding
+from pipeline.config_views import (
+    LoraSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Sharding,
+    StepSettings,
+)
 from pipeline.errors import ConfigError
 
 Scheduler = Literal[
@@ -330,6 +337,21 @@ class FitOptions(Settings):
             ConfigError: It is neither JSON of an object nor ``NAME=VALUE`` with commas.
         """
         return parse_kwargs(self.lr_scheduler_kwargs or "", "lr_scheduler_kwargs")
+
+    @property
+    def steps(self) -> StepSettings:
+        """How many steps there are, and what is due when."""
+        return StepSettings(**_shared(self, StepSettings))
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """What the optimizer is made with."""
+        return OptimizerSettings(**_shared(self, OptimizerSettings))
+
+    @property
+    def schedule(self) -> ScheduleSettings:
+        """The learning rate at each step."""
+        return ScheduleSettings(**_shared(self, ScheduleSettings))
 
     @property
     def trackers(self) -> list[str]:

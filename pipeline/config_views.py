@@ -3,8 +3,8 @@
 ``FitOptions`` makes them from its fields, so that each setting is still written once.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
@@ -39,6 +39,45 @@ class ModelSettings:
     dropout: float | None = None
     """None: that of the model's config."""
     lora: LoraSettings | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSettings:
+    """A view of the settings: how many steps there are, of how many rows, and what is due when."""
+
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    train_batch_size: int | None = None
+    logging_steps: float = 500
+    eval_strategy: Literal["no", "steps", "epoch"] | None = None
+    eval_steps: float | None = None
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_steps: float = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """A view of the settings: what an optimizer is made with."""
+
+    optim: str = "adamw_torch"
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleSettings:
+    """A view of the settings: the learning rate at each step, over its peak."""
+
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.0
+    warmup_steps: float = 0
+    scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What ``--lr-scheduler-kwargs`` says."""
 
 
 _WORDS = ("full_shard", "shard_grad_op", "auto_wrap")

@@ -8,7 +8,8 @@ Steps are counted from 1: step N is done when N steps are.
 import math
 from dataclasses import dataclass
 
-from pipeline.config import FitOptions, Strategy
+from pipeline.config import Strategy
+from pipeline.config_views import StepSettings
 from pipeline.errors import ConfigError
 
 _EPSILON = 1e-9  # 0.07 * 100 is a little more than 7
@@ -53,7 +54,7 @@ class RunPlan:
         return step / self.steps_per_epoch
 
 
-def plan_run(options: FitOptions, *, num_rows: int, eval_rows: int, processes: int) -> RunPlan:
+def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes: int) -> RunPlan:
     """Plan a run.
 
     Args:
@@ -88,7 +89,7 @@ def plan_run(options: FitOptions, *, num_rows: int, eval_rows: int, processes: i
     )
 
 
-def _rows_per_step(options: FitOptions, processes: int) -> tuple[int, str]:
+def _rows_per_step(options: StepSettings, processes: int) -> tuple[int, str]:
     device, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
     plural = "es" if processes != 1 else ""
     if options.train_batch_size is not None:
@@ -115,7 +116,7 @@ def _repeated(strategy: Strategy, steps: float, total: int) -> Schedule:
     return Schedule(every=steps_of(steps, total), at_end=True)
 
 
-def _evaluation(options: FitOptions, eval_rows: int, total: int) -> Schedule:
+def _evaluation(options: StepSettings, eval_rows: int, total: int) -> Schedule:
     strategy, steps = options.eval_strategy, options.eval_steps
     if strategy == "no":
         return Schedule()

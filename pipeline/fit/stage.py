@@ -1,13 +1,14 @@
 """The second stage as a whole: set up, find where a run stands, let it go on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config import FitConfig
+from pipeline.config_views import ModelSettings
 from pipeline.fit.checkpoint.format import run_identity
 from pipeline.fit.checkpoint.output import holding_output, make_output_folder
 from pipeline.fit.checkpoint.resuming import find_state
@@ -64,19 +65,22 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     if config.dry_run:
         print_dry_run(config, world)
         return Path(config.output_dir)
-    data, stop = open_data(config), None
-    check_packages(config)
+    data = open_data(
+        config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
+    )
+    check_packages(config.trackers, config.model, config.optim)
     set_allocator()
     set_attention()
-    with hidden_sharding(), join_processes(config, world) as accelerator:
-        check_device(config, accelerator.device)
+    output, stop = Path(config.output_dir), None
+    with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
+        check_device(config.model, accelerator.device)
         ctx = build_context(config, accelerator, data)
-        with holding_output(ctx.output, is_main=accelerator.is_main_process):
+        with holding_output(output, is_main=accelerator.is_main_process):
             checkpoint, finished = find_state(ctx)
             if finished:
                 note("finished before; nothing to train")
             else:
-                with explained_errors(ctx):
+                with explained_errors(config, ctx.plan):
                     trainer = build_trainer(ctx, checkpoint, callback=callback)
                     stop = trainer.train()
                     if stop is None:
@@ -84,31 +88,31 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
             accelerator.wait_for_everyone()
     if stop is not None:
         raise SystemExit(exit_code(stop))
-    return ctx.output
+    return output
 
 
-def check_packages(config: FitConfig) -> None:
+def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) -> None:
     """Refuse what needs a package that is not there.
 
     Raises:
         ConfigError: It is not installed.
     """
-    check_trackers(config)
-    if config.lora_r:
+    check_trackers(trackers)
+    if model.lora is not None:
         require_peft("--lora-r")
-    if config.quantize:
+    if model.quantize:
         require_bitsandbytes("--quantize")
-    if config.optim == "adamw_8bit":
+    if optim == "adamw_8bit":
         require_bitsandbytes("--optim adamw_8bit")
 
 
-def check_device(config: FitConfig, device: torch.device) -> None:
+def check_device(model: ModelSettings, device: torch.device) -> None:
     """Refuse a device on which it would not be the same run.
 
     Raises:
         ConfigError: Weights of four bits want a GPU.
     """
-    if config.quantize:
+    if model.quantize:
         require_gpu(device)
 
 
@@ -122,7 +126,7 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
         OutputError: The folder cannot be written.
     """
     plan = plan_run(
-        config,
+        config.steps,
         num_rows=data.rows_per_epoch,
         eval_rows=data.eval_rows,
         processes=accelerator.num_processes,
@@ -173,7 +177,7 @@ def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
 
 
 @contextlib.contextmanager
-def explained_errors(ctx: RunContext) -> Iterator[None]:
+def explained_errors(config: FitConfig, plan: RunPlan) -> Iterator[None]:
     """Turn what the device's memory and torch's compiler raise into one clear line.
 
     Raises:
@@ -183,7 +187,7 @@ def explained_errors(ctx: RunContext) -> Iterator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory(ctx) from error
-        if ctx.config.torch_compile and is_of_the_compiler(error):
+            raise out_of_memory(config.per_device_train_batch_size, plan.rows_per_step) from error
+        if config.torch_compile and is_of_the_compiler(error):
             raise not_compiled(error) from error
         raise

@@ -78,9 +78,11 @@ def fit_with(
     config: FitConfig, change: Callable[[RunContext], RunContext] = lambda ctx: ctx, **options: Any
 ) -> Path:
     """Run ``fit`` from the context on: changed, on any device, with options of the trainer."""
-    with join_processes(config, World.from_environment()) as accelerator:
-        ctx = change(build_context(config, accelerator, open_data(config)))
-        with holding_output(ctx.output, is_main=accelerator.is_main_process), explained_errors(ctx):
+    data = open_data(config.data_path, num_data=config.num_data)
+    with join_processes(World.from_environment(), bf16=config.bf16) as accelerator:
+        ctx = change(build_context(config, accelerator, data))
+        held = holding_output(ctx.output, is_main=accelerator.is_main_process)
+        with held, explained_errors(config, ctx.plan):
             checkpoint, _ = find_state(ctx)
             trainer = build_trainer(ctx, checkpoint, **options)
             assert trainer.train() is None

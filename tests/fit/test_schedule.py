@@ -14,7 +14,7 @@ def plan(
     config: FitConfig, *, rows: int = 100, evals: int = 10, processes: int = 1, **changes: Any
 ) -> RunPlan:
     config = changed(config, **{"max_steps": -1, "eval_strategy": None} | changes)
-    return plan_run(config, num_rows=rows, eval_rows=evals, processes=processes)
+    return plan_run(config.steps, num_rows=rows, eval_rows=evals, processes=processes)
 
 
 def steps_due(plan: RunPlan, name: str) -> list[int]:

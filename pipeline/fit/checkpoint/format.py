@@ -95,7 +95,7 @@ def run_identity(
         "rows per step": plan.rows_per_step,
         "rows to train on": num_rows,
         "steps in all": plan.total_steps,
-        "warmup steps": warmup_steps(config, plan.total_steps),
+        "warmup steps": warmup_steps(config.schedule, plan.total_steps),
         **{f"--{name.replace('_', '-')}": getattr(config, name) for name in settings},
     }
 

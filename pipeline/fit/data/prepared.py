@@ -1,9 +1,9 @@
 """The prepared folder of a run: opened, and its rows checked against what was written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.mixture import Mixture, Source, open_mixture
@@ -51,21 +51,28 @@ class PreparedData:
         return len(self.eval) if self.eval is not None else 0
 
 
-def open_data(config: FitConfig) -> PreparedData:
+def open_data(
+    paths: Sequence[str], *, num_data: int = -1, model_max_length: int | None = None
+) -> PreparedData:
     """Open the prepared folder that a run trains on.
+
+    Args:
+        paths: The folder; of several, each may have a share: ``B=0.3``.
+        num_data: Train on the first so many rows; -1: all.
+        model_max_length: What its rows should be cut to; None: whatever they are.
 
     Raises:
         PreparedFolderError, TokenizerError: It is missing, incomplete or damaged.
-        ConfigError: It was cut to another length than the settings say.
+        ConfigError: It was cut to another length.
     """
-    num_rows = None if config.num_data < 1 else config.num_data
-    train = open_mixture([Source.parse(text) for text in config.data_path], num_rows=num_rows)
+    num_rows = None if num_data < 1 else num_data
+    train = open_mixture([Source.parse(text) for text in paths], num_rows=num_rows)
     prepared = train.manifest.config.get("model_max_length")
-    if config.model_max_length is not None and config.model_max_length != prepared:
+    if model_max_length is not None and model_max_length != prepared:
         raise ConfigError(
             "the rows were cut to another length",
             where="--model-max-length",
-            got=f"{config.model_max_length}, prepared with {prepared}",
+            got=f"{model_max_length}, prepared with {prepared}",
             do="leave it out, or run duet prepare with this length",
         )
     has_eval = train.manifest.rows("eval") > 0

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ProcessError
 from pipeline.world import World
 
@@ -17,12 +16,12 @@ _LONGEST_WAIT = timedelta(hours=2)
 
 
 @contextlib.contextmanager
-def join_processes(config: FitConfig, world: World) -> Iterator[Any]:
+def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     """Yield accelerate's Accelerator, joined with the run's other processes.
 
     Args:
-        config: The settings.
         world: The processes that the launcher started.
+        bf16: Compute in bfloat16.
 
     Raises:
         ConfigError: The launcher asks for what is not to be had here.
@@ -43,7 +42,7 @@ def join_processes(config: FitConfig, world: World) -> Iterator[Any]:
     accelerator = Accelerator(
         # Unless told so, accelerate does not join processes that have no GPU.
         cpu=world.size > 1 and not _has_gpu(),
-        mixed_precision="bf16" if config.bf16 else "no",
+        mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[parallel, autocast, group],
     )
     check_joined(accelerator, world.size)

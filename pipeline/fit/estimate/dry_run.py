@@ -47,10 +47,11 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     Raises:
         DuetError: What ``fit`` would raise before it reads the weights.
     """
-    data = open_data(config)
-    plan = plan_run(
-        config, num_rows=data.rows_per_epoch, eval_rows=data.eval_rows, processes=processes
+    data = open_data(
+        config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
     )
+    rows = {"num_rows": data.rows_per_epoch, "eval_rows": data.eval_rows}
+    plan = plan_run(config.steps, processes=processes, **rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_structure(config.model, data.tokenizer)
     cutter = cutter_for(
@@ -69,10 +70,18 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     )
     looked_at = steps_looked_at(plan)
     costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
-    yield from _plan(config, plan, data.train, data.eval_rows)
-    yield from _padding(config, plan, costs, processes)
-    yield from _memory(training_memory(model, config, costs.largest, processes))
-    yield from _time(config, plan, costs, device)
+    memory = training_memory(model, config, costs.largest, processes)
+    yield from _plan(plan, data.train, data.eval_rows)
+    yield from _padding(plan, costs, processes, config.group_by_length, config.auto_batch_size)
+    yield from _memory(memory)
+    yield from _time(
+        plan,
+        costs,
+        passes=training_passes(adapted=config.lora is not None),
+        recomputed=int(config.gradient_checkpointing),
+        device=device,
+        dtype=torch.bfloat16 if config.bf16 else torch.float32,
+    )
 
 
 def steps_looked_at(plan: RunPlan) -> list[int]:
@@ -82,9 +91,7 @@ def steps_looked_at(plan: RunPlan) -> list[int]:
     return [int(step) for step in np.linspace(0, there - 1, count)]
 
 
-def _plan(
-    config: FitConfig, plan: RunPlan, train: SupervisedDataset, eval_rows: int
-) -> Iterator[str]:
+def _plan(plan: RunPlan, train: SupervisedDataset, eval_rows: int) -> Iterator[str]:
     encoder, decoder = (int(side.sum()) for side in train.lengths)
     yield table_row("rows", len(train), f"to train on; {eval_rows:,} to evaluate on")
     yield table_row("rows per step", plan.rows_per_step, plan.rows_source)
@@ -94,10 +101,12 @@ def _plan(
     yield table_row("decoder tokens", decoder)
 
 
-def _padding(config: FitConfig, plan: RunPlan, costs: StepCosts, processes: int) -> Iterator[str]:
+def _padding(
+    plan: RunPlan, costs: StepCosts, processes: int, group_by_length: bool, auto_batch_size: bool
+) -> Iterator[str]:
     there = min(plan.steps_per_epoch, plan.total_steps)
     seen = "" if costs.steps == there else f"; in {costs.steps:,} steps of the first epoch"
-    grouped = "on" if config.group_by_length else "off"
+    grouped = "on" if group_by_length else "off"
     share = 1 - costs.useful / costs.padded
     yield table_row(
         "padding", f"{share:.1%}", f"of the operations, --group-by-length {grouped}{seen}"
@@ -109,7 +118,7 @@ def _padding(config: FitConfig, plan: RunPlan, costs: StepCosts, processes: int)
     rows, encoder, decoder = costs.largest
     size = f"{rows:,} x {encoder:,} x {decoder:,}"
     remark = f"rows x encoder x decoder tokens{seen}"
-    if config.auto_batch_size:
+    if auto_batch_size:
         remark += "; on a GPU --auto-batch-size may find another"
     yield table_row("largest micro-batch", size, remark)
 
@@ -126,20 +135,24 @@ def _memory(memory: Memory) -> Iterator[str]:
 
 
 def _time(
-    config: FitConfig, plan: RunPlan, costs: StepCosts, device: torch.device
+    plan: RunPlan,
+    costs: StepCosts,
+    *,
+    passes: int,
+    recomputed: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Iterator[str]:
     steps = plan.total_steps / costs.steps
-    passes = training_passes(adapted=bool(config.lora_r))
     useful = costs.useful * passes * steps
     hours = f"operations without padding: {_duration(useful / 1e14)} at a useful 100 TFLOP/s"
     yield table_row("compute", f"{useful:.3g}", hours)
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
     peak = matmul_peak(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     kind = str(dtype).removeprefix("torch.")
     yield table_row("matmul peak", f"{peak / 1e12:.3g}", f"TFLOP/s, measured on {name} in {kind}")
-    passes += config.gradient_checkpointing  # each layer's forward pass once more
-    seconds = costs.slowest * passes * steps / (SHARE_OF_PEAK * peak)
+    # With checkpointing, each layer's forward pass once more.
+    seconds = costs.slowest * (passes + recomputed) * steps / (SHARE_OF_PEAK * peak)
     yield table_row("time", _duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")
 
 

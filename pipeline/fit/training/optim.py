@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import FitOptions
+from pipeline.config_views import OptimizerSettings, ScheduleSettings
 from pipeline.errors import ConfigError
 
 # T5's own norms have no bias and no common base class: their names tell them.
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(model: nn.Module, options: FitOptions) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, options: OptimizerSettings) -> torch.optim.Optimizer:
     """Return the optimizer that ``--optim`` names; AdamW in one pass where the device has that.
 
     Args:
@@ -141,7 +141,7 @@ def take_over(
         group["lr"] = rate
 
 
-def warmup_steps(options: FitOptions, total_steps: int) -> int:
+def warmup_steps(options: ScheduleSettings, total_steps: int) -> int:
     """Return the steps of linear warmup: given, or a fraction of all steps, rounded up."""
     if options.warmup_steps >= 1:
         return int(options.warmup_steps)
@@ -149,7 +149,7 @@ def warmup_steps(options: FitOptions, total_steps: int) -> int:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, options: FitOptions, total_steps: int
+    optimizer: torch.optim.Optimizer, options: ScheduleSettings, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Return the learning rate's course over ``total_steps`` optimizer steps.
 

@@ -7,7 +7,7 @@ one that fails later is left out with one line, and the run goes on without it.
 import importlib.util
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ RUN_ID_FILE = "run_id"
 """In the output folder: the name that a resumed run finds its tracker's run by."""
 
 
-def check_trackers(config: FitConfig) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker whose package is missing, before anything takes time.
 
     Raises:
         ConfigError: It is not installed.
     """
-    for name in config.trackers:
+    for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 "a tracker's package is missing",

@@ -133,7 +133,7 @@ def test_of_very_many_rows_some_steps_are_looked_at(
     config: FitConfig, rows: int, changes: dict[str, Any], count: int, last: int
 ) -> None:
     config = changed(config, **{"max_steps": -1} | changes)
-    plan = plan_run(config, num_rows=rows, eval_rows=0, processes=1)
+    plan = plan_run(config.steps, num_rows=rows, eval_rows=0, processes=1)
     steps = dry_run.steps_looked_at(plan)
     assert len(steps) == len(set(steps)) == count
     assert (steps[0], steps[-1]) == (0, last)

@@ -45,7 +45,7 @@ def model_of(**changes: Any) -> Any:
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
 def test_an_optimizer_keeps_that_much(config: FitConfig, still: Path, optim: Any) -> None:
     config, model = changed(config, optim=optim), load(still)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config.optimizer)
     SummedTokenLoss(model)(**full_batch(Shape(1, 4, 3), 5, torch.device("cpu"))).backward()
     optimizer.step()
     kept = [

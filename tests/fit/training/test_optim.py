@@ -95,7 +95,7 @@ def steps(model: Any, optimizer: torch.optim.Optimizer, count: int = 3) -> list[
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
 def test_adamw_is_plain_adamw(model: Any, still: Path, config: FitConfig, optim: str) -> None:
     config = changed(config, optim=optim, weight_decay=0.2)
-    ours = steps(model, make_optimizer(model, config))
+    ours = steps(model, make_optimizer(model, config.optimizer))
     with quiet_transformers():
         other = AutoModelForSeq2SeqLM.from_pretrained(still)
     spared = [p for n, p in other.named_parameters() if "norm" in n or "bias" in n]
@@ -133,7 +133,7 @@ def test_adafactor_is_the_trainers(
 ) -> None:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     config = changed(config, optim="adafactor", weight_decay=0.1)
-    ours = steps(model, make_optimizer(model, config))
+    ours = steps(model, make_optimizer(model, config.optimizer))
     with quiet_transformers():
         other = AutoModelForSeq2SeqLM.from_pretrained(still)
     theirs = steps(other, trainer_optimizer(other, tmp_path, "adafactor"))
@@ -149,8 +149,8 @@ def test_each_schedule_is_the_trainers(
     model: Any, config: FitConfig, tmp_path: Path, name: str
 ) -> None:
     config = changed(config, lr_scheduler_type=name, warmup_ratio=0.25)
-    optimizer = make_optimizer(model, config)
-    schedule = make_schedule(optimizer, config, 10)
+    optimizer = make_optimizer(model, config.optimizer)
+    schedule = make_schedule(optimizer, config.schedule, 10)
     other = torch.optim.AdamW(model.parameters(), lr=1e-2)
     theirs = get_scheduler(name, other, num_warmup_steps=3, num_training_steps=10)
     for _ in range(10):
@@ -160,20 +160,20 @@ def test_each_schedule_is_the_trainers(
 
 
 def test_warmup_is_given_or_a_share_rounded_up(config: FitConfig) -> None:
-    assert warmup_steps(changed(config, warmup_ratio=0.03), 100) == 3
-    assert warmup_steps(changed(config, warmup_ratio=0.03), 101) == math.ceil(3.03)
-    assert warmup_steps(changed(config, warmup_ratio=0.07), 100) == 7  # 7.000000000000001
-    assert warmup_steps(changed(config, warmup_ratio=0.5, warmup_steps=7), 100) == 7
-    assert warmup_steps(config, 100) == 0
-    assert warmup_steps(changed(config, warmup_steps=0.03), 101) == math.ceil(3.03)
+    assert warmup_steps(changed(config, warmup_ratio=0.03).schedule, 100) == 3
+    assert warmup_steps(changed(config, warmup_ratio=0.03).schedule, 101) == math.ceil(3.03)
+    assert warmup_steps(changed(config, warmup_ratio=0.07).schedule, 100) == 7  # 7.000000000000001
+    assert warmup_steps(changed(config, warmup_ratio=0.5, warmup_steps=7).schedule, 100) == 7
+    assert warmup_steps(config.schedule, 100) == 0
+    assert warmup_steps(changed(config, warmup_steps=0.03).schedule, 101) == math.ceil(3.03)
 
 
 def test_values_that_cannot_be_are_named(model: Any, config: FitConfig) -> None:
     with pytest.raises(ConfigError, match="optimizer cannot be made"):
-        make_optimizer(model, changed(config, adam_beta1=1.0))
+        make_optimizer(model, changed(config, adam_beta1=1.0).optimizer)
     config = changed(config, lr_scheduler_type="polynomial", learning_rate=1e-8)
     with pytest.raises(ConfigError, match="schedule cannot be made"):
-        make_schedule(make_optimizer(model, config), config, 10)
+        make_schedule(make_optimizer(model, config.optimizer), config.schedule, 10)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_schedule_with_further_settings_is_transformers_own(
         learning_rate=0.1,
     )
     optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1) for _ in range(2)]
-    ours = make_schedule(optimizers[0], config, 10)
+    ours = make_schedule(optimizers[0], config.schedule, 10)
     theirs = get_scheduler(
         name,
         optimizers[1],
@@ -224,6 +224,6 @@ def test_a_schedule_that_cannot_be_made_is_one_line(
     config = changed(config, lr_scheduler_type=name, lr_scheduler_kwargs=text)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     with pytest.raises(ConfigError, match="schedule cannot be made"):
-        make_schedule(optimizer, config, 10)
+        make_schedule(optimizer, config.schedule, 10)
     with pytest.raises(ConfigError, match="--lr-scheduler-kwargs"):
         changed(config, lr_scheduler_kwargs="{")
