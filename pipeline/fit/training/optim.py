@@ -74,7 +74,7 @@ def make_optimizer(model: nn.Module, options: OptimizerSettings) -> torch.optim.
 
 
 def _adamw(
-    model: nn.Module, groups: list[dict[str, Any]], options: FitOptions
+    model: nn.Module, groups: list[dict[str, Any]], options: OptimizerSettings
 ) -> torch.optim.Optimizer:
     device = next(model.parameters()).device.type
     fused = options.optim == "adamw_torch_fused" or device in _FUSED
@@ -82,7 +82,7 @@ def _adamw(
 
 
 def _adamw_8bit(
-    model: nn.Module, groups: list[dict[str, Any]], options: FitOptions
+    model: nn.Module, groups: list[dict[str, Any]], options: OptimizerSettings
 ) -> torch.optim.Optimizer:
     """Return bitsandbytes' AdamW, whose moments take a byte each.
 
@@ -108,7 +108,7 @@ def _adamw_8bit(
     return optimizer
 
 
-def _adamw_values(options: FitOptions) -> dict[str, Any]:
+def _adamw_values(options: OptimizerSettings) -> dict[str, Any]:
     return {
         "lr": options.learning_rate,
         "betas": (options.adam_beta1, options.adam_beta2),

@@ -20,7 +20,11 @@ def held_bytes(config: FitConfig, tokenizer: TextTokenizer) -> int:
     """Return what a forward pass without a backward one holds before it ends."""
     model = SummedTokenLoss(build_model(config.model, tokenizer))
     ids = torch.tensor([[2, 3, 4, 1]])
-    with join_processes(World(), bf16=config.bf16) as accelerator, torch.no_grad(), accelerator.autocast():
+    with (
+        join_processes(World(), bf16=config.bf16) as accelerator,
+        torch.no_grad(),
+        accelerator.autocast(),
+    ):
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             loss = model(ids, torch.ones_like(ids), ids)
