@@ -41,6 +41,10 @@ types: _venv
 bench name="reference" *args="--help": _venv
     {{ bin }}/python benchmarks/{{ name }}.py {{ args }}
 
+# Try on one GPU what no test can try without one, in ten minutes; --tiny runs anywhere
+gpu-check *args: _venv
+    {{ bin }}/python scripts/gpu_check.py {{ args }}
+
 # Check that the README's flag table is what the settings say
 docs-check: _venv
     {{ bin }}/python scripts/flag_table.py --check

@@ -7,6 +7,10 @@ The logits of 8 rows of 2,048 target tokens over 32,128 pieces are 2 GB in float
 loss keeps them three times: logits, log-probabilities, gradient. Here the positions that have a
 label, and no padding, go through the output matrix a chunk at a time. Each chunk leaves its share
 of the gradient behind at once, so that nothing of it is kept or computed again.
+
+torch's own ``F.linear_cross_entropy`` (2.13) does the same in float32, to the last bits. It leaves
+autocast alone: the products stay in float32; given bfloat16, it returns loss and weight gradient in
+bfloat16. And its chunks know no label smoothing. So it is not used.
 """
 
 import contextlib
