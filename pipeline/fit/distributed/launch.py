@@ -1,6 +1,9 @@
 """Joins the processes that a launcher started, on accelerate's terms, and says when one is lost."""
 
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,6 +16,51 @@ from pipeline.world import World
 # For another process, which may write or read a large checkpoint: NCCL's own ten minutes are not
 # enough for flan-t5-xxl on a slow disk. One that died is noticed without it.
 _LONGEST_WAIT = timedelta(hours=2)
+_SECONDS_UNTIL_TOLD = 5.0
+
+
+@contextlib.contextmanager
+def told_while_waiting(world: World, seconds: float = _SECONDS_UNTIL_TOLD) -> Iterator[None]:
+    """Say which processes are waited for, if they are not there after some seconds.
+
+    A ``WORLD_SIZE`` that is left in an environment would else be a silent wait of minutes. One
+    process of each node says it: on a node that is waited for, there is none.
+
+    Args:
+        world: The processes that the environment promises.
+        seconds: When to say it.
+    """
+    others = world.size - 1
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    text = (
+        f"note: waiting for {others} other process{'es' * (others > 1)} "
+        f"(WORLD_SIZE={world.size}, RANK={world.rank}) at {where}; "
+        "unset WORLD_SIZE to run alone"
+    )
+    timer = threading.Timer(seconds, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if others and world.local_rank == 0:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def check_launcher(world: World) -> None:
+    """Refuse a number of processes that no launcher stands behind.
+
+    Raises:
+        ConfigError: The environment does not say where they meet.
+    """
+    lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world.size > 1 and lacking:
+        raise ConfigError(
+            "there are other processes to wait for, and no place to meet them",
+            where="environment",
+            got=f"WORLD_SIZE={world.size}, but no {' and no '.join(lacking)}",
+            do="unset WORLD_SIZE to run alone, or start with torchrun",
+        )
 
 
 @contextlib.contextmanager
@@ -45,6 +93,14 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[parallel, autocast, group],
     )
+    check_launcher(world)
+    with told_while_waiting(world):
+        accelerator = Accelerator(
+            # Unless told so, accelerate does not join processes that have no GPU.
+            cpu=world.size > 1 and not _has_gpu(),
+            mixed_precision="bf16" if config.bf16 else "no",
+            kwargs_handlers=[parallel, autocast, group],
+        )
     check_joined(accelerator, world.size)
     try:
         yield accelerator
