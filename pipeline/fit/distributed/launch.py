@@ -87,18 +87,12 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     # is used twice in a pass.
     autocast = AutocastKwargs(cache_enabled=False)
     group = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
-    accelerator = Accelerator(
-        # Unless told so, accelerate does not join processes that have no GPU.
-        cpu=world.size > 1 and not _has_gpu(),
-        mixed_precision="bf16" if bf16 else "no",
-        kwargs_handlers=[parallel, autocast, group],
-    )
     check_launcher(world)
     with told_while_waiting(world):
         accelerator = Accelerator(
             # Unless told so, accelerate does not join processes that have no GPU.
             cpu=world.size > 1 and not _has_gpu(),
-            mixed_precision="bf16" if config.bf16 else "no",
+            mixed_precision="bf16" if bf16 else "no",
             kwargs_handlers=[parallel, autocast, group],
         )
     check_joined(accelerator, world.size)
