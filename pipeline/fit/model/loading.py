@@ -20,10 +20,7 @@ from pipeline.fit.distributed.load_once import load_once
 from pipeline.fit.model.adapter import base_name, find_base
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import (
-    carry_over_rows,
-    grow_embedding,
     is_tied,
-    num_rows,
     rows_for,
 )
 from pipeline.fit.model.layers import fuse_layers
@@ -37,10 +34,15 @@ from pipeline.fit.model.lora import (
     restore_adapter,
 )
 from pipeline.fit.model.quantizing import quantization
-from pipeline.fit.model.token_ids import own_token_ids
+from pipeline.fit.model.token_ids import (
+    check_rows,
+    check_vocabulary,
+    fit_embedding,
+    own_token_ids,
+    piece_ids,
+)
 from pipeline.hub import find_model_file
 from pipeline.logs import note
-from pipeline.lossless import NEW_PIECES, is_lossless
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.tokenizer import TextTokenizer
 
@@ -122,7 +124,7 @@ def build_model(
     start = Path(settings.name) if checkpoint is None else checkpoint
     if is_adapter(start) and (hosts.rank == 0 or settings.quantize):
         with _model_errors(start):
-            _check_vocabulary(str(start), tokenizer, own_token_ids(str(start)))
+            check_vocabulary(str(start), tokenizer, own_token_ids(str(start)))
             restore_adapter(model, start)
     return model
 
@@ -171,13 +173,13 @@ def load_model(
     _read_config(name, cache_dir)
     with _model_errors(name), quiet_transformers():
         own_ids = own_token_ids(name, cache_dir)
-        _check_vocabulary(name, tokenizer, own_ids)
+        check_vocabulary(name, tokenizer, own_ids)
         model = _pretrained(name, cache_dir, **(quantized or {}))
         if own_ids is None:
             say("the model has no tokenizer of its own; new pieces start from the mean row")
         if not may_grow:
-            _check_rows(model, name, tokenizer)
-        _fit_embedding(model, tokenizer, own_ids)
+            check_rows(model, name, tokenizer)
+        fit_embedding(model, tokenizer, own_ids)
     return model
 
 
@@ -185,7 +187,7 @@ def adapted(model: Any, lora: LoraSettings, tokenizer: TextTokenizer, name: str)
     """Return a model with an adapter, whose config calls the model ``name``."""
     if Path(name).is_dir():
         name = str(Path(name).resolve())  # the adapter is loaded from other folders, too
-    return add_adapter(model, lora, list(_pieces(tokenizer).values()), name=name)
+    return add_adapter(model, lora, list(piece_ids(tokenizer).values()), name=name)
 
 
 def load_trained(folder: Path) -> Any:
@@ -360,58 +362,9 @@ def _untie(model: Any) -> None:
             tied.pop(name, None)
 
 
-def _check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
-    """Refuse rows that were made with another model's vocabulary: every id would be wrong.
-
-    Tokens that the model's own tokenizer does not have must not take the id of one that it has.
-    The nine pieces may, for their rows are moved, and so may sentinels, which no text holds.
-    """
-    if own_ids is None:
-        return
-    moved = NEW_PIECES if _is_lossless(tokenizer) else ()
-    own_tokens = {i: token for token, i in own_ids.items()}
-    for token, i in tokenizer.backend.get_vocab().items():
-        if token in moved or own_ids.get(token) == i:
-            continue
-        if token not in own_ids and (i not in own_tokens or token.startswith("<extra_id_")):
-            continue
-        there = f"id {own_ids[token]}" if token in own_ids else "no token"
-        raise ModelError(
-            "the data were prepared for another model",
-            where=name,
-            got=f"{token!r} is {there} there, id {i} in the data",
-            do=f"run duet prepare with --model-name-or-path {name}",
-        )
-
-
-def _fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
-    """Give each id of the tokenizer a row: grown, started or moved where it has none."""
-    rows, pieces = num_rows(model), _pieces(tokenizer)
-    if own_ids is not None:
-        known = max(own_ids.values()) + 1
-    else:
-        known = min(pieces.values(), default=tokenizer.vocab_size)
-    num_trained = min(known, rows)
-    grow_embedding(model, tokenizer.vocab_size, num_trained)
-    old = {token: i for token, i in (own_ids or {}).items() if token in pieces and i < rows}
-    carry_over_rows(model, old, pieces, num_trained)
-
-
-def _pieces(tokenizer: TextTokenizer) -> dict[str, int]:
-    """Return the ids of the lossless tokenizer's nine pieces; none where it is another one."""
-    if not _is_lossless(tokenizer):
-        return {}
-    vocabulary = tokenizer.backend.get_vocab()
-    return {piece: vocabulary[piece] for piece in NEW_PIECES}
-
-
-def _is_lossless(tokenizer: TextTokenizer) -> bool:
-    return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
-
-
 def _finish(model: Any, name: str, tokenizer: TextTokenizer, *, settings: ModelSettings) -> None:
     """Check what training relies on, complete the generation config, make it fast."""
-    _check_rows(model, name, tokenizer)
+    check_rows(model, name, tokenizer)
     config, generation = model.config, model.generation_config
     start = getattr(config, "decoder_start_token_id", None)
     start = generation.decoder_start_token_id if start is None else start
@@ -446,17 +399,6 @@ def set_dropout(model: Any, rate: float) -> None:
             module.p = rate
         elif isinstance(getattr(module, "dropout", None), float):  # of attention weights
             module.dropout = rate
-
-
-def _check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:
-    """Refuse a model without a row for each id: an adapter cannot add rows to its base."""
-    if num_rows(model) < tokenizer.vocab_size:
-        raise ModelError(
-            "the model has too few embedding rows",
-            where=name,
-            got=num_rows(model),
-            do=f"give a model with {tokenizer.vocab_size} or more",
-        )
 
 
 def checkpoint_activations(model: Any) -> None:

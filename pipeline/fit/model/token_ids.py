@@ -1,4 +1,4 @@
-"""The ids that a model's own tokenizer gives to its tokens, read from its files.
+"""The ids that a model's own tokenizer gives to its tokens, and a row for each of the data's.
 
     tokenizer.json | spiece.model, added_tokens.json, tokenizer_config.json  ->  {token: id}
 
@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 from pipeline import lossless
 from pipeline.errors import ModelError
+from pipeline.fit.model.embedding import carry_over_rows, grow_embedding, num_rows
 from pipeline.hub import find_model_file
-from pipeline.tokenizer import VOCABULARY_FILES, load_tokenizer
+from pipeline.lossless import NEW_PIECES, is_lossless
+from pipeline.tokenizer import VOCABULARY_FILES, TextTokenizer, load_tokenizer
 
 T = TypeVar("T")
 
@@ -115,3 +117,63 @@ _ADDED: dict[str, Callable[[Path], dict[str, int]]] = {
     "added_tokens.json": _ids_of_added_tokens,
     "tokenizer_config.json": _ids_of_config,
 }
+
+
+def check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
+    """Refuse rows that were made with another model's vocabulary: every id would be wrong.
+
+    Tokens that the model's own tokenizer does not have must not take the id of one that it has.
+    The nine pieces may, for their rows are moved, and so may sentinels, which no text holds.
+    """
+    if own_ids is None:
+        return
+    moved = NEW_PIECES if _has_pieces(tokenizer) else ()
+    own_tokens = {i: token for token, i in own_ids.items()}
+    for token, i in tokenizer.backend.get_vocab().items():
+        if token in moved or own_ids.get(token) == i:
+            continue
+        if token not in own_ids and (i not in own_tokens or token.startswith("<extra_id_")):
+            continue
+        there = f"id {own_ids[token]}" if token in own_ids else "no token"
+        raise ModelError(
+            "the data were prepared for another model",
+            where=name,
+            got=f"{token!r} is {there} there, id {i} in the data",
+            do=f"run duet prepare with --model-name-or-path {name}",
+        )
+
+
+def fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
+    """Give each id of the tokenizer a row: grown, started or moved where it has none."""
+    rows, pieces = num_rows(model), piece_ids(tokenizer)
+    if own_ids is not None:
+        known = max(own_ids.values()) + 1
+    else:
+        known = min(pieces.values(), default=tokenizer.vocab_size)
+    num_trained = min(known, rows)
+    grow_embedding(model, tokenizer.vocab_size, num_trained)
+    old = {token: i for token, i in (own_ids or {}).items() if token in pieces and i < rows}
+    carry_over_rows(model, old, pieces, num_trained)
+
+
+def piece_ids(tokenizer: TextTokenizer) -> dict[str, int]:
+    """Return the ids of the lossless tokenizer's nine pieces; none where it is another one."""
+    if not _has_pieces(tokenizer):
+        return {}
+    vocabulary = tokenizer.backend.get_vocab()
+    return {piece: vocabulary[piece] for piece in NEW_PIECES}
+
+
+def _has_pieces(tokenizer: TextTokenizer) -> bool:
+    return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
+
+
+def check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:
+    """Refuse a model without a row for each id: an adapter cannot add rows to its base."""
+    if num_rows(model) < tokenizer.vocab_size:
+        raise ModelError(
+            "the model has too few embedding rows",
+            where=name,
+            got=num_rows(model),
+            do=f"give a model with {tokenizer.vocab_size} or more",
+        )
