@@ -58,8 +58,10 @@ def training_memory(model: Any, options: FitOptions, shape: Shape, processes: in
     Raises:
         ModelError: The model's config does not name its sizes.
     """
-    quantized = quantized_bytes(model) if options.quantize else 0
-    weights = sum(parameter.nbytes for parameter in model.parameters()) - quantized
+    in_four_bits = quantized_weights(model) if options.quantize else []
+    quantized = _FLOAT32 * sum(weight.numel() for weight in in_four_bits)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    weights -= sum(weight.nbytes for weight in in_four_bits)
     trained = sum(parameter.nbytes for parameter in _trained(model))
     sharding = sharding_of(options, processes)
     shares, gathered = processes, 0
@@ -67,8 +69,12 @@ def training_memory(model: Any, options: FitOptions, shape: Shape, processes: in
         shares = 1
     else:
         gathered = gathered_bytes(model, sharding)
-    copies = weights // 2 if options.bf16 else 0
     sizes = ModelFlops.of(model.config)
+    copies = 0
+    if options.bf16 and sharding is None:  # sharded, it is gathered so
+        copies = _cast_bytes(model, in_four_bits)
+        if options.gradient_checkpointing:  # of one layer at a time
+            copies //= sizes.encoder.layers + sizes.decoder.layers
     return Memory(
         parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
         gradients=trained // shares + gathered,
@@ -80,17 +86,29 @@ def training_memory(model: Any, options: FitOptions, shape: Shape, processes: in
     )
 
 
-def quantized_bytes(model: Any) -> int:
-    """Return what the weights take in float32 that ``--quantize`` stores in four bits."""
+def _cast_bytes(model: Any, in_four_bits: list[torch.Tensor]) -> int:
+    """Return what autocast's copies of the matrices take that the backward pass needs again."""
+    spared = {id(weight) for weight in in_four_bits}
+    spared |= {id(getattr(model.get_output_embeddings(), "weight", None))}  # the loss's own
+    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(
+        weight.nbytes // 2
+        for weight in matrices
+        if weight.dtype == torch.float32 and id(weight) not in spared
+    )
+
+
+def quantized_weights(model: Any) -> list[torch.Tensor]:
+    """Return the weights that ``--quantize`` stores in four bits."""
     base = model.get_base_model()
     whole = {*WHOLE, *(base._keep_in_fp32_modules or ())}
-    return sum(
-        module.weight.nbytes
+    return [
+        module.weight
         for name, module in base.named_modules()
         if isinstance(module, torch.nn.Linear)
         and not module.weight.requires_grad
         and not whole & set(name.split("."))
-    )
+    ]
 
 
 def optimizer_bytes(model: torch.nn.Module, optim: str) -> int:

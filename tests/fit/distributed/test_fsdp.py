@@ -175,7 +175,7 @@ def gathered_types(config: FitConfig, result: Path) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    model: Any = build_model(config.model, load_tokenizer(f"{config.data_path}/tokenizer"))
+    model: Any = build_model(config.model, load_tokenizer(f"{config.data_path[0]}/tokenizer"))
     sharded = shard(SummedTokenLoss(model), Sharding(layers=(), reshard=True), accelerator)
     seen: dict[str, torch.dtype] = {}
     for name, module in model.named_modules():

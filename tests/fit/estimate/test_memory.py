@@ -122,6 +122,12 @@ def test_bfloat16_keeps_less_and_copies_the_weights(config: FitConfig) -> None:
         4 * weights,
         8 * weights,
     )
-    assert (half.parameters, half.gradients) == (6 * weights, 4 * weights)
+    matrices = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    copied = 2 * (sum(matrices) - model.lm_head.weight.numel())
+    assert (half.parameters, half.gradients) == (4 * weights + copied, 4 * weights)
+    layers = model.config.num_layers + model.config.num_decoder_layers
+    recomputed = changed(config, bf16=True, gradient_checkpointing=True)
+    one_layer = training_memory(model, recomputed, shape).parameters
+    assert one_layer == 4 * weights + copied // layers
     assert half.activations < 0.8 * full.activations
     assert full.total == 16 * weights + full.activations + full.loss

@@ -16,7 +16,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.dry_run import dry_run
-from pipeline.fit.estimate.memory import quantized_bytes, training_memory
+from pipeline.fit.estimate.memory import quantized_weights, training_memory
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.quantizing import QUANTIZED, quantization
 from pipeline.fit.stage import fit
@@ -84,15 +84,19 @@ def test_what_from_pretrained_is_told(bf16: bool) -> None:
     assert values["llm_int8_skip_modules"] == ["lm_head", "shared"]
 
 
+def quantized_size(model: Any) -> int:
+    return 4 * sum(weight.numel() for weight in quantized_weights(model))
+
+
 def test_dry_run_counts_four_bits(small: FitConfig, tokenizer: TextTokenizer) -> None:
     """Layers of width 32: attention 4 x 32 x 32, with 2 + 4 of them, and gates of 2 x 64 x 32."""
     model = build_model(changed(small, quantize=None).model, tokenizer)
-    assert quantized_bytes(model) == 4 * (6 * 4 * 32 * 32 + 4 * 2 * 64 * 32)
+    assert quantized_size(model) == 4 * (6 * 4 * 32 * 32 + 4 * 2 * 64 * 32)
     quantized, whole = (
         training_memory(model, changed(small, quantize=kind), Shape(1, 8, 8))
         for kind in ("4bit", None)
     )
-    less = round(quantized_bytes(model) * (1 - QUANTIZED))
+    less = round(quantized_size(model) * (1 - QUANTIZED))
     assert whole.parameters - quantized.parameters == pytest.approx(less, abs=1)
     assert whole.optimizer == quantized.optimizer
     assert any(line.startswith("parameters") for line in dry_run(small))
@@ -113,9 +117,7 @@ def test_all_is_quantized_but_what_must_be_whole(
     assert kinds[torch.float32] == whole
     assert torch.bfloat16 not in kinds
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    wanted = (
-        quantized_bytes(build_model(changed(small, quantize=None).model, tokenizer)) * QUANTIZED
-    )
+    wanted = quantized_size(build_model(changed(small, quantize=None).model, tokenizer)) * QUANTIZED
     taken = sum(state_bytes(module.weight) for module in layers(model))
     assert taken == pytest.approx(wanted, rel=0.02)
 
