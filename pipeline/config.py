@@ -150,34 +150,36 @@ class PrepareOptions(Settings):
 class FitOptions(Settings):
     """What decides a training run on given rows. Defaults are the Hugging Face trainer's."""
 
-    num_train_epochs: float = option(3.0, above(0), help="Passes over the rows; may be a fraction.")
+    num_train_epochs: float = option(3.0, above(0), help="Training epochs; may be a fraction.")
     max_steps: int = option(
         -1,
         at_least(1, off=-1, do="give 1 or more, or -1 to go by --num-train-epochs"),
-        help="Optimizer steps; overrides --num-train-epochs. -1: off.",
+        help="Optimizer steps of the run; overrides --num-train-epochs. -1: off.",
     )
     per_device_train_batch_size: int = option(
         8,
         at_least(1),
-        help="Rows of full length per process and micro-batch; shorter ones may be more.",
+        help="Micro-batch size per device, in maximum-length examples; more when they are shorter.",
     )
-    per_device_eval_batch_size: int = option(8, at_least(1), help="The same when evaluating.")
+    per_device_eval_batch_size: int = option(8, at_least(1), help="The same for evaluation.")
     gradient_accumulation_steps: int = option(
-        1, at_least(1), help="Micro-batches per optimizer step."
+        1, at_least(1), help="Gradient accumulation steps: multiplies the global batch size."
     )
     train_batch_size: int | None = option(
         None,
         at_least(1),
-        help="Rows per optimizer step, set directly; accumulation follows from it.",
+        help="Global batch size, in examples; gradient accumulation follows from it. Default: per "
+        "device x processes x accumulation steps.",
     )
     auto_batch_size: bool = option(
         False,
-        help="On a GPU, cut steps into micro-batches as large as fit; the rows of a step stay.",
+        help="Largest micro-batches that fit in GPU memory; the global batch size stays.",
     )
     group_by_length: bool = option(
-        True, help="Put rows of like length into the same step: less padding, another order."
+        True,
+        help="Group examples of similar length into the same step: less padding, another order.",
     )
-    learning_rate: float = option(5e-5, above(0), help="Peak learning rate.")
+    learning_rate: float = option(5e-5, above(0), help="Peak learning rate, above 0.")
     lr_scheduler_type: Scheduler = option("linear", help="Learning-rate schedule.")
     lr_scheduler_kwargs: str | None = option(
         None,
@@ -203,27 +205,34 @@ class FitOptions(Settings):
         None, share(one=False), help="Dropout rate of the model. Default: that of its config."
     )
     weight_decay: float = option(
-        0.0, at_least(0), help="Weight decay, on all but biases and norms."
+        0.0,
+        at_least(0),
+        help="Weight decay of all parameters but biases and layer norms, 0 or more.",
     )
     max_grad_norm: float = option(
-        1.0, at_least(0), help="Gradients are clipped to this total norm; 0: off."
+        1.0, at_least(0), help="Maximum gradient norm for clipping. 0: off."
     )
     optim: Optimizer = option(
         "adamw_torch",
         help="Optimizer; adamw_8bit keeps its moments in a byte each (bitsandbytes).",
     )
-    adam_beta1: float = option(0.9, share(), help="First beta of AdamW.")
-    adam_beta2: float = option(0.999, share(), help="Second beta of AdamW.")
+    adam_beta1: float = option(0.9, share(), help="Beta1 of AdamW, 0 to 1.")
+    adam_beta2: float = option(0.999, share(), help="Beta2 of AdamW, 0 to 1.")
     adam_epsilon: float = option(1e-8, above(0), help="Epsilon of AdamW.")
-    bf16: bool = option(False, help="Compute in bfloat16; weights stay in float32.")
+    bf16: bool = option(
+        False, help="Mixed precision: compute in bfloat16, keep weights in float32."
+    )
     fp16: bool = option(False, _NOT_FP16, help="Refused: T5 overflows in float16. Use --bf16.")
-    tf32: bool | None = option(None, help="Allow TF32 matmuls on a GPU that has them.")
+    tf32: bool | None = option(
+        None, help="Use TF32 for float32 matrix products, on GPUs that have it. Default: PyTorch's."
+    )
     gradient_checkpointing: bool = option(
-        False, help="Recompute activations in the backward pass: less memory, more time."
+        False,
+        help="Recompute activations in the backward pass: less memory, more time.",
     )
     torch_compile: bool = option(False, help="Compile the model with torch.compile.")
     logging_steps: float = option(
-        500, above(0), help="Log every so many steps; below 1: a share of all."
+        500, above(0), help="Steps between log entries; below 1: a fraction of all steps."
     )
     eval_strategy: Strategy | None = option(
         None,
@@ -231,35 +240,43 @@ class FitOptions(Settings):
         "where there is a split eval.",
     )
     eval_steps: float | None = option(
-        None, above(0), help="Evaluate every so many steps; below 1: a share of all."
+        None, above(0), help="Steps between evaluations; below 1: a fraction of all steps."
     )
     save_strategy: Strategy = option("steps", help="When to save checkpoints.")
     save_steps: float = option(
-        500, above(0), help="Save every so many steps; below 1: a share of all."
+        500, above(0), help="Steps between checkpoints; below 1: a fraction of all steps."
     )
     save_total_limit: int | None = option(
-        None, at_least(1), help="Checkpoints to keep. Default: all."
+        None,
+        at_least(1),
+        help="Maximum number of checkpoints to keep; the oldest are deleted. Default: all.",
     )
     resume_anyway: bool = option(
-        False, help="Go on from a checkpoint that was made with other settings, where possible."
+        False, help="Resume from a checkpoint that was made with other settings, where possible."
     )
     seed: int = option(
-        42, at_least(0), below(1 << 32), help="Seed of the order, of dropout and of fresh weights."
+        42,
+        at_least(0),
+        below(1 << 32),
+        help="Random seed of the order of examples, of dropout and of fresh weights.",
     )
-    report_to: str = option("none", help="none, tensorboard, wandb, trackio; or some, with commas.")
-    run_name: str | None = option(None, help="The run's name for the trackers.")
+    report_to: str = option(
+        "none",
+        help="Trackers to report to: none, or tensorboard, wandb, trackio, separated by commas.",
+    )
+    run_name: str | None = option(None, help="Name of the run in the trackers.")
     from_scratch: bool = option(
-        False, help="Start from the model's config with fresh weights: tests, demos, pre-training."
+        False, help="Initialize the weights at random from the model's config."
     )
     lora_r: int = option(
         0,
         at_least(0),
-        help="Rank of LoRA's matrices: they and the new pieces' rows alone are trained. 0: off.",
+        help="Rank of LoRA adapters, trained with the embeddings of new pieces alone. 0: off.",
     )
-    lora_alpha: int = option(
-        16, at_least(1), help="What LoRA adds is scaled by this over the rank."
+    lora_alpha: int = option(16, at_least(1), help="LoRA scaling: alpha / rank.")
+    lora_dropout: float = option(
+        0.05, share(one=False), help="Dropout rate of LoRA adapters, 0 to below 1."
     )
-    lora_dropout: float = option(0.05, share(one=False), help="Dropout before LoRA's matrices.")
     lora_target_modules: str | None = option(
         None,
         help="Layers that get LoRA, with commas. Default: those of q,k,v,o,wi,wi_0,wi_1,wo "
@@ -271,9 +288,11 @@ class FitOptions(Settings):
     num_data: int = option(
         -1,
         at_least(1, off=-1, do="give 1 or more, or -1 for all"),
-        help="Train on the first so many rows. -1: all.",
+        help="Train on the first N examples. -1: all.",
     )
-    cache_dir: str | None = option(None, help="Where models from the hub are kept.")
+    cache_dir: str | None = option(
+        None, help="Cache folder of models from the hub. Default: the Hugging Face cache."
+    )
     fsdp: str = option(
         "",
         help="Share weights, gradients and optimizer out over the processes: full_shard (least "
@@ -375,7 +394,9 @@ class PrepareConfig(PrepareOptions):
     output_dir: str = option(
         "data/processed", NAMED, help="The prepared folder is made in this one; may be a URL."
     )
-    cache_dir: str | None = option(None, help="Where models from the hub are kept.")
+    cache_dir: str | None = option(
+        None, help="Cache folder of models from the hub. Default: the Hugging Face cache."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +414,7 @@ class FitConfig(FitOptions):
         REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
     )
     output_dir: str = option(
-        REQUIRED, NAMED, LOCAL_OUTPUT, help="Checkpoints and the trained model go here."
+        REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder of checkpoints and of the trained model."
     )
     dry_run: bool = option(
         False, help="Print steps, padding, memory and time of the run, and write nothing."
@@ -432,7 +453,7 @@ class TrainConfig(PrepareOptions, FitOptions):
         REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
     )
     output_dir: str = option(
-        REQUIRED, NAMED, LOCAL_OUTPUT, help="Checkpoints and the trained model go here."
+        REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder of checkpoints and of the trained model."
     )
     prepared_dir: str = option(
         "data/processed", NAMED, LOCAL_OUTPUT, help="Prepared folders are made in this one."
