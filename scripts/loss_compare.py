@@ -3,10 +3,12 @@
     python scripts/loss_compare.py REV_A REV_B [--steps 6]
 
 ``REV_B`` may be ``.``, the working tree as it is. Each side trains the golden model from scratch on
-``tests/golden/prepared``, with several micro-batches a step. Exits with 1 if the two differ.
+the golden rows, which its own store writes in its own schema, with several micro-batches a step.
+Exits with 1 if the two differ.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -19,6 +21,16 @@ GOLDEN = ROOT / "tests" / "golden"
 FIT = """--from-scratch --max-steps {steps} --gradient-accumulation-steps 2
     --per-device-train-batch-size 2
     --learning-rate 1e-2 --logging-steps 1 --save-strategy no --eval-strategy no --seed 1"""
+
+PREPARE = """
+import json, sys
+from pathlib import Path
+from pipeline.tokenizer import load_tokenizer
+from tests.fit.helpers import write_prepared
+rows = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+write_prepared(Path(sys.argv[3]), load_tokenizer(sys.argv[2]), {"train": rows})
+"""
+"""Run by each revision: the same rows as a prepared folder of its own."""
 
 Log = list[tuple[int, float, float]]
 
@@ -43,27 +55,33 @@ def main() -> None:
 def losses(revision: str, folder: Path, steps: int) -> Log:
     """Return (step, loss, gradient norm) of each step of a revision."""
     tree = ROOT
+    folder.mkdir()
     if revision != ".":
         tree = folder / "tree"
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
     try:
-        output = folder / "out"
+        output, prepared = folder / "out", folder / "prepared"
+        environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
+        run = functools.partial(
+            subprocess.run, check=True, cwd=tree, env=environment, stdout=subprocess.DEVNULL
+        )
+        rows, model = GOLDEN / "checkpoint" / "rows.json", GOLDEN / "model"
+        run([sys.executable, "-c", PREPARE, str(rows), str(model), str(prepared)])
         command = [
             sys.executable,
             "-m",
             "pipeline",
             "fit",
             "--data-path",
-            str(GOLDEN / "prepared"),
+            str(prepared),
             "--model-name-or-path",
-            str(GOLDEN / "model"),
+            str(model),
             "--output-dir",
             str(output),
             *FIT.format(steps=steps).split(),
         ]
-        environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
-        subprocess.run(command, check=True, cwd=tree, env=environment, stdout=subprocess.DEVNULL)
+        run(command)
     finally:
         if revision != ".":
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
