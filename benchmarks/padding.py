@@ -20,7 +20,7 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.micro_batches import Cutter
 from pipeline.fit.data.sampler import StepPlan, epoch_order
-from pipeline.fit.estimate.padding import cost_of_steps
+from pipeline.fit.estimate.dry_run import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 
 FLOPS = ModelFlops.of(FLAN_T5_BASE)
