@@ -187,7 +187,7 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
     from accelerate import Accelerator
 
     from pipeline.fit.data.dataset import SupervisedDataset
-    from pipeline.fit.data.loader import cutter_for
+    from pipeline.fit.data.loader import micro_batcher_for
     from pipeline.fit.model.loading import load_trained
     from pipeline.fit.model.loss import SummedTokenLoss
     from pipeline.fit.training.evaluate import Evaluator, count_target_bytes
@@ -204,7 +204,7 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
             continue
         model = load_trained(Path(snapshot["folder"])).to(accelerator.device)
         if evaluator is None:
-            cutter = cutter_for(data, model.config, 8, accelerator.device)
+            cutter = micro_batcher_for(data, model.config, 8, accelerator.device)
             pad = model.config.pad_token_id
             evaluator = Evaluator(data, cutter, pad, tokenizer, accelerator)
         values = evaluator.run(SummedTokenLoss(model))

@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from pipeline.config import FitConfig
 from pipeline.fit.checkpoint.pretrained import save_model
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.flops import TRAINING, ModelFlops
 from pipeline.fit.stage import fit
 from pipeline.fit.training.callback import TrainerCallback
@@ -128,7 +128,7 @@ def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any
     )
     with contextlib.suppress(DoneError):
         fit(config, callback=ModelOf(clock))
-    plan = StepPlan(
+    plan = BatchSampler(
         *data.lengths,
         rows_per_step=settings["rows"],
         seed=settings["seed"],

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.length_grouping import IntArray
-from pipeline.fit.data.micro_batches import Cutter
-from pipeline.fit.data.sampler import StepPlan, epoch_order
+from pipeline.fit.data.micro_batches import MicroBatcher
+from pipeline.fit.data.sampler import BatchSampler, epoch_order
 from pipeline.fit.estimate.dry_run import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 
@@ -40,14 +40,14 @@ def main() -> None:
     print(f"{len(encoder):,} rows, batches of {args.batch}, padded / useful operations")
     for name, order in stock_orders(encoder, args.batch, args.seed).items():
         print(f"{name:<34}{ratio(encoder, decoder, order, args.batch):>6.3f}")
-    cutter = Cutter(encoder, decoder, flops=FLOPS, max_rows=args.batch)
+    cutter = MicroBatcher(encoder, decoder, flops=FLOPS, max_rows=args.batch)
     columns = "".join(f"{f'{n} process' + 'es' * (n > 1):>28}" for n in PROCESSES)
     print(f"{'rows per step':<16}{columns}\n{'':<16}", end="")
     print("".join(f"{'padded  slowest  rounds':>28}" for _ in PROCESSES))
     for group in (True, False):
         print(f"--{'' if group else 'no-'}group-by-length")
         for rows_per_step in ROWS_PER_STEP:
-            plan = StepPlan(
+            plan = BatchSampler(
                 encoder,
                 decoder,
                 rows_per_step=rows_per_step,
@@ -74,7 +74,7 @@ def ratio(encoder: IntArray, decoder: IntArray, order: IntArray, batch: int) -> 
     return float(padded / FLOPS(encoder, decoder).sum())
 
 
-def cell(plan: StepPlan, cutter: Cutter, processes: int, rows: int) -> str:
+def cell(plan: BatchSampler, cutter: MicroBatcher, processes: int, rows: int) -> str:
     """Return padding, the slowest process over the mean, and micro-batches of each process."""
     if processes > plan.rows_per_step:
         return f"{'-':>28}"

@@ -133,13 +133,13 @@ def test_an_entry_is_the_mean_over_the_target_tokens_of_its_steps(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:
     from pipeline.fit.data.dataset import SupervisedDataset
-    from pipeline.fit.data.sampler import StepPlan
+    from pipeline.fit.data.sampler import BatchSampler
 
     config = changed(config, model_name_or_path=str(still), train_batch_size=3)
     each = log_of(fit(changed(config, output_dir=str(tmp_path / "each"))))
     some = log_of(fit(changed(config, output_dir=str(tmp_path / "some"), logging_steps=4)))
     lengths = SupervisedDataset(config.data_path[0]).lengths
-    plan = StepPlan(*lengths, rows_per_step=3, seed=42)
+    plan = BatchSampler(*lengths, rows_per_step=3, seed=42)
     tokens = [int(lengths[1][plan.rows_of(step)].sum()) for step in range(6)]
     losses = [entry["loss"] for entry in each[:6]]
     for entry, (first, last) in zip(some, ((0, 4), (4, 6)), strict=False):

@@ -18,7 +18,7 @@ import torch
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.length_grouping import IntArray
-from pipeline.fit.data.micro_batches import Cutter
+from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.compile import BUCKET
 from pipeline.fit.model.loss import target_positions
@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepFeed:
+class StepBatch:
     """What one process needs for one optimizer step."""
 
     rows: IntArray
@@ -51,11 +51,11 @@ class StepFeed:
     """The micro-batches of this process, in main memory; as many as any other process has."""
 
 
-class Feeder:
+class StepLoader:
     """Makes the batches of this process, and counts the seconds that they were waited for."""
 
     def __init__(
-        self, dataset: SupervisedDataset, cutter: Cutter, pad_id: int, accelerator: Any
+        self, dataset: SupervisedDataset, cutter: MicroBatcher, pad_id: int, accelerator: Any
     ) -> None:
         """Nothing is read yet.
 
@@ -70,13 +70,13 @@ class Feeder:
         self.waited = 0.0
         """Seconds that ``ahead`` kept its caller waiting, in all."""
 
-    def feed(self, rows: IntArray) -> StepFeed:
+    def feed(self, rows: IntArray) -> StepBatch:
         """Return the batches of a step."""
         accelerator, cutter = self._accelerator, self.cutter
         dealt = cutter.deal(rows, accelerator.num_processes)
         mine = [parts[accelerator.process_index] for parts in dealt]
         encoder, decoder = self._dataset.lengths
-        return StepFeed(
+        return StepBatch(
             rows=rows,
             encoder_tokens=int(encoder[rows].sum()),
             target_tokens=int(decoder[rows].sum()),
@@ -87,7 +87,7 @@ class Feeder:
         )
 
     @contextlib.contextmanager
-    def ahead(self, steps: Iterable[IntArray]) -> Iterator[Iterator[StepFeed]]:
+    def ahead(self, steps: Iterable[IntArray]) -> Iterator[Iterator[StepBatch]]:
         """Yield an iterator over the batches of steps, on a GPU made ahead of their use.
 
         Args:
@@ -100,7 +100,7 @@ class Feeder:
         with contextlib.closing(made_ahead(feeds, STEPS_AHEAD, self._enter_thread)) as made:
             yield self._timed(made)
 
-    def _timed(self, feeds: Iterator[StepFeed]) -> Iterator[StepFeed]:
+    def _timed(self, feeds: Iterator[StepBatch]) -> Iterator[StepBatch]:
         while True:
             start = time.perf_counter()
             feed = next(feeds, None)
@@ -133,14 +133,14 @@ class Feeder:
             torch.cuda.set_device(self._device)
 
 
-def cutter_for(
+def micro_batcher_for(
     dataset: SupervisedDataset,
     config: Any,
     max_rows: int,
     device: torch.device,
     *,
     compiled: bool = False,
-) -> Cutter:
+) -> MicroBatcher:
     """Return what cuts a data set's rows into micro-batches for a model on a device.
 
     Args:
@@ -153,7 +153,7 @@ def cutter_for(
     Raises:
         ModelError: The config does not name the model's sizes.
     """
-    return Cutter(
+    return MicroBatcher(
         *dataset.lengths,
         flops=ModelFlops.of(config),
         max_rows=max_rows,

@@ -70,7 +70,7 @@ class Piece(NamedTuple):
     """Whether it is within the budget."""
 
 
-class Cutter:
+class MicroBatcher:
     """Cuts the steps of one data set.
 
     Args:
@@ -82,7 +82,7 @@ class Cutter:
         multiple: Batches are padded to multiples of so many tokens.
 
     >>> lengths = np.array([2000, 100, 1900, 200, 900, 150])
-    >>> cutter = Cutter(lengths, lengths, flops=lambda s, t: s + t, max_rows=2)
+    >>> cutter = MicroBatcher(lengths, lengths, flops=lambda s, t: s + t, max_rows=2)
     >>> [rows.tolist() for rows in cutter.cut(np.arange(6))]
     [[2, 0], [4], [1, 5, 3]]
     >>> [[rows.tolist() for rows in parts] for parts in cutter.deal(np.array([0, 2, 4]), 2)]

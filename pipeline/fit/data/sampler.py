@@ -47,7 +47,7 @@ class RowSource(Protocol):
         ...
 
 
-class StepPlan:
+class BatchSampler:
     """The rows of every optimizer step of a run.
 
     Args:
@@ -59,7 +59,7 @@ class StepPlan:
         mixture: Draws the rows of each epoch; None: an epoch takes all.
 
     >>> lengths = np.array([9, 1, 8, 2, 7])
-    >>> steps = StepPlan(lengths, lengths, rows_per_step=2, seed=0)
+    >>> steps = BatchSampler(lengths, lengths, rows_per_step=2, seed=0)
     >>> steps.steps_per_epoch
     3
     >>> [len(steps.rows_of(step)) for step in range(3)]

@@ -24,7 +24,7 @@ _SAME_REQUEST = 0.5
 launcher passes on what it got itself."""
 
 
-class StopRequest:
+class GracefulShutdown:
     """Whether this process was asked to stop; a context in which signals ask, and do not kill.
 
     Outside the main thread, where Python has no signals, it is never asked. The second request
@@ -73,7 +73,7 @@ class StopRequest:
 
 
 def asked_for(flags: torch.Tensor) -> signal.Signals | None:
-    """Return the signal of ``StopRequest.flags``, summed over all processes.
+    """Return the signal of ``GracefulShutdown.flags``, summed over all processes.
 
     >>> asked_for(torch.tensor([0.0, 2.0])).name
     'SIGINT'

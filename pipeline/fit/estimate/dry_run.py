@@ -14,11 +14,11 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.length_grouping import IntArray
-from pipeline.fit.data.loader import cutter_for
-from pipeline.fit.data.micro_batches import Cutter, Shape
+from pipeline.fit.data.loader import micro_batcher_for
+from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.prepared import open_data
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.loading import model_structure
@@ -58,7 +58,7 @@ class StepCosts:
         return self.padded / self.useful
 
 
-def cost_of_steps(steps: Iterable[IntArray], cutter: Cutter, processes: int) -> StepCosts:
+def cost_of_steps(steps: Iterable[IntArray], cutter: MicroBatcher, processes: int) -> StepCosts:
     """Return what steps cost.
 
     Args:
@@ -110,14 +110,14 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     plan = plan_run(config.steps, processes=processes, **rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_structure(config.model, data.tokenizer)
-    cutter = cutter_for(
+    cutter = micro_batcher_for(
         data.train,
         model.config,
         config.per_device_train_batch_size,
         device,
         compiled=config.torch_compile,
     )
-    steps = StepPlan(
+    steps = BatchSampler(
         *data.train.lengths,
         rows_per_step=plan.rows_per_step,
         seed=config.seed,

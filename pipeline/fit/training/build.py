@@ -14,15 +14,15 @@ from pipeline.fit.checkpoint.rng import restore_rng_state
 from pipeline.fit.checkpoint.run_metadata import run_facts
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.context import RunContext
-from pipeline.fit.data.loader import Feeder, cutter_for
-from pipeline.fit.data.micro_batches import Cutter, Shape
+from pipeline.fit.data.loader import StepLoader, micro_batcher_for
+from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.mixture import Mixture
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import receive_weights
-from pipeline.fit.distributed.signals import StopRequest
+from pipeline.fit.distributed.signals import GracefulShutdown
 from pipeline.fit.estimate.memory import optimizer_bytes
 from pipeline.fit.estimate.memory_probe import (
     MOST_ROWS,
@@ -42,7 +42,7 @@ from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.optim import make_optimizer, make_schedule, take_over
 from pipeline.fit.training.step import TrainingStep, can_read_late
-from pipeline.fit.training.throughput import Meter
+from pipeline.fit.training.throughput import ThroughputMeter
 from pipeline.fit.training.trainer import Trainer
 from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer
@@ -79,7 +79,7 @@ def build_trainer(
     run_metadata = run_facts(ctx)
     note(f"rows per step {plan.rows_per_step} {plan.rows_source}")
 
-    stop, hosts = StopRequest(), HostGroup.join()
+    stop, hosts = GracefulShutdown(), HostGroup.join()
     model = _load_model(config.model, data.tokenizer, checkpoint, hosts)
     loss = SummedTokenLoss(model, config.label_smoothing_factor)
     wrapped = _wrap(loss, ctx.sharding, accelerator)
@@ -90,7 +90,7 @@ def build_trainer(
     schedule = make_schedule(optimizer, config.schedule, plan.total_steps)
 
     cutter_of = functools.partial(
-        cutter_for, config=model.config, device=device, compiled=config.torch_compile
+        micro_batcher_for, config=model.config, device=device, compiled=config.torch_compile
     )
     shards = accelerator.num_processes if ctx.sharding is not None else 1
     unmade = 0 if optimizer.state else optimizer_bytes(model, config.optim) // shards
@@ -105,7 +105,7 @@ def build_trainer(
         same = not checkpoint.differences(ctx.identity)
         _restore(checkpoint, optimizer, schedule, accelerator, as_before=same, mapped=shards > 1)
 
-    sampler = StepPlan(
+    sampler = BatchSampler(
         *data.train.lengths,
         rows_per_step=plan.rows_per_step,
         seed=config.seed,
@@ -138,7 +138,7 @@ def build_trainer(
         plan=plan,
         state=state,
         sampler=sampler,
-        loader=Feeder(data.train, cutter, model.config.pad_token_id, accelerator),
+        loader=StepLoader(data.train, cutter, model.config.pad_token_id, accelerator),
         step=TrainingStep(
             accelerator,
             wrapped,
@@ -151,7 +151,7 @@ def build_trainer(
         ),
         evaluator=evaluator,
         checkpointer=Saver(ctx, wrapped, optimizer, schedule, state),
-        meter=Meter(
+        meter=ThroughputMeter(
             device=device,
             dtype=torch.bfloat16 if config.bf16 else torch.float32,
             processes=accelerator.num_processes,
@@ -247,7 +247,9 @@ def _restore(
         raise damaged(checkpoint.folder, error) from error
 
 
-def _biggest_of(steps: range, sampler: StepPlan, cutter: Cutter, processes: int) -> list[Shape]:
+def _biggest_of(
+    steps: range, sampler: BatchSampler, cutter: MicroBatcher, processes: int
+) -> list[Shape]:
     """Return the shapes of some steps' micro-batches that take most memory."""
     searched = steps[: MOST_ROWS // sampler.rows_per_step + 1]
     cut = (cutter.deal(sampler.rows_of(step), processes) for step in searched)

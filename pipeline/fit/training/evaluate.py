@@ -18,7 +18,7 @@ from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.loader import to_device
-from pipeline.fit.data.micro_batches import Cutter
+from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.tokenizer import TextTokenizer
 
 
@@ -37,7 +37,7 @@ class Evaluator:
     def __init__(
         self,
         dataset: SupervisedDataset,
-        cutter: Cutter,
+        cutter: MicroBatcher,
         pad_id: int,
         tokenizer: TextTokenizer,
         accelerator: Any,

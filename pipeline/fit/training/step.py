@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import StepFeed, to_device
+from pipeline.fit.data.loader import StepBatch, to_device
 from pipeline.fit.distributed.ddp import keeps_gradients
 from pipeline.fit.distributed.fsdp import full_tensor
-from pipeline.fit.distributed.signals import StopRequest, asked_for
+from pipeline.fit.distributed.signals import GracefulShutdown, asked_for
 from pipeline.fit.training.nonfinite import diverged, rows_without_loss
 
 
@@ -56,7 +56,7 @@ class PendingStep:
     def __init__(
         self,
         values: torch.Tensor,
-        feed: StepFeed,
+        feed: StepBatch,
         step: int,
         *,
         losses: list[torch.Tensor],
@@ -118,7 +118,7 @@ class TrainingStep:
         schedule: torch.optim.lr_scheduler.LRScheduler,
         *,
         dataset: SupervisedDataset,
-        stop: StopRequest,
+        stop: GracefulShutdown,
         max_grad_norm: float,
         late: bool = False,
     ) -> None:
@@ -129,7 +129,7 @@ class TrainingStep:
         self.late = late
         self._nonfinite: torch.Tensor | None = None
 
-    def __call__(self, feed: StepFeed, step: int) -> StepResult:
+    def __call__(self, feed: StepBatch, step: int) -> StepResult:
         """Train on the batches of a step, and wait for what it found out.
 
         Raises:
@@ -137,7 +137,7 @@ class TrainingStep:
         """
         return self.launch(feed, step).result()
 
-    def launch(self, feed: StepFeed, step: int) -> PendingStep:
+    def launch(self, feed: StepBatch, step: int) -> PendingStep:
         """Train on the batches of a step; where ``late``, without waiting for the device.
 
         Raises:
@@ -173,7 +173,7 @@ class TrainingStep:
         self._nonfinite = nonfinite if self._nonfinite is None else self._nonfinite | nonfinite
         self._optimizer.found_inf = self._nonfinite.float()  # type: ignore[attr-defined]
 
-    def _backward(self, feed: StepFeed) -> list[torch.Tensor]:
+    def _backward(self, feed: StepBatch) -> list[torch.Tensor]:
         """Leave the gradient of the step's mean token loss; return each micro-batch's sum."""
         accelerator, model = self._accelerator, self._model
         # DistributedDataParallel takes the mean over processes, and accelerate divides by an

@@ -24,7 +24,7 @@ OF_DATA_SHEET = "mfu_datasheet"
 """One more: ``mfu`` of the maker's figure, on a device where that is known."""
 
 
-class Meter:
+class ThroughputMeter:
     """Measures the steps between two log entries; what happens between steps does not count."""
 
     def __init__(

@@ -8,16 +8,16 @@ import torch
 
 from pipeline.fit.checkpoint.checkpointer import Saver
 from pipeline.fit.checkpoint.train_state import RunState, Sums
-from pipeline.fit.data.loader import Feeder, StepFeed
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.loader import StepBatch, StepLoader
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.distributed.host_group import HostGroup
-from pipeline.fit.distributed.signals import StopRequest
+from pipeline.fit.distributed.signals import GracefulShutdown
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.step import PendingStep, StepResult, TrainingStep
-from pipeline.fit.training.throughput import Meter
+from pipeline.fit.training.throughput import ThroughputMeter
 from pipeline.logs import note
 
 
@@ -34,9 +34,9 @@ class Trainer:
     """What is due at which step."""
     state: RunState
     """Where the run stands; kept up to date in place."""
-    sampler: StepPlan
+    sampler: BatchSampler
     """The rows of each step."""
-    loader: Feeder
+    loader: StepLoader
     """Makes batches of them."""
     step: TrainingStep
     """Trains on the batches of a step."""
@@ -44,9 +44,9 @@ class Trainer:
     """Evaluates the split eval; None where there is none."""
     checkpointer: Saver
     """Saves ``state`` and all that belongs to it."""
-    meter: Meter
+    meter: ThroughputMeter
     reporter: Reporter
-    stop: StopRequest
+    stop: GracefulShutdown
     """Whether this process was asked to stop."""
     hosts: HostGroup
     """The run's processes, for an evaluation to agree on whether to stop."""
@@ -170,7 +170,7 @@ class Trainer:
             }
         )
 
-    def _count(self, feed: StepFeed, result: StepResult) -> None:
+    def _count(self, feed: StepBatch, result: StepResult) -> None:
         state = self.state
         state.step += 1
         state.rows_seen += len(feed.rows)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.fit.data.loader import cutter_for, to_device
+from pipeline.fit.data.loader import micro_batcher_for, to_device
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.generation.evaluate.metrics import Columns, Metric, loss_metrics
 from pipeline.generation.evaluate.pairs import Pairs
@@ -18,7 +18,7 @@ _ROWS = 8
 def losses_of(model: Any, pairs: Pairs) -> list[Metric]:
     """Return the loss and bits per byte of a model in float32."""
     dataset, device = pairs.dataset, model.device
-    cutter = cutter_for(dataset, model.config, _ROWS, device)
+    cutter = micro_batcher_for(dataset, model.config, _ROWS, device)
     pad_id = model.config.pad_token_id or 0
     summed, place = SummedTokenLoss(model).eval(), {row: i for i, row in enumerate(pairs.rows)}
     losses: Columns = np.zeros(len(pairs.rows))

@@ -14,8 +14,8 @@ import torch
 from pipeline.fit.data import loader as feeding
 from pipeline.fit.data.collate import IGNORED, DataCollatorForSupervisedDataset
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import Feeder, cutter_for, made_ahead, to_device
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.loader import StepLoader, made_ahead, micro_batcher_for, to_device
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.flops import FLAN_T5_BASE
 from tests.fit.training.test_step import OneOfMany
 
@@ -28,10 +28,13 @@ class Elsewhere(OneOfMany):
     device = torch.device("meta")
 
 
-def feeder(prepared: Path, accelerator: Any = None, max_rows: int = 2) -> Feeder:
+def feeder(prepared: Path, accelerator: Any = None, max_rows: int = 2) -> StepLoader:
     dataset, accelerator = SupervisedDataset(prepared), accelerator or OneOfMany()
-    return Feeder(
-        dataset, cutter_for(dataset, FLAN_T5_BASE, max_rows, accelerator.device), PAD, accelerator
+    return StepLoader(
+        dataset,
+        micro_batcher_for(dataset, FLAN_T5_BASE, max_rows, accelerator.device),
+        PAD,
+        accelerator,
     )
 
 
@@ -93,7 +96,7 @@ def test_an_empty_place_is_one_token_without_a_label(prepared: Path) -> None:
 @pytest.mark.parametrize("accelerator", [OneOfMany(), Elsewhere()])
 def test_the_steps_come_in_order_made_ahead_or_not(prepared: Path, accelerator: OneOfMany) -> None:
     made = feeder(prepared, accelerator)
-    plan = StepPlan(*SupervisedDataset(prepared).lengths, rows_per_step=3, seed=0)
+    plan = BatchSampler(*SupervisedDataset(prepared).lengths, rows_per_step=3, seed=0)
     wanted = [plan.rows_of(step).tolist() for step in range(9)]
     before = threading.active_count()
     with made.ahead(map(plan.rows_of, range(9))) as feeds:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fit.data.length_grouping import IntArray
-from pipeline.fit.data.micro_batches import Cutter
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.micro_batches import MicroBatcher
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 from tests.fit.data.test_sampler import like_sharegpt
 
@@ -17,9 +17,9 @@ BASE = ModelFlops.of(FLAN_T5_BASE)
 lengths = st.lists(st.tuples(st.integers(1, 2048), st.integers(1, 2048)), min_size=1, max_size=80)
 
 
-def cutter(encoder: Any, decoder: Any, **changes: Any) -> Cutter:
+def cutter(encoder: Any, decoder: Any, **changes: Any) -> MicroBatcher:
     values: dict[str, Any] = {"flops": BASE, "max_rows": 8} | changes
-    return Cutter(np.array(encoder), np.array(decoder), **values)
+    return MicroBatcher(np.array(encoder), np.array(decoder), **values)
 
 
 @given(
@@ -96,7 +96,7 @@ def test_one_long_row_does_not_cut_the_others_up() -> None:
     assert not others
 
 
-def padding(plan: StepPlan, cut: Cutter, processes: int) -> tuple[float, float]:
+def padding(plan: BatchSampler, cut: MicroBatcher, processes: int) -> tuple[float, float]:
     """Return padded over ideal operations, and the slowest process over the mean, of all steps."""
     useful = padded = slowest = 0.0
     for step in range(plan.steps_per_epoch):
@@ -112,7 +112,9 @@ def padding(plan: StepPlan, cut: Cutter, processes: int) -> tuple[float, float]:
 @pytest.mark.parametrize(("rows_per_step", "group"), [(8, True), (128, True), (128, False)])
 def test_padding_is_a_tenth_at_most(rows_per_step: int, group: bool) -> None:
     encoder, decoder = like_sharegpt(16_384)
-    plan = StepPlan(encoder, decoder, rows_per_step=rows_per_step, seed=0, group_by_length=group)
+    plan = BatchSampler(
+        encoder, decoder, rows_per_step=rows_per_step, seed=0, group_by_length=group
+    )
     ratio, _ = padding(plan, cutter(encoder, decoder), 1)
     assert ratio <= (1.05 if group else 1.10)
 
@@ -120,7 +122,7 @@ def test_padding_is_a_tenth_at_most(rows_per_step: int, group: bool) -> None:
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_have_as_much_to_do(processes: int) -> None:
     encoder, decoder = like_sharegpt(4_096)
-    plan = StepPlan(encoder, decoder, rows_per_step=128, seed=0)
+    plan = BatchSampler(encoder, decoder, rows_per_step=128, seed=0)
     ratio, imbalance = padding(plan, cutter(encoder, decoder), processes)
     assert imbalance <= 1.05
     assert ratio * imbalance <= 1.10

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.fit.data import sampler as batching
 from pipeline.fit.data.length_grouping import IntArray, group_alike
-from pipeline.fit.data.sampler import StepPlan, epoch_order, group_sizes, windows_of
+from pipeline.fit.data.sampler import BatchSampler, epoch_order, group_sizes, windows_of
 
 seeds = st.integers(0, 2**32 - 1)
 sides = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 70_000)), min_size=1, max_size=300)
@@ -34,7 +34,9 @@ def test_an_epoch_takes_each_row_once_in_steps_of_exactly_so_many(
     lengths: list[tuple[int, int]], rows_per_step: int, seed: int, group: bool
 ) -> None:
     num_rows = len(lengths)
-    plan = StepPlan(*arrays(lengths), rows_per_step=rows_per_step, seed=seed, group_by_length=group)
+    plan = BatchSampler(
+        *arrays(lengths), rows_per_step=rows_per_step, seed=seed, group_by_length=group
+    )
     assert plan.steps_per_epoch == math.ceil(num_rows / rows_per_step)
     for epoch in range(2):
         first = epoch * plan.steps_per_epoch
@@ -60,7 +62,7 @@ def test_the_order_depends_on_nothing_else(
 
 def test_steps_can_be_asked_for_in_any_order() -> None:
     lengths = like_sharegpt(100)
-    one, other = (StepPlan(*lengths, rows_per_step=7, seed=3) for _ in range(2))
+    one, other = (BatchSampler(*lengths, rows_per_step=7, seed=3) for _ in range(2))
     rows = [one.rows_of(step).tolist() for step in range(40)]
     assert [other.rows_of(step).tolist() for step in range(39, -1, -1)] == rows[::-1]
 

@@ -20,8 +20,8 @@ from pipeline.cli import main
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import cutter_for
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.loader import micro_batcher_for
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
@@ -129,8 +129,8 @@ def test_a_signal_in_a_step_before_an_evaluation_does_not_begin_it(
 def test_the_second_signal_ends_the_process_but_one_passed_on_twice_does_not() -> None:
     code = """
 import os, signal, time
-from pipeline.fit.distributed.signals import StopRequest
-with StopRequest() as stop:
+from pipeline.fit.distributed.signals import GracefulShutdown
+with GracefulShutdown() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     print(stop.flags(), flush=True)
@@ -239,9 +239,9 @@ def poisoned(still: Path, prepared: Path, tmp_path: Path) -> tuple[Path, int]:
 def rows_to_blame(config: FitConfig, token: int, tokenizer: TextTokenizer) -> tuple[int, list[int]]:
     """Return the first step that meets a token, and the rows of the micro-batches with it."""
     dataset = SupervisedDataset(config.data_path[0])
-    plan = StepPlan(*dataset.lengths, rows_per_step=4, seed=config.seed)
+    plan = BatchSampler(*dataset.lengths, rows_per_step=4, seed=config.seed)
     model = build_model(config.model, tokenizer)
-    cutter = cutter_for(dataset, model.config, 1, torch.device("cpu"))
+    cutter = micro_batcher_for(dataset, model.config, 1, torch.device("cpu"))
     for step in range(9):
         parts = [part for dealt in cutter.deal(plan.rows_of(step), 1) for part in dealt]
         bad = [part for part in parts if any(token in dataset[int(i)]["input_ids"] for i in part)]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import cutter_for
+from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.training.evaluate import Evaluator, count_target_bytes
@@ -30,7 +30,7 @@ def evaluator(
 ) -> Evaluator:
     dataset = SupervisedDataset(prepared, "eval")
     accelerator = accelerator or OneOfMany()
-    cutter = cutter_for(dataset, model.config, max_rows, accelerator.device)
+    cutter = micro_batcher_for(dataset, model.config, max_rows, accelerator.device)
     return Evaluator(dataset, cutter, model.config.pad_token_id, tokenizer, accelerator)
 
 

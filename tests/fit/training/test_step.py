@@ -13,8 +13,8 @@ from transformers import AutoModelForSeq2SeqLM
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import Feeder, cutter_for
-from pipeline.fit.distributed.signals import StopRequest
+from pipeline.fit.data.loader import StepLoader, micro_batcher_for
+from pipeline.fit.distributed.signals import GracefulShutdown
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.layers import fuse_layers
 from pipeline.fit.model.loading import quiet_transformers
@@ -84,13 +84,13 @@ def take_step(
 def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], StepResult]:
     """Return what takes the first step on given rows, and keeps the gradients."""
     dataset = SupervisedDataset(config.data_path[0])
-    cutter = cutter_for(
+    cutter = micro_batcher_for(
         dataset, model.config, config.per_device_train_batch_size, accelerator.device
     )
-    feeder = Feeder(dataset, cutter, model.config.pad_token_id, accelerator)
+    feeder = StepLoader(dataset, cutter, model.config.pad_token_id, accelerator)
     optimizer = KeepGradients(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
-    wrapped, stop = SummedTokenLoss(model), StopRequest()
+    wrapped, stop = SummedTokenLoss(model), GracefulShutdown()
     step = TrainingStep(
         accelerator,
         wrapped,

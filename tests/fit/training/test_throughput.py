@@ -8,13 +8,13 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import cutter_for
-from pipeline.fit.data.sampler import StepPlan
+from pipeline.fit.data.loader import micro_batcher_for
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
 from pipeline.fit.training import throughput as metrics
-from pipeline.fit.training.throughput import METRICS, Meter, matmul_peak, peak_memory
+from pipeline.fit.training.throughput import METRICS, ThroughputMeter, matmul_peak, peak_memory
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import changed, state_of
 
@@ -49,8 +49,8 @@ def test_the_share_of_peak_of_an_adapter_counts_no_gradients_of_weights_that_sta
 
 def meter_of(
     total_steps: int = 10, first_step: int = 0, processes: int = 2, passes: int = 3
-) -> Meter:
-    return Meter(
+) -> ThroughputMeter:
+    return ThroughputMeter(
         device=CPU,
         dtype=torch.float32,
         processes=processes,
@@ -128,8 +128,8 @@ def test_the_log_has_them_and_padding_is_that_of_the_plan(
     entries = [entry for entry in state_of(out)["log_history"] if "loss" in entry]
     dataset = SupervisedDataset(config.data_path[0])
     lengths = dataset.lengths
-    cutter = cutter_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
-    steps = StepPlan(*lengths, rows_per_step=6, seed=42)
+    cutter = micro_batcher_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
+    steps = BatchSampler(*lengths, rows_per_step=6, seed=42)
     for i, entry in enumerate(entries):
         rows = steps.rows_of(i)
         useful = cutter.useful(rows)
@@ -168,7 +168,7 @@ def test_on_a_known_gpu_the_share_of_its_data_sheet_is_there_too(
     monkeypatch.setattr(metrics, "peak_memory", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    meter = Meter(
+    meter = ThroughputMeter(
         device=torch.device("cuda"),
         dtype=torch.bfloat16,
         processes=2,
