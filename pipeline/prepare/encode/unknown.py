@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from tokenizers import Encoding
 
 from pipeline.prepare.encode.text_encoder import Lines
 from pipeline.tokenizer import TextTokenizer
@@ -12,6 +13,7 @@ from pipeline.window import Ids
 
 # Words with a character that some T5 may not know; NUL is the one among the ASCII ones.
 _DOUBTFUL_WORD = re.compile(r"[^ \n\t]*[^\x01-\x7f][^ \n\t]*")
+_MOST_KEPT = 50_000  # a few megabytes
 
 
 class Unknowns:
@@ -26,6 +28,8 @@ class Unknowns:
         """Keep both."""
         self._tokenizer, self._has_words = tokenizer, has_words
         self._id = tokenizer.unk_id
+        self._has_letter: dict[int, bool] = {}
+        self._lost: dict[str, str] = {}  # what words lose; most of them nothing
 
     def lines(self, lines: Lines) -> set[int]:
         """Return the indices of the lines that hold an unknown token."""
@@ -40,20 +44,34 @@ class Unknowns:
 
     def leave_something(self, ids: Sequence[int]) -> bool:
         """Return whether the known ones among some ids hold a letter or a digit."""
-        known = self._tokenizer.decode([i for i in ids if i != self._id])
-        return any(c.isalpha() or c.isdigit() for c in known)
+        return any(i != self._id and self._says_something(i) for i in ids)
 
     def lost(self, text: str) -> Counter[str]:
         """Return the characters of a text that are not in its ids, normalised as tokens are."""
-        if self._has_words:  # far less text, and the same tokens
-            text = " ".join(_DOUBTFUL_WORD.findall(text))
         found: Counter[str] = Counter()
-        backend = self._tokenizer.backend
-        unknown = backend.id_to_token(self._id) if self._id is not None else None
-        encoding = backend.encode(text, add_special_tokens=False)
-        for token_id, token, (start, end) in zip(
-            encoding.ids, encoding.tokens, encoding.offsets, strict=True
-        ):
-            if token_id == self._id:
-                found.update(text[start:end] if token == unknown else token)
+        words = _DOUBTFUL_WORD.findall(text) if self._has_words else [text]
+        if len(self._lost) > _MOST_KEPT:
+            self._lost.clear()
+        new = [word for word in dict.fromkeys(words) if word not in self._lost]
+        encodings = self._tokenizer.backend.encode_batch(new, add_special_tokens=False)
+        self._lost.update(zip(new, map(self._lost_in, new, encodings), strict=True))
+        for word in words:
+            found.update(self._lost[word])
         return found
+
+    def _says_something(self, token_id: int) -> bool:
+        if token_id not in self._has_letter:
+            token = self._tokenizer.backend.id_to_token(token_id) or ""
+            self._has_letter[token_id] = any(c.isalpha() or c.isdigit() for c in token)
+        return self._has_letter[token_id]
+
+    def _lost_in(self, text: str, encoding: Encoding) -> str:
+        if self._id not in encoding.ids:
+            return ""
+        unknown = self._tokenizer.backend.id_to_token(self._id) if self._id is not None else None
+        tokens = zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        return "".join(
+            text[start:end] if token == unknown else token
+            for token_id, token, (start, end) in tokens
+            if token_id == self._id
+        )
