@@ -15,7 +15,7 @@ from pipeline.cli import run
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, ModelError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.loader import cutter_for
+from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.generation.config import EvalConfig
@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_fits_evaluation(
     prepared: Path, trained: Path, plain_model: Any, tokenizer: TextTokenizer
 ) -> None:
     dataset = SupervisedDataset(prepared, "eval")
-    cutter = cutter_for(dataset, plain_model.config, 4, torch.device("cpu"))
+    cutter = micro_batcher_for(dataset, plain_model.config, 4, torch.device("cpu"))
     evaluator = Evaluator(dataset, cutter, 0, tokenizer, Accelerator(cpu=True))
     expected = evaluator.run(SummedTokenLoss(plain_model))
     assert isinstance(expected, dict)
