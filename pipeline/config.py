@@ -251,6 +251,9 @@ class FitOptions(Settings):
         at_least(1),
         help="Maximum number of checkpoints to keep; the oldest are deleted. Default: all.",
     )
+    save_only_model: bool = option(
+        False, help="Save checkpoints without the optimizer's state: they cannot be resumed."
+    )
     resume_anyway: bool = option(
         False, help="Resume from a checkpoint that was made with other settings, where possible."
     )

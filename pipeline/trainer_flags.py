@@ -168,7 +168,6 @@ REFUSED = {
     "--resume": Refusal(_RESUME, _SWITCHED_ON),
     "--resume-from-checkpoint": Refusal(_RESUME, _SWITCHED_ON),
     "--save-on-each-node": Refusal("one process writes; give an --output-dir that all nodes share"),
-    "--save-only-model": Refusal("checkpoints always hold what a run needs to resume"),
     "--source-prefix": Refusal("rows are dialogues with the header of duet prepare"),
     "--tokenizer-name": Refusal("the tokenizer is the prepared folder's"),
     "--torch-compile-backend": Refusal("--torch-compile uses inductor", ("inductor",)),

@@ -9,9 +9,8 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.config_views import ModelSettings
-from pipeline.fit.checkpoint.format import run_identity
+from pipeline.fit.checkpoint.identity import run_identity
 from pipeline.fit.checkpoint.output import holding_output, make_output_folder
-from pipeline.fit.checkpoint.resuming import find_state
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.prepared import PreparedData, check_shards, open_data
 from pipeline.fit.device import (
@@ -31,7 +30,7 @@ from pipeline.fit.model.loading import architecture, base_weights
 from pipeline.fit.model.lora import require_peft
 from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
 from pipeline.fit.schedule import RunPlan, plan_run
-from pipeline.fit.training.build import build_trainer, out_of_memory
+from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.trackers import check_trackers
 from pipeline.logs import note
@@ -76,12 +75,13 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         check_device(config.model, accelerator.device)
         ctx = build_context(config, accelerator, data)
         with holding_output(output, is_main=accelerator.is_main_process):
-            checkpoint, finished = find_state(ctx)
+            checkpointer = build_checkpointer(ctx)
+            checkpoint, finished = checkpointer.load_latest()
             if finished:
                 note("finished before; nothing to train")
             else:
                 with explained_errors(config, ctx.plan):
-                    trainer = build_trainer(ctx, checkpoint, callback=callback)
+                    trainer = build_trainer(ctx, checkpoint, checkpointer, callback=callback)
                     stop = trainer.train()
                     if stop is None:
                         trainer.save_pretrained()

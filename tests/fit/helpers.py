@@ -16,13 +16,12 @@ from transformers import BartConfig
 
 from pipeline.config import FitConfig
 from pipeline.fit.checkpoint.output import holding_output
-from pipeline.fit.checkpoint.resuming import find_state
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.prepared import open_data
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.stage import build_context, explained_errors
-from pipeline.fit.training.build import build_trainer
+from pipeline.fit.training.build import build_checkpointer, build_trainer
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS, OF_DATA_SHEET
@@ -83,8 +82,9 @@ def fit_with(
         ctx = change(build_context(config, accelerator, data))
         held = holding_output(ctx.output, is_main=accelerator.is_main_process)
         with held, explained_errors(config, ctx.plan):
-            checkpoint, _ = find_state(ctx)
-            trainer = build_trainer(ctx, checkpoint, **options)
+            checkpointer = build_checkpointer(ctx)
+            checkpoint, _ = checkpointer.load_latest()
+            trainer = build_trainer(ctx, checkpoint, checkpointer, **options)
             assert trainer.train() is None
             trainer.save_pretrained()
             accelerator.wait_for_everyone()

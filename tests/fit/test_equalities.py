@@ -42,8 +42,8 @@ def test_a_run_begun_on_two_processes_goes_on_on_four_as_on_one(
     ]
     assert notes[1:] == [[], [], []]
     assert notes[0] == [
-        "note: begun on 2 processes, going on on 4: a step takes 6 rows as before, cut into other "
-        "micro-batches; dropout is drawn anew"
+        "note: begun on 2 processes, resumed on 4: a step takes as many rows as before, cut "
+        "into other micro-batches; dropout is drawn anew"
     ]
 
 

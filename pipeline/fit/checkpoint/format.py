@@ -5,6 +5,11 @@ OUT/checkpoint-300/
   optimizer.pt  scheduler.pt  rng_state.pth (rng_state_0.pth … with several processes)
   trainer_state.json
   checkpoint.json    written last: identity of the run, position, size and SHA-256 of all files
+
+Of several processes each writes a part: ``model-0000N-of-0000M.safetensors`` with an index, as
+Hugging Face has it, and ``optimizer-0000N-of-0000M.pt``. The tensors in them are whole, so that any
+number of processes resumes from them, sharded or not, and ``from_pretrained`` loads the folder.
+With ``--save-only-model`` there is neither optimizer, scheduler nor random state.
 """
 
 import itertools
@@ -12,92 +17,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, DuetError, InputError
-from pipeline.fit.checkpoint.pretrained import STATE_FILE, save_model, writing_errors
-from pipeline.fit.checkpoint.staging import Weights
+from pipeline.fit.checkpoint.identity import differences
+from pipeline.fit.checkpoint.pretrained import STATE_FILE
 from pipeline.fit.checkpoint.train_state import RunState
-from pipeline.fit.schedule import RunPlan
-from pipeline.fit.training.optim import warmup_steps
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, publish_folder
 from pipeline.store.fingerprint import sha256_of_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READ_SCHEMAS = (2, 3)
+"""In 2, one process wrote everything."""
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
-_OTHER_RUN = (
-    "--model-name-or-path (config)",
-    "--model-name-or-path (weights)",  # of an adapter's base
-    "vocabulary",
-    "rows to train on",
-)
-"""What a run cannot go on with another of, by its name in the identity."""
-_SET_BY = {
-    "rows per step": "--train-batch-size",
-    "steps in all": "--max-steps",
-    "warmup steps": "--warmup-steps",
-}
-"""What sets a value directly that follows from several flags, or from the number of processes."""
-_SETTINGS = (
-    "seed",
-    "bf16",
-    "group_by_length",
-    "learning_rate",
-    "lr_scheduler_type",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-)
-_SETTINGS_IF_GIVEN = ("lr_scheduler_kwargs", "label_smoothing_factor", "dropout")
-"""Checkpoints of runs without them do not name them."""
-_LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize")
-
-
-def run_identity(
-    config: FitConfig,
-    plan: RunPlan,
-    *,
-    fingerprint: str,
-    num_rows: int,
-    model: str,
-    vocabulary: str,
-) -> dict[str, Any]:
-    """Return what must be the same for a run to go on, by the words that a refusal names it by.
-
-    Args:
-        config: The settings.
-        plan: The steps.
-        fingerprint: The prepared folder's.
-        num_rows: Rows to train on.
-        model: What kind of model the run starts from: see ``model.architecture``.
-        vocabulary: A name of the prepared tokenizer's pieces and their ids.
-    """
-    settings = (*_SETTINGS, *(_LORA_SETTINGS if config.lora_r else ()))
-    settings += tuple(
-        name for name in _SETTINGS_IF_GIVEN if getattr(config, name) != getattr(FitConfig, name)
-    )
-    return {
-        "--model-name-or-path (config)": model,
-        "vocabulary": vocabulary,
-        "--from-scratch": config.from_scratch,
-        "--data-path (fingerprint)": fingerprint,
-        "rows per step": plan.rows_per_step,
-        "rows to train on": num_rows,
-        "steps in all": plan.total_steps,
-        "warmup steps": warmup_steps(config.schedule, plan.total_steps),
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in settings},
-    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,71 +48,43 @@ class Checkpoint:
     identity: dict[str, Any]
     processes: int
     state: RunState
+    files: tuple[str, ...]
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether a run can be resumed from it; not from one of ``--save-only-model``."""
+        return any(name.startswith("optimizer") for name in self.files)
 
     def differences(self, identity: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return the settings that differ, each with its value here and the one now."""
-        return {
-            name: (self.identity.get(name), identity.get(name))
-            for name in {**identity, **self.identity}
-            if self.identity.get(name) != identity.get(name)
-        }
+        return differences(self.identity, identity)
 
-    def check_identity(self, identity: dict[str, Any], *, anyway: bool = False) -> str:
-        """Refuse to go on with other settings.
-
-        Args:
-            identity: That of the run to go on.
-            anyway: Go on all the same, where that is possible.
-
-        Returns:
-            The settings that differ, in words; empty where none does.
-
-        Raises:
-            CheckpointError: A setting differs; it names the first, with both values.
-        """
-        different = self.differences(identity)
-        barred = [name for name in different if not self._can_change(name, *different[name])]
-        for name in barred or ([] if anyway else different):
-            before, value = different[name]
-            old = f"{_SET_BY[name]} {before}" if name in _SET_BY else "the value it was made with"
-            way = "" if barred else "--resume-anyway to go on with this one, "
-            raise CheckpointError(
-                "a run cannot go on with other settings",
-                where=name,
-                got=f"{value}, but {self.folder.name} was made with {before}",
-                do=f"give {old}, {way}or another --output-dir",
-            )
-        return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())
-
-    def _can_change(self, name: str, before: Any, now: Any) -> bool:
-        """Tell whether there is a meaning in going on with another value."""
-        if name == "--optim":  # the two of AdamW keep the same state
-            return "adafactor" not in (before, now)
-        if name == "steps in all":
-            return bool(now >= self.state.step)
-        return name not in _OTHER_RUN and not name.startswith("--lora-")
-
-    def load(self, name: str, *, mapped: bool = False) -> Any:
+    def load(self, name: str) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
 
-        Args:
-            name: The file.
-            mapped: Leave tensors in the file until they are used: of a process that takes its
-                share alone, the rest is then never its memory.
+        Tensors stay in the file until they are used: of a process that takes its shards alone, the
+        rest is never its memory, nor read.
 
         Raises:
             CheckpointError: The file is damaged.
         """
         try:
-            return torch.load(
-                self.folder / name, map_location="cpu", weights_only=True, mmap=mapped
-            )
+            return torch.load(self.folder / name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch, zip and pickle have many words for a damaged file
             raise damaged(self.folder / name, error) from error
 
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's ``state_dict``, put together from all files that have some."""
+        whole: dict[str, Any] = {}
+        for name in self.files:
+            if name.startswith("optimizer"):
+                part = self.load(name)
+                whole = part | {"state": whole.get("state", {}) | part["state"]}
+        return whole
+
     def rng_state(self, process: int) -> dict[str, Any]:
         """Return the generators of one of the processes that the run had."""
-        state: dict[str, Any] = self.load(_rng_file(process, self.processes))
+        state: dict[str, Any] = self.load(rng_file(process, self.processes))
         return state
 
 
@@ -184,7 +96,7 @@ def damaged(where: Path, error: Exception) -> CheckpointError:
         "a checkpoint is damaged",
         where=where,
         got=got,
-        do="delete its folder; the run then goes on from the one before",
+        do="delete its folder; the run then resumes from the one before",
     )
 
 
@@ -214,56 +126,45 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
     return None
 
 
-def write_checkpoint(
-    output: Path,
+def temporary_folder(output: Path, step: int) -> Path:
+    """Return where a checkpoint is written before it is complete."""
+    return output / f".checkpoint-{step}.{os.getpid()}.tmp"
+
+
+def publish_checkpoint(
+    temporary: Path,
+    final: Path,
     *,
-    model: Any,
-    weights: Weights,
-    tokenizer: Path,
-    optimizer: dict[str, Any],
-    schedule: dict[str, Any],
-    rng_states: Sequence[dict[str, Any]],
+    seals: dict[str, dict[str, Any]],
     identity: dict[str, Any],
+    processes: int,
     state: RunState,
-    trainer_state: str,
-) -> Path:
-    """Write ``output/checkpoint-STEP``: a temporary sibling, synced, then renamed.
+) -> None:
+    """Complete a checkpoint whose parts are written: seal what is left, then rename.
 
     Args:
-        output: The run's output folder.
-        model: The model, not wrapped.
-        weights: Its weights at the time of ``state``.
-        tokenizer: The folder of the tokenizer's files.
-        optimizer: The optimizer's state.
-        schedule: The schedule's state.
-        rng_states: The generators of each process, in order.
+        temporary: Its folder, in which everything lies but the manifest.
+        final: What it will be called.
+        seals: Size and hash of the files that were hashed while they were written.
         identity: See ``run_identity``.
+        processes: Of the run.
         state: Where the run stands.
-        trainer_state: The content of ``trainer_state.json``.
 
     Raises:
         OutputError: It cannot be written.
     """
-    final = output / f"checkpoint-{state.step}"
-    temporary = output / f".{final.name}.{os.getpid()}.tmp"
-    parts = {"optimizer.pt": optimizer, "scheduler.pt": schedule}
-    parts |= {_rng_file(i, len(rng_states)): rng for i, rng in enumerate(rng_states)}
-    save_model(temporary, model, tokenizer, weights)
-    with writing_errors(final):
-        for name, part in parts.items():
-            torch.save(part, temporary / name)
-        (temporary / STATE_FILE).write_text(trainer_state, encoding="utf-8")
+    with output_errors(final):
+        others = sorted(path for path in temporary.iterdir() if path.name not in seals)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "identity": identity,
-            "processes": len(rng_states),
+            "processes": processes,
             "progress": state.progress(),
-            "files": {path.name: _seal(path) for path in sorted(temporary.iterdir())},
+            "files": dict(sorted((seals | {path.name: _seal(path) for path in others}).items())),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     _make_way(final)
     publish_folder(temporary, final)
-    return final
 
 
 def _make_way(final: Path) -> None:
@@ -277,19 +178,31 @@ def _make_way(final: Path) -> None:
     note(f"{final.name} was there before and is no checkpoint of this run; it is {aside.name} now")
 
 
-def delete_oldest(output: Path, newest: int, limit: int | None) -> None:
+def delete_oldest(
+    output: Path, newest: int, limit: int | None, *, protected: Collection[int] = ()
+) -> None:
     """Keep at most ``limit`` complete checkpoints: ``checkpoint-<newest>`` and those before it.
 
     Folders that this program did not complete are left alone.
+
+    Args:
+        output: The run's output folder.
+        newest: The step of the newest checkpoint.
+        limit: How many are kept; None: all.
+        protected: Steps whose checkpoints stay, such as the best one's. They count.
+
+    Raises:
+        OutputError: One cannot be deleted.
     """
     if limit is None:
         return
     older = [
-        folder
+        (step, folder)
         for step, folder in sorted(_folders(output))
         if step < newest and (folder / MANIFEST).is_file()
     ]
-    for folder in older[: max(len(older) - (limit - 1), 0)]:
+    excess = max(len(older) - (limit - 1), 0)
+    for folder in [folder for step, folder in older if step not in protected][:excess]:
         # Renamed first, so that what is left is never taken for whole: see delete_leftovers.
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         with output_errors(folder):
@@ -320,7 +233,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
         OSError, ValueError, TypeError, KeyError, AttributeError, InputError: It is not complete.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    if manifest["schema_version"] not in READ_SCHEMAS:
         raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
     for name, seal in manifest["files"].items():
         size = (folder / name).stat().st_size
@@ -333,10 +246,27 @@ def _read(folder: Path, step: int) -> Checkpoint:
     state = RunState.from_progress(manifest["progress"], log)
     if state.step != step:
         raise ValueError(f"it was made at step {state.step}")
-    for name, seal in manifest["files"].items():  # last: it reads all of them
-        if _seal(folder / name) != seal:
-            raise ValueError(f"{name} is not as it was written")
-    return Checkpoint(folder=folder, identity=identity, processes=processes, state=state)
+    _check_seals(folder, manifest["files"])  # last: it reads all of them
+    return Checkpoint(
+        folder=folder,
+        identity=identity,
+        processes=processes,
+        state=state,
+        files=tuple(manifest["files"]),
+    )
+
+
+def _check_seals(folder: Path, seals: dict[str, Any]) -> None:
+    """Hash files, several at a time.
+
+    Raises:
+        ValueError, OSError, InputError: One is not as it was written, or cannot be read.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hashing") as pool:
+        found: Iterable[Any] = pool.map(lambda name: _seal(folder / name), seals)
+        for (name, seal), actual in zip(seals.items(), found, strict=True):
+            if actual != seal:
+                raise ValueError(f"{name} is not as it was written")
 
 
 def _seal(path: Path) -> dict[str, Any]:
@@ -344,5 +274,6 @@ def _seal(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
-def _rng_file(process: int, processes: int) -> str:
+def rng_file(process: int, processes: int) -> str:
+    """Return the name of the file with the generators of a process."""
     return "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"

@@ -1,14 +1,19 @@
-"""A finished run -> ``README.md``: what a model is made of, in the hub's form of a model card."""
+"""What a run is made of: ``run.json``, and ``README.md``, the hub's form of a model card."""
 
 import dataclasses
+import platform
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.config import FitConfig
 from pipeline.config_fields import flag
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.context import RunContext
 from pipeline.logs import note
 from pipeline.store.atomic import write_file
 
@@ -22,25 +27,59 @@ _FIGURES = {
 }
 
 
-def model_card(config: FitConfig, facts: dict[str, Any], state: RunState) -> str:
+def run_metadata(ctx: RunContext) -> dict[str, Any]:
+    """Return what stands in ``run.json``."""
+    manifest = ctx.data.manifest
+    return {
+        "command": command(ctx.config),
+        "settings": dataclasses.asdict(ctx.config),
+        "prepared": {
+            "fingerprint": manifest.fingerprint,
+            "config": manifest.config,
+            "counts": manifest.counts,
+            "rows": {split: manifest.rows(split) for split in manifest.splits()},
+        },
+        "rows_per_step": ctx.plan.rows_per_step,
+        "rows_per_step_source": ctx.plan.rows_source,
+        "steps": ctx.plan.total_steps,
+        "processes": ctx.accelerator.num_processes,
+        "device": _device_name(ctx.accelerator.device),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _packages(ctx.config)},
+    }
+
+
+def _packages(config: FitConfig) -> list[str]:
+    """Return the packages whose versions decide a run."""
+    names = ["duet-t5", "torch", "transformers", "accelerate", "tokenizers"]
+    names += ["peft"] if config.lora_r else []
+    return names + (["bitsandbytes"] if config.quantize or config.optim == "adamw_8bit" else [])
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def model_card(metadata: dict[str, Any], state: RunState) -> str:
     """Return the text of a model card.
 
     Args:
-        config: The settings.
-        facts: What stands in ``run.json``.
+        metadata: What stands in ``run.json``.
         state: The run's last.
     """
-    prepared, versions = facts["prepared"], facts["versions"]
+    settings, prepared = metadata["settings"], metadata["prepared"]
     counts = prepared["rows"] | prepared["counts"]
     last = {name: entry[name] for entry in state.log for name in _FIGURES if name in entry}
-    plural = "es" if facts["processes"] > 1 else ""
+    plural = "es" if metadata["processes"] > 1 else ""
     lines = [
-        _front_matter(config),
+        _front_matter(settings),
         _MARK,
         "",
-        f"# {Path(config.output_dir).resolve().name}",
+        f"# {Path(settings['output_dir']).resolve().name}",
         "",
-        f"Fine-tuned from `{_base_name(config)}` on conversations with duet-t5.",
+        f"Fine-tuned from `{_base_name(settings)}` on conversations with duet-t5.",
         "",
         "## Data",
         "",
@@ -52,17 +91,18 @@ def model_card(config: FitConfig, facts: dict[str, Any], state: RunState) -> str
         "",
         "## Training",
         "",
-        f"{state.step:,} steps of {facts['rows_per_step']:,} rows, {state.tokens_seen:,} tokens, "
-        f"on {facts['processes']} process{plural} ({facts['device']}), "
+        f"{state.step:,} steps of {metadata['rows_per_step']:,} rows, "
+        f"{state.tokens_seen:,} tokens, "
+        f"on {metadata['processes']} process{plural} ({metadata['device']}), "
         f"in {state.seconds:,.0f} seconds. The command, without what it leaves as it is:",
         "",
-        f"    {command(config)}",
+        f"    {metadata['command']}",
         "",
-        "All settings are in `run.json`, the course of the loss in `trainer_state.json`.",
+        "All settings are in `run.json`, the loss at each step in `trainer_state.json`.",
         "",
         "## Versions",
         "",
-        *_table(versions),
+        *_table(metadata["versions"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -88,30 +128,28 @@ def command(config: FitConfig) -> str:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if value != f.default:
-            words += [flag(f.name), str(value)]
+            for each in value if isinstance(value, tuple) else [value]:
+                words += [flag(f.name), str(each)]
     return shlex.join(words)
 
 
-def _front_matter(config: FitConfig) -> str:
+def _front_matter(settings: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
+    name = settings["model_name_or_path"]
     data = ModelCardData(
-        library_name="peft" if config.lora_r else "transformers",
+        library_name="peft" if settings["lora_r"] else "transformers",
         # A folder's path would mean nothing to others, and the hub refuses it.
-        base_model=None if _is_folder(config) else config.model_name_or_path,
+        base_model=None if Path(name).is_dir() else name,
         tags=["duet-t5", "conversational"],
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _is_folder(config: FitConfig) -> bool:
-    return Path(config.model_name_or_path).is_dir()
-
-
-def _base_name(config: FitConfig) -> str:
+def _base_name(settings: dict[str, Any]) -> str:
     """Return the hub's name of the base model, or the name of its folder."""
-    name = config.model_name_or_path
-    return Path(name).resolve().name if _is_folder(config) else name
+    name: str = settings["model_name_or_path"]
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _plain_counts(counts: dict[str, Any]) -> dict[str, str]:

@@ -9,16 +9,19 @@ output folder itself also gets ``README.md`` (``card.py``), ``run.json`` and, la
 
 import contextlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.errors import OutputError
-from pipeline.fit.checkpoint.staging import Weights
+from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
+from pipeline.fit.checkpoint.staging import Weights, deal, size_of, weights_of_model
 from pipeline.fit.checkpoint.train_state import RunState
-from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.lora import (
     ADAPTER_FILES,
@@ -33,7 +36,7 @@ from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
 STATE_FILE = "trainer_state.json"
 RUN_FILE = "run.json"
-MAX_SHARD_SIZE = "5GB"
+MAX_SHARD_BYTES = 5 * 1000**3
 """Weights of more are several files with an index, which every loader of this layout knows."""
 _WEIGHTS = (
     "model.safetensors",
@@ -71,21 +74,77 @@ def save_model(folder: Path, model: Any, tokenizer: Path, weights: Weights | Non
         folder: Made if it is not there.
         model: A transformers model, not wrapped; of one with an adapter, the adapter is written.
         tokenizer: The folder that the tokenizer's files are copied from.
-        weights: What is written in place of the model's own, which may be changing or in shares.
+        weights: What is written in place of the model's own, which may be changing or sharded.
 
     Raises:
         OutputError: It cannot be written.
     """
-    with writing_errors(folder), quiet_transformers():
+    weights = weights or weights_of_model(model)
+    with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = None if weights is None else dict(weights.tensors)  # it takes from the dict
-        if is_adapted(model):
-            save_adapter(folder, model, tensors)
-        else:
-            model.save_pretrained(folder, state_dict=tensors, max_shard_size=MAX_SHARD_SIZE)
-            tied = is_tied(model) if weights is None else weights.tied
-            _state_tying(folder / "config.json", tied)
+        files = weight_files({name: size_of(t) for name, t in weights.tensors.items()})
+        save_config(folder, model, weights, files)
+        if not is_adapted(model):
+            for file, names in files.items():
+                save_weights(folder / file, {name: weights.tensors[name] for name in names})
         copy_tokenizer(tokenizer, folder)
+
+
+def weight_files(sizes: Mapping[str, int], writers: int = 1) -> dict[str, list[str]]:
+    """Return the files that weights are written into, each with the names in it.
+
+    Args:
+        sizes: The bytes of each weight.
+        writers: Processes that write; each gets as many files, of about the same size.
+    """
+    total = sum(sizes.values())
+    parts = deal(sizes, writers * max(1, math.ceil(total / (MAX_SHARD_BYTES * writers))))
+    parts = [part for part in parts if part]
+    if len(parts) < 2:
+        return {"model.safetensors": list(sizes)}
+    return {
+        f"model-{i:05d}-of-{len(parts):05d}.safetensors": names for i, names in enumerate(parts, 1)
+    }
+
+
+def save_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Write weights into one file; return what tells it from a damaged one."""
+    with HashedFile(path) as file:
+        write_safetensors(file, {name: t.detach().cpu() for name, t in tensors.items()})
+    return file.seal()
+
+
+def save_config(
+    folder: Path, model: Any, weights: Weights, files: Mapping[str, Sequence[str]]
+) -> None:
+    """Write what belongs to the weights: configs and index; of a model with an adapter, all of it.
+
+    Args:
+        folder: Where.
+        model: The model, not wrapped.
+        weights: Its weights; of an adapter they are written, too.
+        files: The names of the weights in each file.
+    """
+    if is_adapted(model):
+        save_adapter(folder, model, weights.with_all_names())
+        # safetensors lets the owner alone read what it writes.
+        shutil.copymode(folder / ADAPTER_FILES[1], folder / ADAPTER_FILES[0])
+        return
+    # Config and generation config, aside: it deletes files of weights that it did not write itself.
+    aside = folder / "configs"
+    with quiet_transformers():
+        model.save_pretrained(aside, state_dict={})
+    for path in aside.iterdir():
+        path.replace(folder / path.name)
+    aside.rmdir()
+    _state_tying(folder / "config.json", weights.tied)
+    if len(files) > 1:
+        place = {name: file for file, names in files.items() for name in names}
+        index = {
+            "metadata": {"total_size": weights.nbytes},
+            "weight_map": dict(sorted(place.items())),
+        }
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _state_tying(path: Path, tied: bool) -> None:
@@ -105,7 +164,7 @@ def write_trained(
     tokenizer: Path,
     weights: Weights | None = None,
     *,
-    run: str,
+    run_metadata: Mapping[str, Any],
     trainer_state: str,
 ) -> None:
     """Write the trained model into the output folder, ``trainer_state.json`` last.
@@ -116,7 +175,7 @@ def write_trained(
         model: The model, not wrapped.
         tokenizer: The folder of the tokenizer's files.
         weights: What is written in place of the model's own.
-        run: The content of ``run.json``.
+        run_metadata: What stands in ``run.json``.
         trainer_state: The content of ``trainer_state.json``.
 
     Raises:
@@ -134,7 +193,8 @@ def write_trained(
         _delete_stale(output, new)
         sync_folder(output)
         shutil.rmtree(temporary)
-    write_file(output / RUN_FILE, run)
+    text = json.dumps(run_metadata, indent=2, ensure_ascii=False, default=str)
+    write_file(output / RUN_FILE, text + "\n")
     write_file(output / STATE_FILE, trainer_state)
 
 
@@ -148,7 +208,7 @@ def _delete_stale(output: Path, new: Sequence[str]) -> None:
 
 
 def is_trained(output: Path, state: RunState) -> bool:
-    """Tell whether the output folder holds the trained model of the run that ``state`` ends."""
+    """Return whether the output folder holds the trained model of the run that ``state`` ends."""
     try:
         values = json.loads((output / STATE_FILE).read_text(encoding="utf-8"))
         same = values["global_step"] == state.step

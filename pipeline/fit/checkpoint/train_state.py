@@ -1,16 +1,19 @@
-"""What a run has done so far: the position, the log, and the sums of the entry to come.
+"""What training changes: model, optimizer, schedule, generators, and what a run has done so far.
 
-It is written as ``trainer_state.json``, in the form that ``transformers.TrainerState`` reads,
-with the sums that a run needs to go on in the middle of a log entry beside it.
+The last is written as ``trainer_state.json``, in the form that ``transformers.TrainerState`` reads,
+with the sums that a run needs to resume in the middle of a log entry beside it.
 """
 
 import dataclasses
 import json
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import FitConfig
+import numpy as np
+import torch
+
 from pipeline.fit.schedule import RunPlan
 
 
@@ -40,7 +43,7 @@ class RunState:
     """Encoder and decoder tokens trained on, padding not counted."""
     rows_seen: int = 0
     seconds: float = 0.0
-    """Time spent training, over all the sittings of a run."""
+    """Time spent training, over all the sessions of a run."""
     window: Sums = field(default_factory=Sums)
     """Steps since the last log entry."""
     whole: Sums = field(default_factory=Sums)
@@ -77,8 +80,25 @@ class RunState:
         return state
 
 
-def trainer_state_json(state: RunState, plan: RunPlan, config: FitConfig) -> str:
-    """Return the content of ``trainer_state.json``."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """All that a checkpoint holds, as it is trained: kept up to date in place."""
+
+    model: torch.nn.Module
+    """With its loss; wrapped or sharded."""
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    progress: RunState
+
+
+def trainer_state_json(state: RunState, plan: RunPlan, *, rows_at_once: int) -> str:
+    """Return the content of ``trainer_state.json``.
+
+    Args:
+        state: What is done.
+        plan: What was planned.
+        rows_at_once: ``--per-device-train-batch-size``.
+    """
     values: dict[str, Any] = {
         "best_metric": None,
         "best_model_checkpoint": None,
@@ -96,8 +116,34 @@ def trainer_state_json(state: RunState, plan: RunPlan, config: FitConfig) -> str
         "save_steps": plan.saving.every or plan.total_steps,
         "stateful_callbacks": {},
         "total_flos": 0,
-        "train_batch_size": config.per_device_train_batch_size,
+        "train_batch_size": rows_at_once,
         "trial_name": None,
         "trial_params": None,
     }
     return json.dumps(values, indent=2) + "\n"
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of Python's, numpy's, torch's and the GPU's generator.
+
+    All of it is tensors, numbers and strings, so that ``torch.load(weights_only=True)`` reads it.
+    """
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Put every generator back to where ``rng_state`` found it."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

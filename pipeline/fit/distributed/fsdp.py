@@ -309,16 +309,31 @@ def shard_optimizer_state(
 
 
 def _sharded(values: dict[str, Any], weight: Any) -> dict[str, Any]:
-    """Return a weight's moments sharded: along its first dimension, as it is itself."""
-    from torch.distributed.tensor import Replicate, distribute_tensor
+    """Return a weight's moments sharded: along its first dimension, as it is itself.
 
-    result = {}
+    Of each, only this process's shard is read: it may lie in a file.
+    """
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, result = weight.device_mesh, {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.dim():
             of_columns = name == "exp_avg_sq_col" and weight.dim() == 2
             placements = [Replicate()] if of_columns else weight.placements
-            on_device = value.to(weight.device)
-            # None: every process has the full tensor, none has to send it.
-            value = distribute_tensor(on_device, weight.device_mesh, placements, src_data_rank=None)
+            local = value if of_columns else _chunk(value, mesh.size(), mesh.get_local_rank())
+            value = DTensor.from_local(
+                local.to(weight.device, copy=True),
+                mesh,
+                placements,
+                run_check=False,
+                shape=value.shape,
+                stride=value.stride(),
+            )
         result[name] = value
     return result
+
+
+def _chunk(tensor: torch.Tensor, count: int, at: int) -> torch.Tensor:
+    """Return a shard as FSDP2 cuts it along the first dimension; the last ones may be empty."""
+    chunks = tensor.chunk(count)
+    return chunks[at] if at < len(chunks) else tensor[:0]

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,9 +12,6 @@ import torch
 from pipeline.errors import ConfigError, ProcessError
 from pipeline.world import World
 
-# For another process, which may write or read a large checkpoint: NCCL's own ten minutes are not
-# enough for flan-t5-xxl on a slow disk. One that died is noticed without it.
-_LONGEST_WAIT = timedelta(hours=2)
 _SECONDS_UNTIL_TOLD = 5.0
 
 
@@ -75,7 +71,7 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
         ConfigError: The launcher asks for what is not to be had here.
         ProcessError: Another process ended while this one waited for it.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     from accelerate.utils import AutocastKwargs
 
@@ -86,14 +82,13 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     # Kept until the end of the forward pass, copies in bfloat16 would be a second model; no matrix
     # is used twice in a pass.
     autocast = AutocastKwargs(cache_enabled=False)
-    group = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
     check_launcher(world)
     with told_while_waiting(world):
         accelerator = Accelerator(
             # Unless told so, accelerate does not join processes that have no GPU.
             cpu=world.size > 1 and not _has_gpu(),
             mixed_precision="bf16" if bf16 else "no",
-            kwargs_handlers=[parallel, autocast, group],
+            kwargs_handlers=[parallel, autocast],
         )
     check_joined(accelerator, world.size)
     try:
@@ -120,7 +115,7 @@ def _left_alone(accelerator: Any, error: RuntimeError) -> ProcessError:
         where=f"seen by process {accelerator.process_index} of {accelerator.num_processes}",
         got=str(error).splitlines()[0],
         do="see what that one said last; nothing: it was killed, often for want of memory. "
-        "The same command goes on from the newest checkpoint",
+        "The same command resumes from the newest checkpoint",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.fit.checkpoint.rng import restore_rng_state, rng_state
+from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_state
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.device import is_out_of_memory

@@ -7,19 +7,18 @@ from typing import Any
 import torch
 
 from pipeline.config_views import ModelSettings, Sharding
-from pipeline.errors import ConfigError, DuetError, ModelError
-from pipeline.fit.checkpoint.checkpointer import Saver
+from pipeline.errors import ConfigError, ModelError
+from pipeline.fit.checkpoint.checkpointer import Checkpointer, CheckpointSettings
 from pipeline.fit.checkpoint.format import Checkpoint, damaged
-from pipeline.fit.checkpoint.rng import restore_rng_state
-from pipeline.fit.checkpoint.run_metadata import run_facts
-from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.checkpoint.model_card import run_metadata
+from pipeline.fit.checkpoint.restoring import restore
+from pipeline.fit.checkpoint.train_state import RunState, TrainState, trainer_state_json
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.loader import StepLoader, micro_batcher_for
 from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.sampler import BatchSampler
-from pipeline.fit.device import is_out_of_memory
-from pipeline.fit.distributed.fsdp import init_sharded_moments, shard, shard_optimizer_state
+from pipeline.fit.distributed.fsdp import init_sharded_moments, shard
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import receive_weights
 from pipeline.fit.distributed.signals import GracefulShutdown
@@ -40,7 +39,7 @@ from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
-from pipeline.fit.training.optim import make_optimizer, make_schedule, take_over
+from pipeline.fit.training.optim import make_optimizer, make_schedule
 from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import ThroughputMeter
 from pipeline.fit.training.trainer import Trainer
@@ -51,6 +50,7 @@ from pipeline.tokenizer import TextTokenizer
 def build_trainer(
     ctx: RunContext,
     checkpoint: Checkpoint | None,
+    checkpointer: Checkpointer,
     *,
     callback: TrainerCallback | None = None,
     probe_memory: bool | None = None,
@@ -61,6 +61,7 @@ def build_trainer(
     Args:
         ctx: The run.
         checkpoint: What it resumes from.
+        checkpointer: Saves it.
         callback: Is told what happens.
         probe_memory: Try the biggest micro-batches before the first step; None: where it pays off.
         compile_backend: Of ``torch.compile``, with ``--torch-compile``.
@@ -76,7 +77,7 @@ def build_trainer(
     device, eos_id = accelerator.device, data.tokenizer.eos_id
     state = checkpoint.state if checkpoint is not None else RunState()
     # Now, not at the end: nothing in it may fail once the training is done.
-    run_metadata = run_facts(ctx)
+    metadata = run_metadata(ctx)
     note(f"rows per step {plan.rows_per_step} {plan.rows_source}")
 
     stop, hosts = GracefulShutdown(), HostGroup.join()
@@ -102,8 +103,7 @@ def build_trainer(
     # Device-specific: each process draws dropout of its own.
     set_seed(config.seed + state.step, device_specific=True)
     if checkpoint is not None:
-        same = not checkpoint.differences(ctx.identity)
-        _restore(checkpoint, optimizer, schedule, accelerator, as_before=same, mapped=shards > 1)
+        _restore(checkpoint, optimizer, schedule, ctx.identity, hosts)
 
     sampler = BatchSampler(
         *data.train.lengths,
@@ -134,9 +134,10 @@ def build_trainer(
             accelerator,
         )
     return Trainer(
-        model=wrapped,
         plan=plan,
-        state=state,
+        train_state=TrainState(
+            model=wrapped, optimizer=optimizer, schedule=schedule, progress=state
+        ),
         sampler=sampler,
         loader=StepLoader(data.train, cutter, model.config.pad_token_id, accelerator),
         step=TrainingStep(
@@ -150,7 +151,7 @@ def build_trainer(
             late=can_read_late(optimizer, device),
         ),
         evaluator=evaluator,
-        checkpointer=Saver(ctx, wrapped, optimizer, schedule, state),
+        checkpointer=checkpointer,
         meter=ThroughputMeter(
             device=device,
             dtype=torch.bfloat16 if config.bf16 else torch.float32,
@@ -168,8 +169,30 @@ def build_trainer(
         ),
         stop=stop,
         hosts=hosts,
-        run_metadata=run_metadata,
+        run_metadata=metadata,
         callback=callback or TrainerCallback(),
+    )
+
+
+def build_checkpointer(ctx: RunContext) -> Checkpointer:
+    """Build what saves a run, and finds where it stands; all processes must call this."""
+    config = ctx.config
+    return Checkpointer(
+        CheckpointSettings(
+            output=ctx.output,
+            tokenizer=ctx.data.tokenizer_folder,
+            identity=ctx.identity,
+            total_steps=ctx.plan.total_steps,
+            describe=functools.partial(
+                trainer_state_json,
+                plan=ctx.plan,
+                rows_at_once=config.per_device_train_batch_size,
+            ),
+            save_total_limit=config.save_total_limit,
+            save_only_model=config.save_only_model,
+            resume_anyway=config.resume_anyway,
+        ),
+        HostGroup.join(),
     )
 
 
@@ -181,7 +204,7 @@ def _load_model(
 ) -> Any:
     if checkpoint is None:
         return build_model(settings, tokenizer, say=note, hosts=hosts)
-    note(f"going on from {checkpoint.folder.name}")
+    note(f"resuming from {checkpoint.folder.name}")
     try:
         return build_model(settings, tokenizer, checkpoint=checkpoint.folder, hosts=hosts)
     except ModelError as error:
@@ -212,39 +235,20 @@ def _restore(
     checkpoint: Checkpoint,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    accelerator: Any,
-    *,
-    as_before: bool,
-    mapped: bool,
+    identity: dict[str, Any],
+    group: HostGroup,
 ) -> None:
     """Put optimizer, schedule and generators where the checkpoint has them.
 
     Raises:
         CheckpointError: It is damaged.
     """
-    step, now, before = checkpoint.state.step, accelerator.num_processes, checkpoint.processes
-    try:
-        saved = shard_optimizer_state(optimizer, checkpoint.load("optimizer.pt", mapped=mapped))
-        if as_before:
-            optimizer.load_state_dict(saved)
-            schedule.load_state_dict(checkpoint.load("scheduler.pt"))
-        else:
-            take_over(optimizer, schedule, saved, step)
-        if schedule.last_epoch != step:
-            raise ValueError("the schedule is at another step")
-        if before == now:
-            restore_rng_state(checkpoint.rng_state(accelerator.process_index))
-        else:
-            note(
-                f"begun on {before} process{'es' * (before > 1)}, going on on {now}: a step takes "
-                "as many rows as before, cut into other micro-batches; dropout is drawn anew"
-            )
-    except DuetError:
-        raise
-    except Exception as error:  # states of a wrong shape fail wherever they are first used
-        if is_out_of_memory(error):
-            raise
-        raise damaged(checkpoint.folder, error) from error
+    if not restore(checkpoint, optimizer, schedule, identity, group):
+        before = checkpoint.processes
+        note(
+            f"begun on {before} process{'es' * (before > 1)}, resumed on {group.size}: a step "
+            "takes as many rows as before, cut into other micro-batches; dropout is drawn anew"
+        )
 
 
 def _biggest_of(

@@ -3,11 +3,12 @@
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from pipeline.fit.checkpoint.checkpointer import Saver
-from pipeline.fit.checkpoint.train_state import RunState, Sums
+from pipeline.fit.checkpoint.checkpointer import Checkpointer
+from pipeline.fit.checkpoint.train_state import RunState, Sums, TrainState
 from pipeline.fit.data.loader import StepBatch, StepLoader
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.distributed.host_group import HostGroup
@@ -28,12 +29,10 @@ class Trainer:
     ``build_trainer`` makes it; nothing happens before ``train`` is called.
     """
 
-    model: torch.nn.Module
-    """With its loss, as the processes train it: wrapped or sharded."""
     plan: RunPlan
     """What is due at which step."""
-    state: RunState
-    """Where the run stands; kept up to date in place."""
+    train_state: TrainState
+    """The model, what trains it, and where the run stands; kept up to date in place."""
     sampler: BatchSampler
     """The rows of each step."""
     loader: StepLoader
@@ -42,17 +41,27 @@ class Trainer:
     """Trains on the batches of a step."""
     evaluator: Evaluator | None
     """Evaluates the split eval; None where there is none."""
-    checkpointer: Saver
-    """Saves ``state`` and all that belongs to it."""
+    checkpointer: Checkpointer
+    """Saves it."""
     meter: ThroughputMeter
     reporter: Reporter
     stop: GracefulShutdown
     """Whether this process was asked to stop."""
     hosts: HostGroup
     """The run's processes, for an evaluation to agree on whether to stop."""
-    run_metadata: str
-    """The content of ``run.json``."""
+    run_metadata: dict[str, Any]
+    """What stands in ``run.json``."""
     callback: TrainerCallback
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """With its loss, as the processes train it: wrapped or sharded."""
+        return self.train_state.model
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stands; kept up to date in place."""
+        return self.train_state.progress
 
     def train(self) -> signal.Signals | None:
         """Take the steps that are left.
@@ -83,13 +92,18 @@ class Trainer:
             ModelError: A weight is infinite or NaN.
             OutputError: It cannot be written.
         """
-        self.checkpointer.write_trained(self.run_metadata)
+        self.checkpointer.save_pretrained(self.train_state, self.run_metadata)
 
     def _say_how_to_resume(self, stop: signal.Signals) -> None:
         step, total = self.state.step, self.plan.total_steps
+        resumable = (
+            "without the optimizer's state (--save-only-model): it cannot be resumed"
+            if self.checkpointer.saves_only_model
+            else "the same command resumes from there"
+        )
         note(
             f"{stop.name}: stopped after step {step} of {total}, saved as checkpoint-{step}; "
-            "the same command goes on from there"
+            + resumable
         )
 
     def _take_steps(self) -> signal.Signals | None:
@@ -117,7 +131,7 @@ class Trainer:
                 stop = stop or self._evaluate_if_due()
                 state.seconds = before + time.perf_counter() - start
                 if plan.due(plan.saving, step) or stop:
-                    self.checkpointer()
+                    self.checkpointer.save(self.train_state)
                     self.callback.on_save(step)
                 if stop:
                     return stop

@@ -14,9 +14,8 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError, OutputError
 from pipeline.fit.checkpoint import checkpointer as saving
-from pipeline.fit.checkpoint.background import Background
 from pipeline.fit.checkpoint.format import find_checkpoint
-from pipeline.fit.checkpoint.staging import copy_state
+from pipeline.fit.checkpoint.staging import Staging
 from pipeline.fit.stage import fit
 from tests.fit.helpers import Hooks, assert_same_weights, changed, log_of
 
@@ -31,13 +30,13 @@ def run(config: FitConfig) -> FitConfig:
 
 def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
     """Do something in the thread before it writes a checkpoint."""
-    write = saving.write_checkpoint
+    write = saving.write_part
 
-    def written(*args: Any, **kwargs: Any) -> Any:
-        do(kwargs["state"].step)
-        return write(*args, **kwargs)
+    def written(part: saving.Part, final: Path) -> Any:
+        do(part.progress.step)
+        return write(part, final)
 
-    monkeypatch.setattr(saving, "write_checkpoint", written)
+    monkeypatch.setattr(saving, "write_part", written)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
@@ -98,7 +97,8 @@ def test_a_fault_of_the_last_writing_is_raised_at_the_end(
     before_writing(monkeypatch, fail)
     with pytest.raises(OutputError, match="cannot write"):
         fit(run)
-    assert [path.name for path in Path(run.output_dir).iterdir()] == ["checkpoint-3"]
+    found = [path.name for path in Path(run.output_dir).glob("checkpoint-*")]
+    assert found == ["checkpoint-3"]
 
 
 def test_a_run_that_fails_finishes_the_checkpoint_first(
@@ -135,7 +135,7 @@ def test_one_is_written_before_the_next_is_begun(
     kept = [[f"checkpoint-{step}" for step in range(max(1, n - 2), n)] for n in range(1, 7)]
     assert there == kept
     said = re.findall(
-        r"^note: checkpoint-(\d): steps were held for ([\d.]+) s, written in ([\d.]+) s$",
+        r"^note: saved checkpoint-(\d) \(training paused ([\d.]+) s, written in ([\d.]+) s\)$",
         capsys.readouterr().err,
         re.MULTILINE,
     )
@@ -143,24 +143,18 @@ def test_one_is_written_before_the_next_is_begun(
     assert all(float(seconds) >= 0.2 for _, _, seconds in said)
 
 
-def test_a_copy_has_nothing_in_common_with_what_goes_on() -> None:
-    tensor = torch.ones(2, 3)
-    state = {"state": {0: {"step": tensor[0, 0], "exp_avg": tensor}}, "betas": (0.9, [tensor])}
-    copied = copy_state(state, keep=True)
-    tensor.zero_()
-    assert float(copied["state"][0]["step"]) == 1.0
-    assert copied["betas"][1][0].sum() == copied["state"][0]["exp_avg"].sum() == 6.0
-    assert isinstance(copied["betas"], tuple)
-
-
-def test_what_work_raises_is_raised_once() -> None:
-    background, go_on = Background(), threading.Event()
-    background.start(lambda: go_on.wait(SECONDS) and _fail())
-    background.check()  # it is under way
-    go_on.set()
-    with pytest.raises(AssertionError, match="did not go on"):
-        background.wait()
-    background.wait()
-    background.start(go_on.clear)
-    background.close()
-    assert not go_on.is_set()
+def test_a_copy_has_nothing_in_common_with_what_goes_on_and_takes_the_same_memory_again() -> None:
+    staging = Staging()
+    tensors = {"step": torch.ones(()), "exp_avg": torch.ones(2, 3), "q": torch.ones(5).bfloat16()}
+    copies = staging.copy(tensors, {"step", "q"})
+    assert copies.keys() == {"step", "q"}
+    places = {name: copy.data_ptr() for name, copy in copies.items()}
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert torch.equal(copies["q"], torch.ones(5).bfloat16())
+    assert float(copies["step"]) == 1.0
+    again = staging.copy(tensors, {"step", "q"})
+    assert {name: copy.data_ptr() for name, copy in again.items()} == places
+    assert float(again["step"]) == 0.0
+    larger = staging.copy(tensors | {"q": torch.ones(2, 7)}, {"q"})
+    assert larger["q"].shape == (2, 7)

@@ -135,7 +135,7 @@ def test_shares_are_the_run_of_a_whole_and_go_both_ways(
     assert_loads(two, tied=False)
     assert_same_run(one, fit(goes_on(run, two, "shares-to-whole")))
     other = goes_on(run, one, "whole-to-shares")
-    assert "going on from checkpoint-3" in torchrun(other, 2, *flags)
+    assert "resuming from checkpoint-3" in torchrun(other, 2, *flags)
     assert_same_run(one, Path(other.output_dir))
 
 
@@ -248,7 +248,7 @@ def test_weights_in_shares_are_several_files_too(tied_run: FitConfig, tmp_path: 
 
 
 def fit_into_small_files(config: FitConfig) -> None:
-    pretrained.MAX_SHARD_SIZE = "40KB"
+    pretrained.MAX_SHARD_BYTES = 40_000
     fit(config)
 
 

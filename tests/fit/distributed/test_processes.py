@@ -120,7 +120,7 @@ def test_a_run_of_two_processes_goes_on_to_the_bit_and_in_one_too(
     shutil.rmtree(two / "checkpoint-6")
     (two / "trainer_state.json").unlink()
     other = shutil.copytree(two, tmp_path / "other")
-    assert "going on from checkpoint-3" in torchrun(changed(config, output_dir=str(two)), 2, *flags)
+    assert "resuming from checkpoint-3" in torchrun(changed(config, output_dir=str(two)), 2, *flags)
     assert log_of(two) == log
     assert all((weights_of(two)[name] == weights[name]).all() for name in weights)
     fit(changed(config, output_dir=str(other)))

@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_to_the_bit(
     assert handlers == [signal.getsignal(each) for each in signal.Signals]
     assert [path.name for path in Path(config.output_dir).iterdir()] == [f"checkpoint-{step}"]
     said = f"{number.name}: stopped after step {step} of 6, saved as checkpoint-{step}; "
-    assert said + "the same command goes on from there" in capsys.readouterr().err
+    assert said + "the same command resumes from there" in capsys.readouterr().err
     torch.manual_seed(12345)  # whatever happens in between
     out = fit(config)
     assert log_of(out) == log_of(whole)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit.checkpoint.rng import rng_state
+from pipeline.fit.checkpoint.train_state import rng_state
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.memory_probe import (

@@ -1,0 +1,127 @@
+"""What must be the same for a run to resume, and what differs."""
+
+from typing import Any
+
+from pipeline.config import FitConfig
+from pipeline.errors import CheckpointError
+from pipeline.fit.schedule import RunPlan
+from pipeline.fit.training.optim import warmup_steps
+
+_OTHER_RUN = (
+    "--model-name-or-path (config)",
+    "--model-name-or-path (weights)",  # of an adapter's base
+    "vocabulary",
+    "rows to train on",
+)
+"""What a run cannot go on with another of, by its name in the identity."""
+_SET_BY = {
+    "rows per step": "--train-batch-size",
+    "steps in all": "--max-steps",
+    "warmup steps": "--warmup-steps",
+}
+"""What sets a value directly that follows from several flags, or from the number of processes."""
+_SETTINGS = (
+    "seed",
+    "bf16",
+    "group_by_length",
+    "learning_rate",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
+_SETTINGS_IF_GIVEN = ("lr_scheduler_kwargs", "label_smoothing_factor", "dropout")
+"""Checkpoints of runs without them do not name them."""
+_LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize")
+
+
+def run_identity(
+    config: FitConfig,
+    plan: RunPlan,
+    *,
+    fingerprint: str,
+    num_rows: int,
+    model: str,
+    vocabulary: str,
+) -> dict[str, Any]:
+    """Return what must be the same for a run to go on, by the words that a refusal names it by.
+
+    Args:
+        config: The settings.
+        plan: The steps.
+        fingerprint: The prepared folder's.
+        num_rows: Rows to train on.
+        model: What kind of model the run starts from: see ``model.architecture``.
+        vocabulary: A name of the prepared tokenizer's pieces and their ids.
+    """
+    settings = (*_SETTINGS, *(_LORA_SETTINGS if config.lora_r else ()))
+    settings += tuple(
+        name for name in _SETTINGS_IF_GIVEN if getattr(config, name) != getattr(FitConfig, name)
+    )
+    return {
+        "--model-name-or-path (config)": model,
+        "vocabulary": vocabulary,
+        "--from-scratch": config.from_scratch,
+        "--data-path (fingerprint)": fingerprint,
+        "rows per step": plan.rows_per_step,
+        "rows to train on": num_rows,
+        "steps in all": plan.total_steps,
+        "warmup steps": warmup_steps(config.schedule, plan.total_steps),
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in settings},
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, each with its value before and now."""
+    return {
+        name: (before.get(name), now.get(name))
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    }
+
+
+def check_identity(
+    name_of_checkpoint: str,
+    different: dict[str, tuple[Any, Any]],
+    *,
+    step: int,
+    anyway: bool = False,
+) -> str:
+    """Refuse to resume with other settings.
+
+    Args:
+        name_of_checkpoint: As the refusal calls it.
+        different: What differs.
+        step: Steps done.
+        anyway: Resume all the same, where that is possible.
+
+    Returns:
+        The settings that differ, in words; empty where none does.
+
+    Raises:
+        CheckpointError: A setting differs; it names the first, with both values.
+    """
+    barred = [name for name in different if not _can_change(name, *different[name], step=step)]
+    for name in barred or ([] if anyway else different):
+        before, value = different[name]
+        old = f"{_SET_BY[name]} {before}" if name in _SET_BY else "the value it was made with"
+        way = "" if barred else "--resume-anyway to go on with this one, "
+        raise CheckpointError(
+            "a run cannot go on with other settings",
+            where=name,
+            got=f"{value}, but {name_of_checkpoint} was made with {before}",
+            do=f"give {old}, {way}or another --output-dir",
+        )
+    return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())
+
+
+def _can_change(name: str, before: Any, now: Any, *, step: int) -> bool:
+    """Return whether there is a meaning in resuming with another value."""
+    if name == "--optim":  # the two of AdamW in full keep the same state
+        return not {"adafactor", "adamw_8bit"}.intersection((before, now))
+    if name == "steps in all":
+        return bool(now >= step)
+    return name not in _OTHER_RUN and not name.startswith("--lora-")

@@ -1,0 +1,107 @@
+"""A checkpoint -> optimizer, schedule and generators as they were.
+
+No process reads more of ``optimizer.pt`` than it keeps. Of a sharded model each reads its shards,
+from mapped files. Of one that each holds in full, the first process reads, and sends to the others.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import DuetError
+from pipeline.fit.checkpoint.format import Checkpoint, damaged
+from pipeline.fit.checkpoint.staging import map_tensors, tensors_of
+from pipeline.fit.checkpoint.train_state import restore_rng_state
+from pipeline.fit.device import is_out_of_memory
+from pipeline.fit.distributed.fsdp import is_sharded, shard_optimizer_state
+from pipeline.fit.distributed.host_group import HostGroup
+from pipeline.fit.training.optim import take_over
+
+
+def restore(
+    checkpoint: Checkpoint,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    identity: dict[str, Any],
+    group: HostGroup,
+) -> bool:
+    """Put optimizer, schedule and, on as many processes, generators where the checkpoint has them.
+
+    Args:
+        checkpoint: What is resumed from.
+        optimizer: As new, of the model that the checkpoint's weights are in.
+        schedule: As new.
+        identity: That of this run: where it differs, its own rates count.
+        group: The run's processes.
+
+    Returns:
+        Whether the generators are restored; on another number of processes they are not.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    step = checkpoint.state.step
+    try:
+        saved = _optimizer_state(checkpoint, optimizer, group)
+        if checkpoint.differences(identity):
+            take_over(optimizer, schedule, saved, step)
+        else:
+            optimizer.load_state_dict(saved)
+            schedule.load_state_dict(checkpoint.load("scheduler.pt"))
+        if schedule.last_epoch != step:
+            raise ValueError("the schedule is at another step")
+        if checkpoint.processes != group.size:
+            return False
+        restore_rng_state(checkpoint.rng_state(group.rank))
+        return True
+    except (DuetError, dist.DistError):
+        raise
+    except Exception as error:  # states of a wrong shape fail wherever they are first used
+        if is_out_of_memory(error):
+            raise
+        raise damaged(checkpoint.folder, error) from error
+
+
+def _optimizer_state(
+    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, group: HostGroup
+) -> dict[str, Any]:
+    weights = [weight for each in optimizer.param_groups for weight in each["params"]]
+    if any(map(is_sharded, weights)):
+        return shard_optimizer_state(optimizer, checkpoint.optimizer_state())
+    saved: Any = None
+    if group.rank == 0:
+        try:
+            saved = checkpoint.optimizer_state()
+        except DuetError as error:  # the others wait to hear of it
+            saved = error
+    outline = group.from_first(_outline(saved))
+    if isinstance(outline, DuetError):
+        raise outline
+    here = tensors_of(saved["state"]) if group.rank == 0 else {}
+
+    def receive(name: str, value: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if not value.is_meta:
+            return value
+        if group.rank == 0:
+            # Copied, also on a CPU: the file may be deleted while the run goes on.
+            tensor = here[name].to(device, copy=True)
+        else:
+            tensor = torch.empty_like(value, device=device)
+        if group.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
+    state = {
+        index: map_tensors(
+            values, functools.partial(receive, device=weights[index].device), f".{index}"
+        )
+        for index, values in outline["state"].items()
+    }
+    return {**outline, "state": state}
+
+
+def _outline(value: Any) -> Any:
+    """Return an optimizer's saved state with the forms of its tensors alone; small ones stay."""
+    return map_tensors(value, lambda _, t: t.to("meta") if t.dim() else t.clone())
