@@ -155,9 +155,10 @@ def test_no_character_of_an_answer_is_obeyed() -> None:
     assert visible("plain äß 漢 \u200d😀") == "plain äß 漢 \u200d😀"
 
 
-def test_ctrl_c_ends_the_answer_and_not_the_chat(trained: Path) -> None:
+@pytest.mark.slow
+def test_ctrl_c_ends_the_answer_and_not_the_chat(trained: Path, tmp_path: Path) -> None:
     """On a terminal of its own: an answer without end, ctrl-c, /save, ctrl-d."""
-    chat = Terminal(["chat", str(trained), "--max-new-tokens", "1000000"])
+    chat = Terminal(["chat", str(trained), "--max-new-tokens", "1000000"], tmp_path)
     try:
         chat.wait_for("> ")
         for question in ("tell me", "tell me all", "Who are you", "Tell me more"):
@@ -176,6 +177,9 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(trained: Path) -> None:
         chat.wait_for("> ")
         chat.type("\x04")
         assert chat.process.wait(60) == 0
+        history = tmp_path / "duet" / "chat_history"
+        assert history.read_text(encoding="utf-8").splitlines()[-1] == "/undo"
+        assert history.stat().st_mode & 0o777 == 0o600
     finally:
         chat.close()
 
@@ -183,10 +187,11 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(trained: Path) -> None:
 class Terminal:
     """A command on a pseudo-terminal."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], state: Path) -> None:
         ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline", *args],
+            env={**os.environ, "XDG_STATE_HOME": str(state), "TERM": "dumb"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

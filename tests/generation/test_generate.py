@@ -111,6 +111,7 @@ def many(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_nothing_twice_and_nothing_lost(trained: Path, tmp_path: Path) -> None:
     data = many(tmp_path / "a.json", 120)
     args = ["generate", str(trained), "--data-path", str(data), "--max-new-tokens", "24"]
@@ -143,6 +144,22 @@ def test_a_killed_run_goes_on_nothing_twice_and_nothing_lost(trained: Path, tmp_
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes(), "draws of its own each"
     assert [row["id"] for row in rows_of(output)] == [f"r{i}" for i in range(120)]
     assert sorted(path.name for path in output.parent.iterdir()) == ["G.jsonl", "G.jsonl.run.json"]
+
+
+def test_what_is_there_is_kept_and_the_rest_is_answered(trained: Path, tmp_path: Path) -> None:
+    """As a kill leaves it: answers in the order they ended, and half a line."""
+    data = many(tmp_path / "a.json", 5)
+    rows = generated(trained, tmp_path / "whole.jsonl", data)
+    request = json.loads((tmp_path / "whole.jsonl.run.json").read_text())
+    output, kept = tmp_path / "G.jsonl", {3: "kept 3", 0: "kept 0"}
+    with Journal(output, request) as journal:
+        for i, text in kept.items():
+            journal.write(i, rows[i] | {"generated": text})
+    with (tmp_path / ".G.jsonl.journal").open("ab") as file:
+        file.write(b'[1, {"id": "r1", "conver')
+    expected = [row | {"generated": kept.get(i, row["generated"])} for i, row in enumerate(rows)]
+    assert generated(trained, output, data) == expected
+    assert not (tmp_path / ".G.jsonl.journal").exists()
 
 
 def _lines(path: Path) -> int:
