@@ -102,6 +102,15 @@ class RemotePath:
             if info["name"].strip("/") != self.path.strip("/"):  # a bucket may hold its own name
                 yield self._found(info)
 
+    def files_below(self) -> Iterator[tuple[tuple[str, ...], "RemotePath"]]:
+        """Yield the files below a folder, and the parts of their paths there."""
+        with _faults(InputError, self.url):
+            found = self.fs.find(self.path, detail=True)
+        own = f"/{self.name}/"
+        for name, info in found.items():
+            below = name.partition(own)[2] if own in name else name
+            yield tuple(below.split("/")), self._found(info)
+
     def glob(self) -> list["RemotePath"]:
         """Return what this path matches as a glob, sorted."""
         with _faults(InputError, self.url):

@@ -1,14 +1,14 @@
 """Paths, as a user gives them, to the files that are read, in order.
 
-A path that exists is that path and no glob; a folder gives its files by name; a glob gives what
-it matches, sorted. In a folder, and among what a glob matches, a file that is no records' file is
-passed over with one line; a file that was named is always read. A URL is the same on a file system
-that is somewhere else.
+A path that exists is that path and no glob; a folder gives the files below it, by path; a glob
+gives what it matches, sorted. In a folder, and among what a glob matches, a file that is no
+records' file is passed over with one line; a file that was named has to be one. A URL is the same
+on a file system that is somewhere else.
 """
 
-import functools
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,52 +17,54 @@ from pathlib import Path
 from pipeline.config_fields import is_url
 from pipeline.errors import InputError
 from pipeline.logs import note
-from pipeline.prepare.read.formats import looks_like_records
+from pipeline.prepare.read.file_kind import Kind, NoData, kind_of
 from pipeline.store.remote import AnyPath, RemotePath
 
-FileState = tuple[int, int, int]
-"""What changes when a file does: its size, and the times of its content's and its own change."""
+FileState = tuple[int, int, int, int]
+"""What changes when a file does: its size, the times of its content's and its own change, and its
+number on the disk."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
-    """One input file and the name under which reports speak of it (never an absolute path)."""
+    """One input file."""
 
     path: AnyPath
     name: str
+    """How reports speak of it; never an absolute path."""
+    given: str = ""
+    """The path, as a user gave it, that it was found by."""
+    is_named: bool = True
+    """Whether that path is the file itself, and no folder or glob."""
+    split: str | None = None
+    """The split that it was given for."""
 
     def state(self) -> FileState:
-        """Return what changes when the file does."""
+        """Return what changes when the file does; of a URL, only the size is known."""
         stat = self.path.stat()
-        # Of a URL only the size is known.
-        return stat.st_size, getattr(stat, "st_mtime_ns", 0), getattr(stat, "st_ctime_ns", 0)
-
-    @functools.cached_property
-    def stem(self) -> str:
-        """The name without format and compression suffixes: ``chats`` of chats.json.gz."""
-        stem = self.name.rpartition("/")[2]
-        for suffixes in (_COMPRESSIONS, _FORMATS):
-            for suffix in suffixes:
-                if stem.lower().endswith(suffix) and len(stem) > len(suffix):
-                    stem = stem[: -len(suffix)]
-                    break
-        return stem
+        times = (getattr(stat, name, 0) for name in ("st_mtime_ns", "st_ctime_ns", "st_ino"))
+        return (stat.st_size, *times)  # type: ignore[return-value]
 
 
-_COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".xz", ".bz2")
-_FORMATS = (".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+# What Hugging Face writes beside data.
+_OTHERS_OWN = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_HELD_OUT = re.compile(r"(?:^|[-_./])(test|validation|eval|dev)(?:[-_./]|$)", re.IGNORECASE)
 
 
-def find_sources(data_path: Sequence[str]) -> list[Source]:
-    """Return the files behind some paths, in the order given.
+def find_sources(data_path: Sequence[str], split: str | None = None) -> list[Source]:
+    """Return the files behind some paths, in the order given; none is opened.
+
+    Args:
+        data_path: Files, folders and globs.
+        split: What they are given for.
 
     Raises:
-        InputError: A path is missing, a glob matches nothing, or a folder holds no records' file.
+        InputError: A path is missing, or a glob matches nothing.
     """
-    paths = list[AnyPath]()
+    found = list[tuple[AnyPath, str, bool]]()
     for given in data_path:
         try:
-            paths += _expand(given)
+            paths, is_named = _expand(given)
         except OSError as error:  # a name too long, a folder that may not be listed
             raise InputError(
                 "a path cannot be read",
@@ -70,10 +72,61 @@ def find_sources(data_path: Sequence[str]) -> list[Source]:
                 got=error.strerror or error,
                 do="check --data-path",
             ) from error
-    return [Source(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+        found += [(path, given, is_named) for path in paths]
+    names = _names([path for path, *_ in found])
+    return [
+        Source(path, name, given, is_named, split)
+        for (path, given, is_named), name in zip(found, names, strict=True)
+    ]
 
 
-def _expand(given: str) -> Sequence[AnyPath]:
+def recognize(sources: Sequence[Source], known: Sequence[Kind | None]) -> list[Kind | None]:
+    """Return how each file is read; None for those of folders and globs that are no data.
+
+    Args:
+        sources: The files.
+        known: What earlier runs found them to be; such a file is not opened.
+
+    Raises:
+        InputError: A file that was named is no data, or a folder holds none.
+    """
+    kinds = list[Kind | None]()
+    for source, kind in zip(sources, known, strict=True):
+        found = kind or kind_of(source.path, is_named=source.is_named)
+        if isinstance(found, NoData) and source.is_named:
+            raise InputError("not a file of records", where=source.path, got=found.what, do=found.do)
+        if isinstance(found, NoData):
+            note(f"passed over, {found.what}: {source.name}")
+        kinds.append(None if isinstance(found, NoData) else found)
+    _check_each_gives_one(sources, kinds)
+    return kinds
+
+
+def note_held_out(names: Sequence[str]) -> None:
+    """Say that some files look like those that a model should not be trained on."""
+    held_out = [name for name in names if _HELD_OUT.search(name)]
+    if held_out:
+        shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if held_out[3:] else "")
+        note(f"read for training like the others: {shown}; --eval-data-path keeps them apart")
+
+
+def _check_each_gives_one(sources: Sequence[Source], kinds: Sequence[Kind | None]) -> None:
+    counts = Counter[str]()
+    for source, kind in zip(sources, kinds, strict=True):
+        counts[source.given] += kind is not None
+    for given, count in counts.items():
+        if not count:
+            others = sum(source.given == given for source in sources)
+            raise InputError(
+                "no file of records",
+                where=given,
+                got=f"{others} other file{'s' if others > 1 else ''}",
+                do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
+            )
+
+
+def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
+    """Return the files behind a path, and whether it names one."""
     if not given:
         raise InputError(
             "no such path",
@@ -85,15 +138,7 @@ def _expand(given: str) -> Sequence[AnyPath]:
     if is_url(given) and not path.exists():
         path = RemotePath.of(given)
     if path.is_dir():
-        files = _records_files(sorted(path.iterdir(), key=lambda child: child.name))
-        if not files:
-            raise InputError(
-                "a folder without a file of records",
-                where=given,
-                got="no JSON, JSON Lines or Parquet in it",
-                do="give the folder that holds the export",
-            )
-        return files
+        return _files_below(given, path), False
     if path.exists():
         if not path.is_file():
             raise InputError(
@@ -102,32 +147,52 @@ def _expand(given: str) -> Sequence[AnyPath]:
                 got="a pipe or a device",
                 do="write it to disk first: files are read more than once",
             )
-        return [path]
+        return [path], True
     if not glob.has_magic(given):
         raise InputError("no such path", where=given, got="nothing there", do="check --data-path")
     matches = path.glob() if isinstance(path, RemotePath) else _local_glob(given)
-    files = _records_files(matches)
+    files = [match for match in matches if match.is_file()]
     if not files:
-        got = "no file of records among its matches" if matches else "no match"
+        got = "only folders match" if matches else "no match"
         raise InputError(
             "a glob that matches nothing", where=given, got=got, do="check --data-path"
         )
-    return files
+    return files, False
+
+
+def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
+    """Return the files below a folder by path, but for hidden ones and Hugging Face's own."""
+    files = list[tuple[tuple[str, ...], AnyPath]]()
+    if isinstance(folder, RemotePath):
+        files = list(folder.files_below())
+    else:
+        for root, folders, names in os.walk(folder, onerror=_raise):
+            if {"dataset_dict.json", "manifest.json"} <= set(names):
+                note(f"passed over, a prepared folder: {root}")
+                names, folders[:] = [], []
+            below = Path(root).relative_to(folder).parts
+            files += [((*below, name), Path(root, name)) for name in names]
+    chosen = sorted(
+        (parts, path)
+        for parts, path in files
+        if parts[-1] not in _OTHERS_OWN and not any(part.startswith(".") for part in parts)
+    )
+    if not chosen:
+        raise InputError(
+            "no file of records",
+            where=given,
+            got="no file in it" if not files else "none but hidden files",
+            do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
+        )
+    return [path for _, path in chosen if not isinstance(path, Path) or path.is_file()]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _local_glob(pattern: str) -> list[Path]:
     return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-
-
-def _records_files(paths: Sequence[AnyPath]) -> list[AnyPath]:
-    """Return the files that hold records; say which others were passed over."""
-    kept = []
-    for path in paths:
-        if path.is_file() and looks_like_records(path):
-            kept.append(path)
-        else:
-            note(f"passed over, no JSON, JSON Lines or Parquet file: {path}")
-    return kept
 
 
 def _names(paths: Sequence[AnyPath]) -> list[str]:

@@ -1,0 +1,131 @@
+"""Where a text of JSON may be cut: at places that its content chooses, found at memory speed.
+
+An **anchor** is a ``}`` that a hash of the 64 bytes before it chooses. So it depends on nothing
+but what stands there: text that is inserted moves no anchor after it. Anchors are chosen by bytes,
+not by braces, so many tiny records have no more of them than few long ones. A file is cut at the
+first record that begins after an anchor: there, a value is decoded and looked at.
+
+All of this is a guess, which only has to be good: whoever reads up to such a place notices when
+it is inside of a value.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.conversation import split_part_id
+from pipeline.prepare.read.json_values import DECODER, TURN_KEYS, is_turn, may_go_on
+
+# In bytes. A cut is looked for after MIN; up to USUAL an anchor must be a strong one, after it any
+# will do: so most segments are somewhat longer than USUAL. Smaller ones tokenize the same words
+# more often, larger ones leave workers idle at a run's end.
+MIN, USUAL = 1 << 20, 1 << 22
+_STRONGER = 8  # one anchor of so many is a strong one
+_HASHED = 64
+_AT_ONCE = 1 << 16  # braces: a text may be nothing else
+REACH = 1 << 16
+"""How far before a stretch the choice of its anchors looks."""
+_DRAW = np.random.default_rng(7).integers(1, 1 << 63, _HASHED // 8, dtype=np.uint64) | np.uint64(1)
+
+# How far after an anchor a record is looked for; the second is for long ones.
+_NEAR, _FAR = 1 << 18, 1 << 20
+_STEP = 1 << 16
+
+Anchor = tuple[int, bool]
+"""The offset of a byte, and whether it is strong."""
+ReadAt = Callable[[int, int], bytes]
+"""Takes an offset and a size; returns the bytes there, fewer at the end."""
+
+_BETWEEN = re.compile(rb"[}\]][\s,]*([{\[])")
+_RECORD_KEYS = frozenset(
+    (*TURN_KEYS, "mapping", "prompt", "instruction", "question", "query", "input", "chosen")
+)
+
+
+def find_anchors(read_at: ReadAt, start: int, end: int) -> list[Anchor]:
+    """Return the anchors of a stretch, in order; the same whatever stretches a text is cut into."""
+    base = max(start - REACH - _HASHED, 0)
+    text = np.frombuffer(read_at(base, end - base), np.uint8)
+    places = np.flatnonzero(text == ord("}"))
+    gaps = np.minimum(np.diff(places, prepend=0), REACH)
+    chosen = (places >= start - base) & (places >= _HASHED)
+    places, gaps = places[chosen], gaps[chosen]
+    if not len(places):
+        return []
+    hashes = _hashes(text, places)
+    limits = gaps * (2.0**64 * _STRONGER / 2 / USUAL)
+    hit = hashes < limits
+    strong = hashes[hit] < limits[hit] / _STRONGER
+    return list(zip((places[hit] + base).tolist(), strong.tolist(), strict=True))
+
+
+def _hashes(text: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    windows = np.lib.stride_tricks.sliding_window_view(text, _HASHED)
+    mixed = np.empty(len(places), np.uint64)
+    for at in range(0, len(places), _AT_ONCE):
+        before = windows[places[at : at + _AT_ONCE] - _HASHED].view(np.uint64)
+        mixed[at : at + _AT_ONCE] = (before * _DRAW).sum(1, dtype=np.uint64)
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    return mixed.astype(np.float64)
+
+
+def choose_anchors(anchors: Iterator[Anchor] | Sequence[Anchor]) -> Iterator[int]:
+    """Yield the anchors at which a text is cut, in order."""
+    last = 0
+    for place, is_strong in anchors:
+        size = place - last
+        if size >= USUAL or (size >= MIN and is_strong):
+            yield place
+            last = place
+
+
+def record_after(read_at: ReadAt, anchor: int) -> int | None:
+    """Return where the first record after an anchor begins; None where none is near.
+
+    One that can be no later part of a conversation is taken before others, so that nothing has to
+    be joined over the place.
+    """
+    other = None
+    for reach in (_NEAR, _FAR):
+        text = read_at(anchor, reach + _STEP)
+        for match in _BETWEEN.finditer(text, 0, min(reach, len(text))):
+            value = _decoded(text, match.start(1))
+            if _is_first_part(value):
+                return anchor + match.start(1)
+            if other is None and _is_record(value):
+                other = anchor + match.start(1)
+        if other is not None:
+            break
+    return other
+
+
+def _decoded(text: bytes, start: int) -> Any:
+    """Return the value at a place, or None."""
+    for size in (_STEP, len(text)):
+        try:
+            end = start + size
+            return DECODER.raw_decode(text[start:end].decode("utf-8", "surrogateescape"))[0]
+        except json.JSONDecodeError as error:
+            if not may_go_on(error):
+                return None
+        except (ValueError, RecursionError):
+            return None
+    return None
+
+
+def _is_record(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and is_turn(value[0])
+    return isinstance(value, dict) and not is_turn(value) and not _RECORD_KEYS.isdisjoint(value)
+
+
+def _is_first_part(value: Any) -> bool:
+    if not _is_record(value):
+        return False
+    name = value.get("id") if isinstance(value, dict) else None
+    return not (isinstance(name, str) and split_part_id(name)[1])

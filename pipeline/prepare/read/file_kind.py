@@ -1,0 +1,114 @@
+"""What a file is, by its content and never by its suffix: records of some kind, or no data."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.prepare.read.streams import (
+    BrokenStreamError,
+    is_packed,
+    open_file,
+    read_text,
+)
+from pipeline.store.remote import AnyPath
+
+Kind = Literal["json", "packed json", "parquet", "arrow"]
+"""How a file is read. ``packed json`` can only be read from its start: it is compressed, or in
+UTF-16 or UTF-32."""
+
+_SNIFF = 1 << 16
+_ARROW_STREAM = re.compile(rb"\xff{4}[\x08-\xff][\x00-\xff]{2}\x00", re.DOTALL)
+_LINE_OF_A_VALUE = re.compile(rb"(?m)^[{\[]")
+_HTML = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class NoData:
+    """A file that holds no records: what it is, and what to do about it."""
+
+    what: str
+    do: str
+
+
+_BINARIES = {
+    b"PK\x03\x04": NoData("a zip archive", "unpack it, and give the files in it"),
+    b"%PDF": NoData("a PDF", "give the export as JSON, JSON Lines or Parquet"),
+    b"SQLite format 3": NoData("an SQLite database", "export the conversations as JSON"),
+    b"7z\xbc\xaf\x27\x1c": NoData("a 7z archive", "unpack it, and give the files in it"),
+    b"Rar!": NoData("a RAR archive", "unpack it, and give the files in it"),
+    b"\x93NUMPY": NoData("a NumPy array", "give the export as JSON, JSON Lines or Parquet"),
+}
+_TAR = NoData("a tar archive", "unpack it, and give the files in it")
+_EMPTY = NoData("an empty file", "give the whole export; a download may have failed")
+_LFS = NoData(
+    "a git-lfs pointer, not the file itself", "run git lfs pull where it lies, then start again"
+)
+_PAGE = NoData(
+    "an HTML or XML page", "download the data file itself; this may be its page, or a log-in"
+)
+_CSV = NoData("a table of text (CSV or TSV)", "convert it to JSON Lines or Parquet first")
+_TEXT = NoData("text that is no JSON", "give ShareGPT records as JSON, JSON Lines or Parquet")
+_BINARY = NoData(
+    "a binary file of no known kind", "give ShareGPT records as JSON, JSON Lines or Parquet"
+)
+
+
+def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
+    """Return how a file is read, or why it is none to read.
+
+    Args:
+        path: The file.
+        is_named: A user named it, so text that only later looks like JSON is broken JSON.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    with open_file(path) as file:
+        head = file.read(_SNIFF)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1") or _ARROW_STREAM.match(head):
+        return "arrow"
+    packed = is_packed(head)
+    text = _unpacked_head(path) if packed else head.removeprefix(b"\xef\xbb\xbf")
+    stripped = text.lstrip(b" \t\r\n,")
+    if stripped[:1] in (b"[", b"{"):
+        return "packed json" if packed else "json"
+    found = _no_data(text, stripped)
+    if is_named and found is _TEXT and _LINE_OF_A_VALUE.search(text):
+        return "packed json" if packed else "json"
+    return found
+
+
+def _unpacked_head(path: AnyPath) -> bytes:
+    """Return the first bytes of the text, unpacked, as far as they can be had."""
+    head = b""
+    try:
+        for chunk in read_text(path):
+            head += chunk
+            if head.strip() or len(head) >= _SNIFF:
+                break
+    except BrokenStreamError:
+        pass
+    return head[:_SNIFF]
+
+
+def _no_data(text: bytes, stripped: bytes) -> NoData:
+    for magic, found in _BINARIES.items():
+        if text.startswith(magic):
+            return found
+    if text[257:262] == b"ustar":
+        return _TAR
+    if not stripped:
+        return _EMPTY if not text.strip(b"\x00") else _BINARY
+    if b"\x00" in text:
+        return _BINARY
+    if text.startswith(b"version https://git-lfs"):
+        return _LFS
+    if _HTML.match(stripped):
+        return _PAGE
+    first, _, second = stripped.partition(b"\n")
+    for mark in (b",", b"\t", b";"):
+        if mark in first and mark in second.partition(b"\n")[0]:
+            return _CSV
+    return _TEXT

@@ -1,0 +1,365 @@
+"""Text to the JSON values in it, one after another, over a sliding window: memory stays flat.
+
+White space, line ends and commas stand between values. A bracket is opened and its elements are
+values by the same rule, unless the first of them is a turn: then the array as a whole is a record.
+So arrays, arrays behind one another, JSON Lines (with trailing commas too), one array a line and
+pretty-printed objects are all the same to it.
+
+A value that is broken is one fault. Reading resumes at the next line that begins with ``{`` or
+``[`` no further in than the line where the value began: what stands deeper is a piece of it.
+
+Python's own ``json`` is used rather than a faster parser: it reads a real export at 260 MB/s,
+keeps lone surrogates (which others refuse) for us to replace, and lets a number nobody reads be
+of any size.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+TURN_KEYS = ("conversations", "conversation", "messages")
+"""Where a record has its turns."""
+
+_MOST_KEPT = 1 << 16  # characters of a broken value; the rest of a file may be one
+
+
+class NumberText(str):
+    """A JSON number as it was written."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One whole record: position, value, and JSON text (one of a table has none)."""
+
+    position: int
+    value: Any
+    text: str | None
+
+
+@dataclass(slots=True)
+class Fault:
+    """A place that is no record: the reason's name, what is wrong, and the text if there is any."""
+
+    position: int
+    reason: str
+    detail: str
+    text: str | None = None
+
+
+def is_turn(value: object) -> bool:
+    """Return whether a value is one turn of a conversation, and no record.
+
+    >>> is_turn({"from": "human", "value": "Hi"}), is_turn({"role": "x", "messages": []})
+    (True, False)
+    """
+    return (
+        isinstance(value, dict)
+        and ("from" in value or "role" in value)
+        and not any(key in value for key in TURN_KEYS)
+    )
+
+
+def elements_of(value: Any) -> Iterable[Any] | None:
+    """Return the records that a value is made of; None where it is one by itself.
+
+    >>> elements_of({"version": 1, "data": [{"id": 7}]})
+    [{'id': 7}]
+    """
+    if isinstance(value, list):
+        return None if value and is_turn(value[0]) else value
+    if isinstance(value, dict) and not any(key in value for key in TURN_KEYS):
+        data = value.get("data")
+        if isinstance(data, list) and data and all(isinstance(e, (dict, list)) for e in data):
+            return data
+    return None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+DECODER = json.JSONDecoder(
+    parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant
+)
+
+# What a number, a word or an escape looks like when the text ends inside it.
+_BEGUN = re.compile(
+    r"[-+.0-9eE]*|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|N(?:a)?|-?I(?:nfinit?)?|[\\u0-9a-fA-F]{1,11}"
+)
+_LONGEST_BEGUN = 64  # in characters: where an error is nearer to the end, more text might undo it
+_SEPARATORS = re.compile(r"[ \t\n\r,]*")
+_INDENT = re.compile(r"[ \t]*")
+_LINE_OF_A_VALUE = re.compile(r"\n([ \t]*)(?=[{\[])")
+# A string without an end runs to the end of the text: its brackets are none.
+_BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_CUT_IN_RECORD = "the file ends inside a record"
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+
+
+def ends_early(error: json.JSONDecodeError) -> bool:
+    """Return whether an error is that the text ends inside a value."""
+    # "Unterminated string" points at the string's start, any other error at its own place.
+    rest = error.doc[error.pos : error.pos + _LONGEST_BEGUN].rstrip(" \t\n\r")
+    return error.msg.startswith("Unterminated") or _BEGUN.fullmatch(rest) is not None
+
+
+def may_go_on(error: json.JSONDecodeError) -> bool:
+    """Return whether more text might undo an error: it is near the end of what is there."""
+    return error.msg.startswith("Unterminated") or len(error.doc) - error.pos <= _LONGEST_BEGUN
+
+
+def end_fault(brackets: int, position: int) -> Fault | None:
+    """Return what is wrong at the end of a file in which nothing was broken, if anything is.
+
+    Args:
+        brackets: How many were opened, less those that were closed.
+        position: The number of records before it.
+    """
+    if brackets > 0:
+        return Fault(position, "cut_off", "the array has no end")
+    if brackets < 0:
+        return Fault(position, "broken_json", "a ] that closes nothing")
+    return None
+
+
+class _Window:
+    """Decoded text that slides over chunks of bytes: it grows on demand and is cut at ``at``.
+
+    Bytes that are no UTF-8 are decoded to lone surrogates, as ``surrogateescape`` has them.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], indent_before: Callable[[], int]) -> None:
+        self.text, self.at, self.ended = "", 0, False
+        self.has_escapes = False
+        self._chunks = chunks
+        self._strict = codecs.getincrementaldecoder("utf-8")()
+        self._indent_before: Callable[[], int] = indent_before
+
+    def grow(self) -> None:
+        """Drop what was read, and take in at least as much as is left, so that growing is cheap."""
+        newline = self.text.rfind("\n", 0, self.at)
+        keep_from = self.at
+        if newline >= 0:
+            match = _INDENT.match(self.text, newline + 1)
+            end = match.end() if match else self.at
+            if end >= self.at:  # the line has not begun to say anything: its indent may go on
+                keep_from = newline
+            else:
+                indent = end - newline - 1
+                self._indent_before = lambda: indent
+        self.text, self.at = self.text[keep_from:], self.at - keep_from
+        parts, size, goal = [self.text], 0, len(self.text)
+        while not self.ended and (size == 0 or size < goal):
+            part = self._next()
+            parts.append(part)
+            size += len(part)
+        self.text = "".join(parts)
+
+    def indent(self) -> int:
+        """Return the indent of the line that ``at`` stands in."""
+        newline = self.text.rfind("\n", 0, self.at)
+        if newline < 0:
+            return self._indent_before()
+        match = _INDENT.match(self.text, newline + 1)
+        return match.end() - newline - 1 if match else 0
+
+    def skip_separators(self) -> str:
+        """Move to the next character that is no separator and return it; empty at the end."""
+        while True:
+            match = _SEPARATORS.match(self.text, self.at)
+            self.at = match.end() if match else self.at
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self.grow()
+
+    def _next(self) -> str:
+        chunk = next(self._chunks, b"")
+        self.ended = not chunk
+        try:
+            return self._strict.decode(chunk, self.ended)
+        except UnicodeDecodeError:
+            self.has_escapes = True
+            lenient = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+            text = lenient.decode(self._strict.getstate()[0] + chunk, self.ended)
+            self._strict.setstate((lenient.getstate()[0], 0))
+            return text
+
+
+class ValueReader:
+    """Reads the values of a stretch of text, and knows afterwards how it ended.
+
+    Args:
+        chunks: The text, UTF-8, without a byte-order mark.
+        ends_file: Nothing follows: then a value that is begun at the end is cut off. Elsewhere
+            the stretch is not clean, and is to be read with what follows.
+        error: Returns, at the end, why the file ends there, if it should not.
+        indent_before: Returns the indent of the line that the text begins in.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[bytes],
+        *,
+        ends_file: bool = True,
+        error: Callable[[], str | None] = lambda: None,
+        indent_before: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Read nothing yet."""
+        self._window = _Window(iter(chunks), indent_before)
+        self._ends_file, self._error = ends_file, error
+        self._position, self._is_cut = 0, False
+        self.brackets = 0
+        """Brackets that were opened, less those that were closed."""
+        self.is_resumed = False
+        """Whether something was broken: then brackets need not match."""
+        self.is_clean = True
+        """Whether the text ended between two values."""
+
+    def __iter__(self) -> Iterator[Record | Fault]:
+        """Yield what is found, in order."""
+        window = self._window
+        while mark := window.skip_separators():
+            if mark == "]":
+                self.brackets -= 1
+                window.at += 1
+            elif mark == "[" and not self._is_list_of_turns():
+                self.brackets += 1
+                window.at += 1
+            else:
+                found = self._value()
+                if found is None:
+                    self.is_clean = False
+                    return
+                yield from self._numbered(found)
+        error = self._error()
+        if error is not None and not self._is_cut:
+            self._is_cut = self.is_resumed = True
+            yield from self._numbered(Fault(0, "cut_off", error))
+
+    def _numbered(self, found: Record | Fault) -> Iterator[Record | Fault]:
+        elements = elements_of(found.value) if isinstance(found, Record) else None
+        if elements is None:
+            found.position = self._position
+            self._position += 1
+            yield found
+        else:
+            for element in elements:
+                yield from self._numbered(Record(0, element, None))
+
+    def _is_list_of_turns(self) -> bool:
+        """Return whether the array at the window's place begins with a turn."""
+        window = self._window
+        while True:
+            match = _SEPARATORS.match(window.text, window.at + 1)
+            at = match.end() if match else len(window.text)
+            if at < len(window.text):
+                if window.text[at] != "{":
+                    return False
+                try:
+                    return is_turn(DECODER.raw_decode(window.text, at)[0])
+                except json.JSONDecodeError as error:
+                    if not may_go_on(error):
+                        return False
+                except (ValueError, RecursionError):
+                    return False
+            if window.ended:
+                return False
+            window.grow()
+
+    def _value(self) -> Record | Fault | None:
+        """Decode the value at the window's place; None where the stretch ends inside it."""
+        window = self._window
+        while True:
+            try:
+                value, end = DECODER.raw_decode(window.text, window.at)
+            except json.JSONDecodeError as error:
+                if window.ended or not may_go_on(error):
+                    if window.ended and not self._ends_file and may_go_on(error):
+                        return None
+                    is_cut = window.ended and ends_early(error)
+                    return self._fault("cut_off" if is_cut else "broken_json", error.msg)
+            except ValueError as error:
+                return self._fault("broken_json", str(error))
+            except RecursionError:
+                return self._skip_nested()
+            else:
+                # A bare number near the window's end may go on in what follows.
+                is_number = isinstance(value, NumberText)
+                if window.ended or not is_number or len(window.text) - end > _LONGEST_BEGUN:
+                    return self._record(value, end)
+            window.grow()
+
+    def _record(self, value: Any, end: int) -> Record | Fault:
+        window = self._window
+        text, window.at = window.text[window.at : end], end
+        if window.has_escapes and (escaped := _ESCAPED_BYTE.search(text)):
+            return _invalid(text, escaped)
+        return Record(0, value, text)
+
+    def _fault(self, reason: str, detail: str) -> Fault | None:
+        """Pass over a broken value; None where the stretch ends before reading can resume."""
+        window = self._window
+        indent, kept, size = window.indent(), list[str](), 0
+        self.is_resumed = True
+        while True:
+            lines = _LINE_OF_A_VALUE.finditer(window.text, window.at)
+            line = next((match for match in lines if len(match[1]) <= indent), None)
+            end = line.start() if line else len(window.text)
+            if line is None and not window.ended:
+                end = _end_of_silence(window.text, window.at)
+            piece = window.text[window.at : end]
+            if size < _MOST_KEPT:
+                kept.append(piece[: _MOST_KEPT - size])
+                size += len(kept[-1])
+            window.at = end
+            if line is not None:
+                window.at = line.end()
+                break
+            if window.ended:
+                if not self._ends_file:
+                    return None
+                break
+            window.grow()
+        text = "".join(kept).strip()
+        if reason != "cut_off" and (escaped := _ESCAPED_BYTE.search(text)):
+            return _invalid(text, escaped)
+        if reason == "cut_off":
+            self._is_cut, detail = True, self._error() or _CUT_IN_RECORD
+        return Fault(0, reason, detail, _shown(text))
+
+    def _skip_nested(self) -> Fault | None:
+        """Pass over a value that is nested too deep to decode, and keep some of its text."""
+        window = self._window
+        while True:
+            depth = 0
+            for match in _BRACKETS_AND_STRINGS.finditer(window.text, window.at):
+                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+                if depth == 0:
+                    text, window.at = window.text[window.at : match.end()], match.end()
+                    return Fault(0, "wrong_shape", "nested too deep", _shown(text[:_MOST_KEPT]))
+            if window.ended:
+                if not self._ends_file:
+                    return None
+                window.at, self._is_cut, self.is_resumed = len(window.text), True, True
+                return Fault(0, "cut_off", self._error() or _CUT_IN_RECORD)
+            window.grow()
+
+
+def _end_of_silence(text: str, start: int) -> int:
+    """Return where the last line begins if it may yet begin with a bracket, else the text's end."""
+    newline = text.rfind("\n", start)
+    match = _INDENT.match(text, newline + 1) if newline >= 0 else None
+    return newline if match is not None and match.end() == len(text) else len(text)
+
+
+def _invalid(text: str, escaped: re.Match[str]) -> Fault:
+    byte = ord(escaped[0]) - 0xDC00
+    return Fault(0, "invalid_utf8", f"byte {byte:#04x} is no UTF-8", _shown(text[:_MOST_KEPT]))
+
+
+def _shown(text: str) -> str:
+    """Return a text that was decoded leniently as one that can be written."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
