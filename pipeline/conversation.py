@@ -9,7 +9,7 @@ first turn. A **pair** is one assistant turn as the target and all before it as 
 import enum
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -44,13 +44,6 @@ class Turn(NamedTuple):
     text: str
 
 
-class Place(NamedTuple):
-    """A byte of a file: the file's index among a run's, and the byte's."""
-
-    file: int
-    offset: int
-
-
 @dataclass(slots=True)
 class Conversation:
     """Turns in order; ``start`` is the index of the first among the uncut conversation's."""
@@ -61,8 +54,6 @@ class Conversation:
     """The tools that the assistant may call, as one line of JSON; empty: none."""
     untrained: frozenset[int] = frozenset()
     """Indices of the assistant's turns that are history only."""
-    place: Place | None = field(default=None, compare=False)
-    """Where its first record stands, if that is known."""
 
     @property
     def start(self) -> int:

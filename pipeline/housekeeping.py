@@ -1,6 +1,6 @@
 """What preparations keep on disk: ``duet cache ls`` shows it, ``duet cache prune`` trims it.
 
-A prepared folder is whole without its parts, so parts can always go; what goes with them is time,
+A prepared folder is whole without its chunks, so chunks can always go; what goes with them is time,
 when nearly the same data are prepared again.
 """
 
@@ -18,10 +18,9 @@ from filelock import FileLock, Timeout
 from pipeline.config import CacheConfig
 from pipeline.errors import InputError, PreparedFolderError
 from pipeline.store.atomic import output_errors
-from pipeline.store.chunk_cache import FILENAME as PART_FILENAME
-from pipeline.store.chunk_cache import iterate_parts
+from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
+from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import FILENAME, read_manifest
-from pipeline.store.passages import part_of
 
 _HOUR, _DAY = 3_600, 86_400
 
@@ -45,7 +44,7 @@ def cache(config: CacheConfig) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _KeptPart:
+class _KeptChunk:
     path: Path
     size: int
     is_linked: bool
@@ -53,14 +52,14 @@ class _KeptPart:
     last_used: float
 
     @classmethod
-    def of(cls, path: Path) -> "_KeptPart":
+    def of(cls, path: Path) -> "_KeptChunk":
         stats = {file.name: file.stat() for file in path.iterdir()}
         shards = [stat for name, stat in stats.items() if name.endswith(".arrow")]
         return cls(
             path,
             sum(stat.st_size for stat in stats.values()),
             bool(shards) and all(stat.st_nlink > 1 for stat in shards),
-            stats[PART_FILENAME].st_mtime,
+            stats[CHUNK_FILENAME].st_mtime,
         )
 
 
@@ -77,9 +76,9 @@ def _list(folder: Path) -> Iterator[str]:
         more = len(manifest.sources) - 3
         names += f" and {more} more" if more > 0 else ""
         yield f"{path.name:<26}{rows:>12,}{_size(_bytes_below(path)):>12}  {names}"
-    parts = _parts(folder)
-    spare = [part for part in parts if not part.is_linked]
-    yield _total("parts kept", [part.size for part in parts])
+    chunks = _chunks(folder)
+    spare = [chunk for chunk in chunks if not chunk.is_linked]
+    yield _total("chunks kept", [chunk.size for chunk in chunks])
     remark = "delete them with: duet cache prune"
     yield _total("  in no prepared folder", [p.size for p in spare], remark if spare else "")
     left = [_bytes_below(path) for path in _leftovers(folder)]
@@ -89,13 +88,13 @@ def _list(folder: Path) -> Iterator[str]:
 def _prune(folder: Path, config: CacheConfig) -> Iterator[str]:
     limit = time.time() - config.older_than * _DAY
     chosen = [
-        part
-        for part in _parts(folder)
-        if part.last_used <= limit and (config.all_parts or not part.is_linked)
+        chunk
+        for chunk in _chunks(folder)
+        if chunk.last_used <= limit and (config.all_parts or not chunk.is_linked)
     ]
-    for part in chosen:
-        _delete(part.path, config.dry_run)
-    yield _total("parts", [part.size for part in chosen], _verb(config.dry_run))
+    for chunk in chosen:
+        _delete(chunk.path, config.dry_run)
+    yield _total("chunks", [chunk.size for chunk in chosen], _verb(config.dry_run))
     sizes = []
     for path in _leftovers(folder):
         size = _bytes_below(path)
@@ -103,26 +102,26 @@ def _prune(folder: Path, config: CacheConfig) -> Iterator[str]:
             sizes.append(size)
     yield _total("left by killed runs", sizes, _verb(config.dry_run))
     _forget_missing(folder, config.dry_run)
-    _forget_passages(folder, config.dry_run)
 
 
 def _verb(dry_run: bool) -> str:
     return "would be deleted" if dry_run else "deleted"
 
 
-def _parts(folder: Path) -> list[_KeptPart]:
+def _chunks(folder: Path) -> list[_KeptChunk]:
     found = []
-    for path in iterate_parts(folder / ".parts"):
+    for path in iterate_chunks(folder / ".chunks"):
         with contextlib.suppress(FileNotFoundError, KeyError):  # pruned by another
-            found.append(_KeptPart.of(path))
+            found.append(_KeptChunk.of(path))
     return found
 
 
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
-    replaced = [*folder.glob(".*.old"), *folder.glob(".parts/??/.*.old")]
+    replaced = [*folder.glob(".*.old"), *folder.glob(".chunks/??/.*.old")]
     unfinished = filter(_is_old, folder.glob(".index/.*.tmp"))
-    return sorted([*folder.glob(".tmp-*-*"), *replaced, *unfinished])
+    # .parts is what versions before the chunk cache kept.
+    return sorted([*folder.glob(".tmp-*-*"), *folder.glob(".parts"), *replaced, *unfinished])
 
 
 def _is_old(path: Path) -> bool:
@@ -154,16 +153,6 @@ def _forget_missing(folder: Path, dry_run: bool) -> None:
             name = str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
             if not dry_run and not (folder / name).exists():
                 path.unlink()
-
-
-def _forget_passages(folder: Path, dry_run: bool) -> None:
-    """Delete what is known of the text of parts that are not there any more."""
-    if dry_run:
-        return
-    kept = {path.name for path in iterate_parts(folder / ".parts")}
-    for path in filter(_is_old, folder.glob(".parts/passages/*.json")):
-        if part_of(path) not in kept:  # that of a new one may still be on the way
-            path.unlink(missing_ok=True)
 
 
 def _delete(path: Path, dry_run: bool) -> None:

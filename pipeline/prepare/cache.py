@@ -1,16 +1,15 @@
 """Finds an earlier preparation of the same input, at once; and lets only one run make it.
 
 A prepared folder is named by its fingerprint, which is of the *records'* content, so it is known
-only after reading them. For an answer at once, ``.index/`` maps a key of the files' *bytes* (with
-the options, the tokenizer's files and the schema) to the fingerprint. Records without an id are
-named after their file, so where there was one, the files' names belong to the key too.
+only after reading them. For an answer at once, ``.index/`` maps a key of the files' paths, sizes,
+times and numbers on the disk (with the options, the tokenizer's files and the schema) to it.
 """
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from filelock import FileLock
 
 from pipeline.errors import PreparedFolderError
 from pipeline.logs import note
+from pipeline.prepare.file_index import is_settled
+from pipeline.prepare.files.sources import FileState
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.manifest import read_manifest
 
@@ -29,7 +30,7 @@ class PreparedCache:
 
     Args:
         folder: The ``--output-dir``.
-        key: Names the input's bytes, the options, the tokenizer and the schema.
+        key: Names the input's files as they are, the options, the tokenizer and the schema.
     """
 
     folder: Path
@@ -54,24 +55,15 @@ class PreparedCache:
             return None
         return path if manifest.fingerprint == fingerprint else None
 
-    def remember(self, fingerprint: str) -> None:
-        """Write down where this input's preparation is."""
-        write_file(self._entry(self.key), json.dumps({"fingerprint": fingerprint}))
+    def remember(self, fingerprint: str, states: Sequence[FileState]) -> None:
+        """Write down where this input's preparation is, if a change of its files would show."""
+        if all(map(is_settled, states)):
+            write_file(self._entry(self.key), json.dumps({"fingerprint": fingerprint}))
 
     @property
-    def parts(self) -> Path:
-        """Where the parts lie that preparations in this folder share."""
-        return self.folder / ".parts"
-
-    @property
-    def passages(self) -> Path:
-        """Where what is known of the text of parts lies."""
-        return self.parts / "passages"
-
-    @property
-    def has_passages(self) -> bool:
-        """Whether anything is known, under any settings."""
-        return any(self.passages.glob("[!.]*.json"))
+    def chunks(self) -> Path:
+        """Where the chunks lie that preparations in this folder share."""
+        return self.folder / ".chunks"
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold a lock of this folder."""
@@ -86,7 +78,7 @@ class PreparedCache:
         try:
             with output_errors(path):
                 (path / "prepared").mkdir(parents=True)
-                (path / "parts").mkdir()
+                (path / "chunks").mkdir()
             yield path
         finally:
             self._remove_temporaries()

@@ -1,46 +1,56 @@
-"""One preparation: read, join, encode, write, publish."""
+"""One preparation: plan, encode, put together, publish."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
 from pipeline.logs import ByteProgress, note
 from pipeline.prepare.cache import PreparedCache
-from pipeline.prepare.cutting import Part, part_sizes
-from pipeline.prepare.encode.segment_encoder import EVAL, TRAIN
-from pipeline.prepare.found import Known, RereadError
-from pipeline.prepare.gc_tuning import rare_collections
-from pipeline.prepare.making import PartMaker
-from pipeline.prepare.options import reading_options, row_options
-from pipeline.prepare.passage_log import PassageLog
-from pipeline.prepare.read.formats import format_of
-from pipeline.prepare.read.reading import Reading
-from pipeline.prepare.read.rejections import RejectedFile
-from pipeline.prepare.read.sources import FileState, Source, states_of
-from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.chunk_cache import PartStore
-from pipeline.store.fingerprint import key_of, sha256_of_file
-from pipeline.store.manifest import (
-    SCHEMA_VERSION,
-    Manifest,
-    Shard,
-    read_manifest,
-    write_manifest,
+from pipeline.prepare.encode.dataset_stats import DatasetStats
+from pipeline.prepare.encode.segment_encoder import EVAL, TRAIN, EncodingSettings
+from pipeline.prepare.engines import make_engine
+from pipeline.prepare.engines.base import Engine, anchors
+from pipeline.prepare.engines.gc_tuning import rare_collections
+from pipeline.prepare.file_index import FileIndex
+from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.json_values import Fault, end_fault
+from pipeline.prepare.files.planning import Planner, group_files
+from pipeline.prepare.files.segments import PieceReader, changed
+from pipeline.prepare.files.sources import (
+    FileState,
+    Source,
+    note_held_out,
+    recognize,
+    states_of,
 )
-from pipeline.store.passages import Passage, PassageStore
+from pipeline.prepare.options import row_options
+from pipeline.prepare.ordering import Done, OrderedChunks
+from pipeline.prepare.read.records import roles_with
+from pipeline.prepare.read.rejections import (
+    RejectedFile,
+    content_of,
+    parse_line,
+    rejection_line,
+)
+from pipeline.prepare.read.values import RejectedError
+from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.chunk_cache import CHUNK_SCHEMA, REJECTED, ChunkCache
+from pipeline.store.fingerprint import ContentHash, key_of, rejected_frame
+from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
 from pipeline.store.prepared import PreparedWriter
 from pipeline.store.shards import row_schema
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 
 def make_prepared_folder(
     config: PrepareConfig,
     sources: list[Source],
     states: list[FileState],
-    hashes: list[str],
     cache: PreparedCache,
 ) -> Path:
     """Read files, make what is not kept of earlier runs, and publish a prepared folder.
@@ -48,8 +58,7 @@ def make_prepared_folder(
     Args:
         config: The settings.
         sources: The files, in order.
-        states: What they were like before they were hashed.
-        hashes: Their SHA-256.
+        states: What they were like when the run began.
         cache: Where the folder goes.
 
     Raises:
@@ -57,17 +66,25 @@ def make_prepared_folder(
         TokenizerError: The tokenizer cannot be had.
         OutputError: The result cannot be written. Nothing is published then.
     """
-    preparation = _Preparation(config, sources, states, hashes, cache)
-    try:
-        return preparation.run()
-    except RereadError as error:
-        note(f"{error}: all of it is read again")
-        return preparation.run(reread=True)
+    return _Preparation(config, sources, states, cache).run()
 
 
-# Below this, starting workers takes as long as the work, unless it is compressed: then they are
-# started when there turns out to be more.
-_BYTES_FOR_WORKERS = 1 << 23
+def encoding_settings(config: PrepareConfig, tokenizer: TextTokenizer) -> EncodingSettings:
+    """Return what decides how segments become chunks."""
+    # The libraries that write the bytes belong to the key: a chunk is what would be made now.
+    libraries = [version(name) for name in ("pyarrow", "tokenizers")]
+    return EncodingSettings(
+        tokenizer,
+        config.model_max_length,
+        config.target_length,
+        config.eval_fraction,
+        last_turn_only=config.train_turns == "last",
+        roles=roles_with(config.extra_roles()),
+        join_parts=config.join_parts,
+        dedup=config.dedup,
+        clean_html=config.clean_html,
+        key=key_of(row_options(config), tokenizer.fingerprint, CHUNK_SCHEMA, libraries),
+    )
 
 
 class _Preparation:
@@ -78,86 +95,175 @@ class _Preparation:
         config: PrepareConfig,
         sources: list[Source],
         states: list[FileState],
-        hashes: list[str],
         cache: PreparedCache,
     ) -> None:
         self._config, self._sources, self._states = config, sources, states
-        self._hashes, self._cache = hashes, cache
-        self._total_bytes = sum(size for size, *_ in states)
+        self._cache = cache
+        self._stats, self._content = DatasetStats(), ContentHash()
+        self._conversations = 0
+        self._files = [_FileCounts() for _ in sources]
+        self._first_rejection = ""
 
-    def run(self, *, reread: bool = False) -> Path:
-        """Do the work in a temporary sibling and publish it.
+    def run(self) -> Path:
+        """Do the work in a temporary sibling and publish it."""
+        with rare_collections(), self._cache.temporary() as temporary:
+            chunks = ChunkCache(self._cache.chunks, temporary / "chunks")
+            engine = make_engine(self._config, chunks)
+            try:
+                return self._run(temporary, chunks, engine)
+            finally:
+                engine.close()
 
-        Args:
-            reread: Read all of the files, though some of it may be known from earlier runs.
-
-        Raises:
-            RereadError: What was known turned out not to help.
-        """
-        with (
-            rare_collections(),
-            self._cache.temporary() as temporary,
-            PartMaker(self._config, PartStore(self._cache.parts, temporary / "parts")) as maker,
-        ):
-            # Where passages are known there may be little to do.
-            if self._total_bytes >= _BYTES_FOR_WORKERS and (reread or not self._cache.has_passages):
-                maker.start()
-            self._tokenizer = load_tokenizer(
-                self._config.model_name_or_path, self._config.cache_dir
-            )
-            maker.use(self._tokenizer)
-            self._reading = self._start_reading(temporary, maker, reread)
-            folder = temporary / "prepared"
-            shards = self._write_rows(folder, maker)
-            self._check_unchanged()
-            if not any(shard.rows for shard in shards if shard.split == TRAIN):
-                raise self._nothing_left()
-            fingerprint = key_of(
-                self._reading.content.hexdigest(),
-                row_options(self._config),
-                self._tokenizer.fingerprint,
-                SCHEMA_VERSION,
-            )
-            with self._cache.lock(fingerprint):
-                final = self._cache.complete(fingerprint)
-                if final is None:
-                    final = self._publish(folder, fingerprint, shards)
-                else:
-                    names = ", ".join(source["name"] for source in read_manifest(final).sources)
-                    note(f"the same content was prepared before, from {names}")
-        self._cache.remember(fingerprint)
+    def _run(self, temporary: Path, chunks: ChunkCache, engine: Engine) -> Path:
+        self._groups = group_files(self._sources, self._states)
+        engine.expect(self._num_bytes(range(len(self._sources))))
+        self._tokenizer = load_tokenizer(self._config.model_name_or_path, self._config.cache_dir)
+        settings = encoding_settings(self._config, self._tokenizer)
+        index = FileIndex(self._cache.folder, settings.key, chunks)
+        self._kinds = self._recognize(index)
+        engine.use(settings)
+        folder = temporary / "prepared"
+        shards = self._write(folder, chunks, engine)
+        self._check_unchanged()
+        index.remember(self._groups, self._sources, self._states, self._kinds)
+        if not any(shard.rows for shard in shards if shard.split == TRAIN):
+            raise self._nothing_left()
+        fingerprint = key_of(
+            self._content.hexdigest(),
+            row_options(self._config),
+            self._tokenizer.fingerprint,
+            SCHEMA_VERSION,
+        )
+        with self._cache.lock(fingerprint):
+            final = self._cache.complete(fingerprint)
+            if final is None:
+                final = self._publish(folder, fingerprint, shards)
+            else:
+                names = ", ".join(source["name"] for source in read_manifest(final).sources)
+                note(f"the same content was prepared before, from {names}")
+        self._cache.remember(fingerprint, self._states)
         return final
 
-    def _start_reading(self, temporary: Path, maker: PartMaker, reread: bool) -> Reading:
-        passages = PassageStore(
-            self._cache.passages,
-            temporary,
-            maker.settings_key,
-            reading_options(self._config),
-            part_sizes(),
+    def _recognize(self, index: FileIndex) -> list[Kind | None]:
+        """Return how each file is read; take from the index what is known of them."""
+        known = list[str | None]()
+        for group in self._groups:
+            known += index.find(group, self._sources, self._states)
+        kinds = recognize(self._sources, known)
+        read = [s.name for s, kind in zip(self._sources, kinds, strict=True) if kind is not None]
+        if not any(source.split for source in self._sources):
+            note_held_out(read)
+        return kinds
+
+    def _num_bytes(self, files: Any) -> int:
+        return sum(self._states[file][0] for file in files)
+
+    def _write(self, folder: Path, chunks: ChunkCache, engine: Engine) -> list[Shard]:
+        """Write the shards, the tokenizer and what was rejected."""
+        has_eval = bool(self._config.eval_fraction) or any(s.split == EVAL for s in self._sources)
+        splits = [TRAIN, EVAL] if has_eval else [TRAIN]
+        prepared = PreparedWriter(folder, splits, row_schema(self._tokenizer.vocab_size))
+        planner = Planner(
+            self._sources,
+            self._states,
+            self._kinds,
+            lambda *stretch: engine.submit(anchors, *stretch),
+        )
+        ordered = OrderedChunks(engine, planner.segments(self._groups), dedup=self._config.dedup)
+        read = [i for i, kind in enumerate(self._kinds) if kind is not None]
+        with (
+            RejectedFile(folder / REJECTED) as rejected,
+            ByteProgress("preparing", self._num_bytes(read)) as progress,
+        ):
+            for done in self._then_the_tokenizer(ordered, folder):
+                prepared.add(chunks, done.chunk)
+                self._take(done, chunks, rejected)
+                progress.status = f"{self._stats.pairs:,} pairs"
+                progress.advance(done.segment.size)
+        return prepared.close()
+
+    def _then_the_tokenizer(self, ordered: OrderedChunks, folder: Path) -> Iterator[Done]:
+        """Write the tokenizer while workers encode the first segments; pass on the chunks."""
+        for number, done in enumerate(ordered):
+            if number == 0:
+                self._save_tokenizer(folder)
+            yield done
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        with output_errors(folder):
+            self._tokenizer.save(
+                folder / "tokenizer", model_max_length=self._config.model_max_length
+            )
+
+    def _take(self, done: Done, chunks: ChunkCache, rejected: RejectedFile) -> None:
+        """Take in what is counted of a chunk, and what was left out of it."""
+        content = done.chunk.content
+        self._stats.add(DatasetStats.of_json(content["stats"]))
+        self._content.records(content["frames"])
+        self._content.conversation(bytes.fromhex(content["digests"]))
+        self._conversations += sum(rows >= 0 for rows in content["rows"])
+        starts = [self._files[piece.file].records for piece in done.segment.pieces]
+        for piece, found in zip(done.segment.pieces, content["pieces"], strict=True):
+            self._files[piece.file].take(found)
+        if REJECTED in done.chunk.files:
+            path = chunks.pinned(done.chunk.key, REJECTED)
+            with path.open(encoding="utf-8", newline="\n") as lines:
+                for line in lines:
+                    number, position, rest = parse_line(line)
+                    file = done.segment.pieces[number].file
+                    self._leave_out(file, starts[number] + position, rest, rejected)
+        for piece in done.segment.pieces:
+            if piece.ends_file:
+                self._end_file(piece.file, rejected)
+        self._note_group(done)
+
+    def _leave_out(self, file: int, position: int, rest: str, rejected: RejectedFile) -> None:
+        name = self._sources[file].name
+        rejected.write(name, position, rest)
+        self._first_rejection = (
+            self._first_rejection or f"; the first: {name}, record {position}: {rest[:300]}"
         )
 
-        def find(kind: str, mark: bytes) -> Passage | None:
-            passage = passages.find(kind, mark)
-            return passage if passage is not None and maker.has(passage.part) else None
+    def _end_file(self, file: int, rejected: RejectedFile) -> None:
+        """Check that the brackets of a file match, where nothing in it was broken."""
+        counts = self._files[file]
+        found = None if counts.is_resumed else end_fault(counts.brackets, counts.records)
+        if found is None:
+            return
+        error = RejectedError(found.reason, found.detail)
+        self._content.records(rejected_frame(found.reason, content_of(found, error)))
+        self._stats.reasons[found.reason] += 1
+        self._leave_out(file, found.position, _rest(found, error), rejected)
+        counts.records, counts.rejected = counts.records + 1, counts.rejected + 1
 
-        log = PassageLog(passages, self._sources, self._states)
-        is_anything_known = bool(passages) and not reread
-        return Reading(self._config, self._sources, log, find if is_anything_known else None)
+    def _note_group(self, done: Done) -> None:
+        """Put down what a group of files became, where all of the segment is of one group."""
+        files = {piece.file for piece in done.segment.pieces}
+        for group in self._groups:
+            if files & set(group.files):
+                group.segments.append((done.segment, done.chunk.key))
 
     def _check_unchanged(self) -> None:
-        """Refuse what was read of a file that is not the one that was hashed."""
-        for source, digest, before, after in zip(
-            self._sources, self._hashes, self._states, states_of(self._sources), strict=True
-        ):
-            # A new link to a file changes its state, too, and not what is in it.
-            if before != after and sha256_of_file(source.path) != digest:
-                raise InputError(
-                    "a file changed while it was read",
-                    where=source.path,
-                    got="another size or time than before",
-                    do="start again when it is complete; finished parts are kept",
-                )
+        """Refuse what was read of a file that is not the one that the run began with."""
+        for file, (source, before) in enumerate(zip(self._sources, self._states, strict=True)):
+            (after,) = states_of([source])
+            if after != before and not self._is_same(file):
+                raise changed(source)
+
+    def _is_same(self, file: int) -> bool:
+        """Return whether what was read of a file still stands in it; a link changes its state."""
+        group = next(group for group in self._groups if file in group.files)
+        for segment, key in group.segments:
+            for piece in segment.pieces:
+                if piece.file == file and piece.content is None:
+                    reader = PieceReader(piece)
+                    if not reader.find_bounds() or reader.digest() not in self._digests(key):
+                        return False
+        return True
+
+    def _digests(self, key: str) -> set[str]:
+        chunk = ChunkCache(self._cache.chunks, Path()).find(key)
+        return {piece["digest"] for piece in chunk.content["pieces"]} if chunk else set()
 
     def _publish(self, folder: Path, fingerprint: str, shards: list[Shard]) -> Path:
         write_manifest(folder, self._manifest(fingerprint, shards))
@@ -165,83 +271,85 @@ class _Preparation:
         publish_folder(folder, final)
         return final
 
-    def _write_rows(self, folder: Path, maker: PartMaker) -> list[Shard]:
-        splits = [TRAIN, EVAL] if self._config.eval_fraction else [TRAIN]
-        prepared = PreparedWriter(folder, splits, row_schema(self._tokenizer.vocab_size))
-        with (
-            RejectedFile(folder / "rejected.jsonl") as rejected,
-            ByteProgress("preparing", self._total_bytes) as progress,
-        ):
-            parts = self._reading.parts(maker.key_of, progress, rejected)
-            for info in maker.make(self._then_the_tokenizer(parts, folder), prepared):
-                self._reading.tally.add(info)
-                progress.status = f"{self._reading.tally.pairs:,} pairs"
-        return prepared.close()
-
-    def _then_the_tokenizer(
-        self, parts: Iterator[Part | Known], folder: Path
-    ) -> Iterator[Part | Known]:
-        """Pass on the parts; write the tokenizer while workers encode the last of them."""
-        yield from parts
-        with output_errors(folder):
-            self._tokenizer.save(
-                folder / "tokenizer", model_max_length=self._config.model_max_length
-            )
+    def _total(self, name: str) -> int:
+        return sum(getattr(counts, name) for counts in self._files)
 
     def _nothing_left(self) -> InputError:
-        tally = self._reading.tally
-        if tally.pairs:
+        stats = self._stats
+        if stats.pairs:
             return InputError(
                 "no pair is left to train on",
                 where="--eval-fraction",
-                got=f"all {tally.pairs} pairs fell into the split eval",
+                got=f"all {stats.pairs} pairs fell into the split eval",
                 do="give a smaller one, or more conversations",
             )
-        reasons = ", ".join(f"{name} {n}" for name, n in sorted(tally.reasons.items())) or "none"
+        reasons = ", ".join(f"{name} {n}" for name, n in stats.all_reasons().items()) or "none"
+        records, rejected = self._total("records"), self._total("rejected")
         return InputError(
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),
-            got=f"{tally.accepted + tally.rejected} records, {tally.rejected} rejected ({reasons})"
-            + self._reading.first_rejection,
+            got=f"{records} records, {rejected} rejected ({reasons}){self._first_rejection}",
             do="give ShareGPT records with a human turn and an assistant turn after it",
         )
 
     def _manifest(self, fingerprint: str, shards: list[Shard]) -> Manifest:
-        tally, model = self._reading.tally, self._config.model_name_or_path
+        stats, model = self._stats, self._config.model_name_or_path
+        records, rejected = self._total("records"), self._total("rejected")
+        repeats = stats.reasons["duplicate"]
         return Manifest(
             fingerprint=fingerprint,
             config=row_options(self._config)
             | {"model_name_or_path": Path(model).resolve().name if Path(model).is_dir() else model},
             sources=[
-                {
-                    "name": source.name,
-                    "bytes": size,
-                    "sha256": digest,
-                    "format": format_of(source.path),
-                    "records": counts["records"],
-                    "rejected": counts["rejected"],
-                    "forms": dict(sorted(forms.items())),
-                }
-                for source, (size, *_), digest, counts, forms in zip(
-                    self._sources,
-                    self._states,
-                    self._hashes,
-                    self._reading.source_counts,
-                    self._reading.source_forms,
-                    strict=True,
+                {"name": source.name, "bytes": state[0], "format": kind} | counts.as_json()
+                for source, state, kind, counts in zip(
+                    self._sources, self._states, self._kinds, self._files, strict=True
                 )
+                if kind is not None
             ],
+            files_passed_over=sum(kind is None for kind in self._kinds),
             counts={
-                "records": tally.accepted + tally.rejected,
-                "rejected": tally.rejected,
-                "joined": tally.joined,
-                "conversations": tally.conversations,
-                "pairs": tally.pairs,
-                "reasons": tally.all_reasons(),
+                "records": records,
+                "rejected": rejected,
+                "joined": records - rejected - self._conversations - repeats,
+                "conversations": self._conversations,
+                "pairs": stats.pairs,
+                "reasons": stats.all_reasons(),
             },
-            unused_keys=tally.records.unused_keys(),
-            tokens=tally.tokens() | {"vocab_size": self._tokenizer.vocab_size},
+            unused_keys=stats.records.unused_keys(),
+            tokens=stats.tokens() | {"vocab_size": self._tokenizer.vocab_size},
             shards=shards,
             versions={"python": platform.python_version()}
             | {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")},
         )
+
+
+class _FileCounts:
+    """What is counted of one file."""
+
+    def __init__(self) -> None:
+        self.records = self.rejected = self.brackets = 0
+        self.is_resumed = False
+        self.forms, self._digests = Counter[str](), list[str]()
+
+    def take(self, piece: dict[str, Any]) -> None:
+        """Take in a piece's counts."""
+        self.records += piece["records"]
+        self.rejected += piece["rejected"]
+        self.brackets += piece["brackets"]
+        self.is_resumed |= piece["resumed"]
+        self.forms.update(piece["forms"])
+        self._digests.append(piece["digest"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts as the manifest has them."""
+        return {
+            "content": key_of(self._digests),
+            "records": self.records,
+            "rejected": self.rejected,
+            "forms": dict(sorted(self.forms.items())),
+        }
+
+
+def _rest(found: Fault, error: RejectedError) -> str:
+    return parse_line(rejection_line(0, found, error))[2]

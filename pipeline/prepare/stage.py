@@ -7,8 +7,8 @@ from pipeline.config import PrepareConfig
 from pipeline.config_fields import is_url
 from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.files.sources import find_sources, states_of
 from pipeline.prepare.options import row_options
-from pipeline.prepare.read.sources import find_sources, states_of
 from pipeline.prepare.remarks import remarks
 from pipeline.prepare.remote_output import prepare_to_url
 from pipeline.store.fingerprint import key_of, sha256_of_file
@@ -40,10 +40,10 @@ def prepare_here(config: PrepareConfig) -> Path:
     """Do what ``prepare`` does, on this machine's disk."""
     sources = find_sources(config.data_path)
     states = states_of(sources)
-    hashes = [sha256_of_file(source.path) for source in sources]
+    files = [(s.identity(), state, s.split) for s, state in zip(sources, states, strict=True)]
     model = source_files(config.model_name_or_path, config.cache_dir)
     tokenizer_key = [(path.name, sha256_of_file(path)) for path in model]
-    key = key_of(hashes, row_options(config), tokenizer_key, SCHEMA_VERSION)
+    key = key_of(files, row_options(config), tokenizer_key, SCHEMA_VERSION)
     cache = PreparedCache(Path(config.output_dir), key)
     folder = cache.find()
     if folder is None:
@@ -51,9 +51,9 @@ def prepare_here(config: PrepareConfig) -> Path:
         from pipeline.prepare.preparation import make_prepared_folder
 
         with cache.lock(key):
-            folder = cache.find() or make_prepared_folder(config, sources, states, hashes, cache)
+            folder = cache.find() or make_prepared_folder(config, sources, states, cache)
     else:
-        note("prepared before, from the same content with the same options")
+        note("prepared before, from the same files with the same options")
     manifest = read_manifest(folder)
     print(summary(manifest, folder), file=sys.stderr)
     for line in remarks(manifest, folder):

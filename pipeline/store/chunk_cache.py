@@ -1,21 +1,22 @@
-"""Parts of preparations, kept for later ones: the rows of some conversations, by their content.
+"""Chunks, kept for later runs: what segments of input became, by the segments' content.
 
-    .parts/3f/3f9c…/train.arrow  eval.arrow  part.json
+    .chunks/3f/3f9c…/train.arrow  eval.arrow  rejected.jsonl  chunk.json
 
-A part's key is of its conversations, the options, the tokenizer and the schema, so a part that is
-there is the one that would be made. A prepared folder holds hard links to its parts' shards; a
-part may be deleted at any time, and prepared folders stay whole.
+A chunk's key is of its segment's bytes, the options, the tokenizer and the schema, so a chunk that
+is there is the one that would be made. A prepared folder holds hard links to its chunks' shards; a
+chunk may be deleted at any time, and prepared folders stay whole.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -25,34 +26,28 @@ from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.shards import ShardFile, ShardWriter
 
-PART_SCHEMA = 2
-FILENAME = "part.json"
+CHUNK_SCHEMA = 1
+FILENAME = "chunk.json"
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartInfo:
-    """What a part holds and what was counted making it: ``part.json``, behind its checksum."""
+class Chunk:
+    """What is known of a chunk: ``chunk.json``, with a checksum before it."""
 
     key: str
-    shards: dict[str, ShardFile]
-    """Rows, bytes and SHA-256 of each split's file; a split without rows has none."""
-    reasons: dict[str, int]
-    unknown: int
-    """How many ids are ``<unk>``, of both columns."""
-    lengths: dict[str, list[int]]
-    """For each column, how many rows have each length: entry n counts the rows of n ids."""
-    answers_with_unknown: int = 0
-    """How many rows' answers hold ``<unk>``."""
-    lost: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The characters that these answers lost."""
-    schema_version: int = PART_SCHEMA
+    files: dict[str, ShardFile]
+    """Rows, bytes and SHA-256 of each of its files; one that would be empty is not there."""
+    content: dict[str, Any]
+    """What was counted making it; ``prepare`` knows what stands in it."""
+    schema_version: int = CHUNK_SCHEMA
 
 
-class PartStore:
-    """The parts below one folder.
+class ChunkCache:
+    """The chunks below one folder.
 
     Args:
-        folder: Where parts are kept.
+        folder: Where chunks are kept.
         temporary: Where they are made: on the same disk, and this run's own.
     """
 
@@ -60,129 +55,141 @@ class PartStore:
         """Nothing is read or written yet."""
         self._folder, self.temporary = folder, temporary
 
-    def find(self, key: str) -> PartInfo | None:
-        """Return a part that is there, of this schema and of the right sizes; else None."""
+    def find(self, key: str) -> Chunk | None:
+        """Return a chunk that is there, of this schema and of the right sizes; else None."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             fields = read_checked(self.path(key) / FILENAME)
             if fields is None:
                 return None
-            shards = {split: ShardFile(**shard) for split, shard in fields.pop("shards").items()}
-            info = PartInfo(shards=shards, **fields)
-            sizes = [
-                self._kept(key, split).stat().st_size == s.bytes for split, s in shards.items()
-            ]
-            if info.key == key and info.schema_version == PART_SCHEMA and all(sizes):
-                return info
+            files = {name: ShardFile(**file) for name, file in fields.pop("files").items()}
+            chunk = Chunk(files=files, **fields)
+            sizes = [(self.path(key) / name).stat().st_size == f.bytes for name, f in files.items()]
+            if chunk.key == key and chunk.schema_version == CHUNK_SCHEMA and all(sizes):
+                return chunk
         return None
 
-    def pin(self, info: PartInfo) -> None:
-        """Give a part's files a second name in this run's own folder: so they stay till its end.
+    def take(self, key: str) -> Chunk | None:
+        """Return a chunk that is there and whole, pinned; else None."""
+        chunk = self.find(key)
+        if chunk is None:
+            return None
+        try:
+            self.pin(chunk)
+        except FileNotFoundError:
+            return None
+        if self.is_whole(chunk):
+            return chunk
+        self.unpin(chunk)
+        return None
+
+    def pin(self, chunk: Chunk) -> None:
+        """Give a chunk's files a second name in this run's own folder: so they stay till its end.
 
         Raises:
-            FileNotFoundError: The part is not there any more.
+            FileNotFoundError: The chunk is not there any more.
             OutputError: The name cannot be made.
         """
-        for split in info.shards:
-            self.pin_file(self._kept(info.key, split), info.key, split)
+        for name in chunk.files:
+            self.pin_file(self.path(chunk.key) / name, chunk.key, name)
         with contextlib.suppress(OSError):  # when it was last used, for ``duet cache prune``
-            os.utime(self.path(info.key) / FILENAME)
+            os.utime(self.path(chunk.key) / FILENAME)
 
-    def pin_file(self, path: Path, key: str, split: str) -> None:
-        """Pin one file of a part, wherever it is."""
-        target = self.pinned(key, split)
+    def pin_file(self, path: Path, key: str, name: str) -> None:
+        """Pin one file of a chunk, wherever it is."""
+        target = self.pinned(key, name)
         with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             link(path, target)
 
-    def unpin(self, info: PartInfo) -> None:
+    def unpin(self, chunk: Chunk) -> None:
         """Take the second names away."""
-        for split in info.shards:
-            self.pinned(info.key, split).unlink(missing_ok=True)
+        for name in chunk.files:
+            self.pinned(chunk.key, name).unlink(missing_ok=True)
 
-    def pinned(self, key: str, split: str) -> Path:
-        """Return the second name of one split's file."""
-        return self.temporary / "pinned" / f"{key}-{split}.arrow"
+    def pinned(self, key: str, name: str) -> Path:
+        """Return the second name of one file."""
+        return self.temporary / "pinned" / f"{key}-{name}"
 
-    def is_whole(self, info: PartInfo) -> bool:
-        """Read a pinned part's shards and tell whether they are what was written."""
+    def is_whole(self, chunk: Chunk) -> bool:
+        """Read a pinned chunk's files; return whether they are what was written."""
         with contextlib.suppress(InputError):
             return all(
-                sha256_of_file(self.pinned(info.key, split)) == shard.sha256
-                for split, shard in info.shards.items()
+                sha256_of_file(self.pinned(chunk.key, name)) == file.sha256
+                for name, file in chunk.files.items()
             )
         return False
 
     def path(self, key: str) -> Path:
-        """Return where a part is, or would be."""
+        """Return where a chunk is, or would be."""
         return self._folder / key[:2] / key
 
-    def _kept(self, key: str, split: str) -> Path:
-        return self.path(key) / f"{split}.arrow"
+    def new(self, schema: pa.Schema) -> "ChunkWriter":
+        """Start to write a chunk."""
+        return ChunkWriter(self, schema)
 
-    def new(self, key: str, schema: pa.Schema) -> "PartWriter":
-        """Start to write a part."""
-        return PartWriter(self, key, self._sibling(key), schema)
+    def contents(self, chunk: Chunk) -> dict[str, bytes]:
+        """Return the bytes of a pinned chunk's files: all that another cache needs of it."""
+        return {name: self.pinned(chunk.key, name).read_bytes() for name in chunk.files}
 
-    def contents(self, info: PartInfo) -> dict[str, bytes]:
-        """Return the bytes of a part's shards by split: all that another store needs of it."""
-        return {split: self._kept(info.key, split).read_bytes() for split in info.shards}
-
-    def receive(self, info: PartInfo, contents: Mapping[str, bytes]) -> None:
-        """Keep a part that was made in another store, whose ``contents`` these are.
+    def receive(self, chunk: Chunk, contents: Mapping[str, bytes]) -> None:
+        """Keep a chunk that was made in another cache, whose ``contents`` these are.
 
         Raises:
             OutputError: It cannot be written; nothing of it is visible then.
         """
-        temporary = self._sibling(info.key)
+        temporary = self.sibling()
         try:
-            _make_empty(temporary)
-            for split, content in contents.items():
+            make_empty(temporary)
+            for name, content in contents.items():
                 with output_errors(temporary):
-                    (temporary / f"{split}.arrow").write_bytes(content)
-            self.publish(info, temporary)
+                    (temporary / name).write_bytes(content)
+            self.publish(chunk, temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def publish(self, info: PartInfo, temporary: Path) -> None:
-        """Write ``part.json`` beside a part's shards, pin them, and move all of it into place.
+    def publish(self, chunk: Chunk, temporary: Path) -> None:
+        """Write ``chunk.json`` beside a chunk's files, pin them, and move all of it into place.
 
         Once it is in place, another run may replace it, or prune it: this run has it pinned.
         """
-        # Not asdict(), which copies each number of the histograms.
-        fields = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
-        fields["shards"] = {split: dataclasses.asdict(s) for split, s in info.shards.items()}
+        fields = {field.name: getattr(chunk, field.name) for field in dataclasses.fields(chunk)}
+        fields["files"] = {name: dataclasses.asdict(file) for name, file in chunk.files.items()}
         write_checked(temporary / FILENAME, fields)
-        self.unpin(info)
-        for split in info.shards:
-            self.pin_file(temporary / f"{split}.arrow", info.key, split)
-        final = self.path(info.key)
+        self.unpin(chunk)
+        for name in chunk.files:
+            self.pin_file(temporary / name, chunk.key, name)
+        final = self.path(chunk.key)
         with output_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
         publish_folder(temporary, final)
 
-    def _sibling(self, key: str) -> Path:
-        return self.temporary / f"part-{key}-{os.getpid()}-{threading.get_ident()}"
+    def sibling(self) -> Path:
+        """Return a folder to make a chunk in."""
+        return self.temporary / f"chunk-{os.getpid()}-{threading.get_ident()}"
 
 
-class PartWriter:
-    """Writes one part; it is there, complete, after ``publish`` and not before."""
+class ChunkWriter:
+    """Writes one chunk; it is there, complete, after ``publish`` and not before."""
 
-    def __init__(self, store: PartStore, key: str, temporary: Path, schema: pa.Schema) -> None:
+    def __init__(self, cache: ChunkCache, schema: pa.Schema) -> None:
         """Files are opened as rows come."""
-        self._store, self._key = store, key
-        self._temporary, self._schema = temporary, schema
+        self._cache, self._schema = cache, schema
+        self._temporary = cache.sibling()
         self._writers: dict[str, ShardWriter] = {}
+        self._rejected: _LinesWriter | None = None
+        self._kept: dict[str, ShardFile] = {}
 
     def __enter__(self) -> Self:
         """Make the temporary folder."""
-        _make_empty(self._temporary)
+        make_empty(self._temporary)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove what was not published."""
-        for writer in self._writers.values():
-            writer.abandon()
+        for writer in (*self._writers.values(), self._rejected):
+            if writer is not None:
+                writer.abandon()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, split: str, batch: pa.RecordBatch) -> None:
@@ -192,29 +199,55 @@ class PartWriter:
             self._writers[split] = ShardWriter(path, self._schema)
         self._writers[split].write(batch)
 
-    def publish(
-        self,
-        reasons: dict[str, int],
-        unknown: int,
-        lengths: dict[str, list[int]],
-        answers_with_unknown: int = 0,
-        lost: dict[str, int] | None = None,
-    ) -> PartInfo:
-        """Finish the files and move the part into place, over one that is there."""
-        info = PartInfo(
-            key=self._key,
-            shards={split: writer.close() for split, writer in self._writers.items()},
-            reasons=reasons,
-            unknown=unknown,
-            lengths=lengths,
-            answers_with_unknown=answers_with_unknown,
-            lost=lost or {},
-        )
-        self._store.publish(info, self._temporary)
-        return info
+    def reject(self, line: str) -> None:
+        """Append a line to what was left out."""
+        if self._rejected is None:
+            self._rejected = _LinesWriter(self._temporary / REJECTED)
+        self._rejected.write(line)
+
+    def keep(self, path: Path, file: ShardFile) -> None:
+        """Take over what was left out of another chunk."""
+        link(path, self._temporary / REJECTED)
+        self._kept[REJECTED] = file
+
+    def publish(self, key: str, content: dict[str, Any]) -> Chunk:
+        """Finish the files and move the chunk into place, over one that is there."""
+        files = {f"{split}.arrow": writer.close() for split, writer in self._writers.items()}
+        files |= self._kept
+        if self._rejected is not None:
+            files[REJECTED] = self._rejected.close()
+        chunk = Chunk(key=key, files=files, content=content)
+        self._cache.publish(chunk, self._temporary)
+        return chunk
 
 
-def _make_empty(folder: Path) -> None:
+class _LinesWriter:
+    """Writes lines of text, and hashes them on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._hash, self._lines, self._size = path, hashlib.sha256(), 0, 0
+        with output_errors(path):
+            self._file = path.open("wb")
+
+    def write(self, line: str) -> None:
+        data = f"{line}\n".encode()
+        self._hash.update(data)
+        self._lines, self._size = self._lines + 1, self._size + len(data)
+        with output_errors(self._path):
+            self._file.write(data)
+
+    def close(self) -> ShardFile:
+        with output_errors(self._path):
+            self._file.close()
+        return ShardFile(self._lines, self._size, self._hash.hexdigest())
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.close()
+
+
+def make_empty(folder: Path) -> None:
+    """Make a folder anew."""
     shutil.rmtree(folder, ignore_errors=True)
     with output_errors(folder):
         folder.mkdir(parents=True)
@@ -240,6 +273,6 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def iterate_parts(folder: Path) -> Iterator[Path]:
-    """Yield the folders of all parts that are there."""
+def iterate_chunks(folder: Path) -> Iterator[Path]:
+    """Yield the folders of all chunks that are there."""
     yield from sorted(path.parent for path in folder.glob(f"??/[!.]*/{FILENAME}"))

@@ -46,7 +46,7 @@ class Manifest:
     """Hash of the records' content, the options, the tokenizer and the schema."""
     config: dict[str, Any]
     sources: list[dict[str, Any]]
-    """Name, bytes, SHA-256, format and record counts of each input file."""
+    """Name, bytes, format, hash of the content and record counts of each input file."""
     counts: dict[str, Any]
     """``records``, ``rejected``, ``joined``, ``conversations``, ``pairs``, ``reasons`` by name."""
     tokens: dict[str, Any]
@@ -55,6 +55,8 @@ class Manifest:
     shards: list[Shard]
     unused_keys: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     """Keys of ``records`` and of their ``turns`` that nobody read, and how often each was there."""
+    files_passed_over: int = 0
+    """Files in folders, and among what globs matched, that hold no records."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     files: dict[str, FileSeal] = dataclasses.field(default_factory=dict)
     """Bytes and SHA-256 of every other file of the folder."""

@@ -1,11 +1,11 @@
-"""Puts a prepared folder together from parts: shards in order, and what ``datasets`` reads."""
+"""Puts a prepared folder together from chunks: shards in order, and what ``datasets`` reads."""
 
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.store.atomic import output_errors
-from pipeline.store.chunk_cache import PartInfo, PartStore, link
+from pipeline.store.chunk_cache import REJECTED, Chunk, ChunkCache, link
 from pipeline.store.manifest import Shard
 from pipeline.store.shards import ShardFile, ShardWriter, write_dataset_dict, write_split
 
@@ -27,10 +27,11 @@ class PreparedWriter:
             with output_errors(folder / split):
                 (folder / split).mkdir(parents=True)
 
-    def add(self, store: PartStore, part: PartInfo) -> None:
-        """Append the rows of a pinned part, by a link to its files."""
-        for split, file in part.shards.items():
-            link(store.pinned(part.key, split), self._append(split, file))
+    def add(self, cache: ChunkCache, chunk: Chunk) -> None:
+        """Append the rows of a pinned chunk, by a link to its files."""
+        for name, file in chunk.files.items():
+            if name != REJECTED:
+                link(cache.pinned(chunk.key, name), self._append(name.removesuffix(".arrow"), file))
 
     def close(self) -> list[Shard]:
         """Write what ``datasets`` reads; return all shards, split by split."""

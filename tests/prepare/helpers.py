@@ -1,4 +1,4 @@
-"""What tests of kept parts share: an input of many of them, and what a run leaves on disk."""
+"""What tests of chunks share: an input of many segments, and what a run leaves on disk."""
 
 import json
 import random
@@ -8,21 +8,36 @@ from typing import Any
 
 import pytest
 
-from pipeline.prepare import cutting
+from pipeline.prepare.files import anchors, planning
 from tests.conftest import record
 
-_NAMES = ("MIN_SIZE", "MEAN_SIZE", "MAX_SIZE")
-USUAL_SIZES: tuple[int, ...] = tuple(getattr(cutting, name) for name in _NAMES)
-SIZES = (1_500, 5_000, 20_000)
-"""Parts of a few thousand characters: some twenty of an input of 100 kB."""
 _TEXT = "the a of and to in is it you that he was for on are with as they be at < > - == 12"
 WORDS = _TEXT.split()
+SMALL = 4_000
+"""Segments of a few thousand bytes: some twenty of an input of 100 kB."""
 
 
-def cut_at(patch: pytest.MonkeyPatch, sizes: Sequence[int] = SIZES) -> None:
-    """Cut parts at other sizes than usual, in this process."""
-    for name, size in zip(_NAMES, sizes, strict=True):
-        patch.setattr(cutting, name, size)
+def cut_at(patch: pytest.MonkeyPatch, usual: int = SMALL) -> None:
+    """Cut segments of another size than usual, in this process and in those it forks."""
+    for name, value in small_sizes(usual).items():
+        module, _, constant = name.partition(".")
+        patch.setattr({"anchors": anchors, "planning": planning}[module], constant, value)
+
+
+def small_sizes(usual: int = SMALL) -> dict[str, int]:
+    """Return the constants that decide where segments end, by module and name."""
+    return {
+        "anchors.MIN": usual // 4,
+        "anchors.USUAL": usual,
+        "planning._BLOCK": 4 * usual,
+        "planning._LOOKAHEAD": 2 * usual,
+    }
+
+
+def code_for_small(usual: int = SMALL) -> str:
+    """Return Python code that does the same in another process."""
+    sizes = [f"{name} = {value}" for name, value in small_sizes(usual).items()]
+    return "\n".join(["from pipeline.prepare.files import anchors, planning", *sizes])
 
 
 def generated(count: int, seed: int) -> list[Any]:

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from pipeline.prepare.read.sources import find_sources
 
 import pipeline
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.prepare.read.sources import find_sources
 from pipeline.store import remote as remote_module
 from pipeline.store.manifest import read_manifest
 from tests.conftest import SAMPLE, record

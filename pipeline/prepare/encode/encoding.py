@@ -65,7 +65,10 @@ class PairEncoder:
             conversations: All of them are tokenized together.
             counts: What was left out, cut or lost is counted here.
         """
-        sources = [source for c in conversations if (source := self._source(c, counts))]
+        each = [PairCounts() for _ in conversations]
+        found = [self._source(c, own) for c, own in zip(conversations, each, strict=True)]
+        sources = [source for source in found if source]
+        counted = (own for source, own in zip(found, each, strict=True) if source)
         lines = self._tokenizer.encode([line for source in sources for line in source.lines])
         unknown = self._unknowns.lines(lines)
         rows, at = _Rows(), 0
@@ -73,15 +76,18 @@ class PairEncoder:
             end = at + len(source.lines)
             turns = TurnIds(lines.ids, lines.starts[at : end + 1].tolist())
             doubtful = {i for i in source.answers if at + source.line_of(i) in unknown}
-            answers = self._answers(source, turns, alone, doubtful, counts)
-            for row in self._pairs(source, turns, answers, counts):
+            own = next(counted)
+            answers = self._answers(source, turns, alone, doubtful, own)
+            for row in self._pairs(source, turns, answers, own):
                 rows.add(*row)
+                own.rows += 1
                 if rows.size >= _IDS_PER_BATCH:
                     yield rows.batch(self.schema)
                     rows = _Rows()
             at = end
         if rows.turns:
             yield rows.batch(self.schema)
+        counts.take(each)
 
     def _source(self, conversation: Conversation, counts: PairCounts) -> "_Source | None":
         turns = conversation.turns

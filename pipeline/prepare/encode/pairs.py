@@ -17,6 +17,19 @@ class PairCounts:
     """Rows whose answer holds a token that the vocabulary does not know."""
     lost: Counter[str] = field(default_factory=Counter)
     """The characters that these answers lost."""
+    rows: int = 0
+    """How many there are."""
+    each: "list[PairCounts]" = field(default_factory=list)
+    """The same of each conversation, in order."""
+
+    def take(self, each: "Sequence[PairCounts]") -> None:
+        """Take in the counts of conversations, one by one."""
+        for counts in each:
+            self.reasons.update(counts.reasons)
+            self.lost.update(counts.lost)
+            self.answers_with_unknown += counts.answers_with_unknown
+            self.rows += counts.rows
+        self.each += each
 
 
 def answer_turns(

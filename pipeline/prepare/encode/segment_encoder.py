@@ -1,99 +1,359 @@
-"""A part to its files: rows by split, and what is counted of them."""
+"""A segment to its chunk: its rows by split, what was left out of it, and what is counted of both.
+
+This is all that a worker does, whatever machine it is on: it finds where its segment begins and
+ends, hashes it, and takes the chunk that is kept under that hash, or reads, joins and encodes.
+"""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.conversation import Conversation, split_key
+from pipeline.conversation import Conversation, Role, Turn, split_key, split_part_id
+from pipeline.prepare.encode.dataset_stats import DatasetStats, pair_counts_as_json
 from pipeline.prepare.encode.encoding import PairEncoder
 from pipeline.prepare.encode.pairs import PairCounts
-from pipeline.store.arrow_numpy import as_numpy
-from pipeline.store.chunk_cache import PartInfo, PartStore
+from pipeline.prepare.files.anchors import Anchor, find_anchors
+from pipeline.prepare.files.json_values import Fault, Record
+from pipeline.prepare.files.segments import PieceReader, Segment, reading_at
+from pipeline.prepare.files.sources import Source
+from pipeline.prepare.read.joining import join_parts
+from pipeline.prepare.read.records import RecordCounts, parse_record
+from pipeline.prepare.read.rejections import content_of, rejection_line
+from pipeline.prepare.read.values import RejectedError
+from pipeline.store.chunk_cache import REJECTED, Chunk, ChunkCache, ChunkWriter
+from pipeline.store.fingerprint import accepted_frame, key_of, rejected_frame, turns_digest
+from pipeline.store.shards import row_schema
 from pipeline.tokenizer import TextTokenizer
 
 TRAIN, EVAL = "train", "eval"
-_COLUMNS = ("input_ids", "labels")
+DIGEST_SIZE = 16
+_REPEAT = -1
+# In characters. Conversations are encoded in groups: a segment may be one file of gigabytes.
+_GROUP = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingSettings:
-    """All that decides how conversations become rows."""
+    """All that decides how segments become chunks."""
 
     tokenizer: TextTokenizer
     model_max_length: int
     target_length: int
     eval_fraction: float
     last_turn_only: bool = False
+    roles: dict[str, Role] = field(default_factory=dict)
+    join_parts: bool = True
+    dedup: bool = True
+    clean_html: bool = False
+    key: str = ""
+    """Names these settings, and the versions of the libraries that write the bytes."""
 
 
-class PartEncoder:
-    """Encodes parts in this process."""
+class SegmentEncoder:
+    """Encodes segments in this process.
 
-    def __init__(self, settings: EncodingSettings) -> None:
-        """Tokenize the constants."""
-        self._eval_fraction = settings.eval_fraction
-        self._unk_id = settings.tokenizer.unk_id
-        self._encoder = PairEncoder(
-            settings.tokenizer,
-            settings.model_max_length,
-            settings.target_length,
-            last_turn_only=settings.last_turn_only,
-        )
+    Args:
+        settings: The settings.
+        cache: Where chunks are kept.
+    """
 
-    def encode(self, conversations: Sequence[Conversation], key: str, store: PartStore) -> PartInfo:
-        """Write the rows of some conversations as a part of a store.
+    def __init__(self, settings: EncodingSettings, cache: ChunkCache) -> None:
+        """Make the pair encoder with the first segment that is not kept."""
+        self._settings, self.cache = settings, cache
+        self._made_pair_encoder: PairEncoder | None = None
+
+    def anchors(self, source: Source, start: int, end: int) -> list[Anchor]:
+        """Return the anchors in a stretch of a file."""
+        with reading_at(source.path) as read_at:
+            return find_anchors(read_at, start, end)
+
+    def encode(self, segment: Segment) -> Chunk | None:
+        """Return the chunk of a segment, which is pinned; None where the segment is not clean.
 
         Raises:
-            OutputError: They cannot be written.
+            InputError: A file cannot be read, or changed.
+            OutputError: The chunk cannot be written.
         """
-        counts = PairCounts()
-        unknown = 0
-        lengths_by_column = {name: np.zeros(1, np.int64) for name in _COLUMNS}
-        with store.new(key, self._encoder.schema) as writer:
-            for split, chosen in self._split(conversations):
-                for batch in self._encoder.encode(chosen, counts):
-                    writer.write(split, batch)
-                    for name in _COLUMNS:
-                        unknown += _count(batch.column(name).values, self._unk_id)
-                        found = np.bincount(np.diff(as_numpy(batch.column(name).offsets)))
-                        lengths_by_column[name] = add_counts(lengths_by_column[name], found)
-            return writer.publish(
-                {name: n for name, n in sorted(counts.reasons.items()) if n},
-                unknown,
-                {name: lengths.tolist() for name, lengths in lengths_by_column.items()},
-                counts.answers_with_unknown,
-                dict(counts.lost),
-            )
+        if segment.known is not None and (chunk := self.cache.take(segment.known)):
+            return chunk
+        readers = [PieceReader(piece) for piece in segment.pieces]
+        if not all(reader.find_bounds() for reader in readers):
+            return None
+        digests = [reader.digest() for reader in readers]
+        key = key_of(self._settings.key, segment.split, digests)
+        return self.cache.take(key) or self._make(segment, readers, digests, key)
 
-    def _split(
-        self, conversations: Sequence[Conversation]
-    ) -> list[tuple[str, Sequence[Conversation]]]:
-        if not self._eval_fraction:
-            return [(TRAIN, conversations)]
-        evaluated = [is_eval(c.id, self._eval_fraction) for c in conversations]
-        return [
-            (TRAIN, [c for c, e in zip(conversations, evaluated, strict=True) if not e]),
-            (EVAL, [c for c, e in zip(conversations, evaluated, strict=True) if e]),
-        ]
+    def without(self, chunk: Chunk, repeats: Sequence[int]) -> Chunk:
+        """Return a pinned chunk without some of its conversations, which repeat earlier ones.
+
+        Args:
+            chunk: All of it.
+            repeats: Which conversations, counted from 0.
+        """
+        key = key_of(chunk.key, list(repeats))
+        return self.cache.take(key) or self._make_without(chunk, set(repeats), key)
+
+    def _make(
+        self, segment: Segment, readers: list[PieceReader], digests: list[str], key: str
+    ) -> Chunk | None:
+        with self.cache.new(self.schema) as writer:
+            reading = _Reading(self._settings, readers, writer)
+            rows = _Rows(self, segment.split, writer)
+            for group in _groups(reading.kept()):
+                rows.encode(group)
+            if not all(reader.is_clean for reader in readers):
+                return None
+            for reader, digest in zip(readers, digests, strict=True):
+                reader.check_unchanged(digest)
+            if any(reader.depends_on_before for reader in readers):
+                key = key_of(key, str(segment.pieces[0].source.path), segment.pieces[0].start)
+            return writer.publish(key, reading.content(rows, digests))
+
+    def _make_without(self, chunk: Chunk, gone: set[int], key: str) -> Chunk:
+        content, stats = chunk.content, DatasetStats.of_json(chunk.content["stats"])
+        evaluated = set(content["evaluated"])
+        unk_id = self._settings.tokenizer.unk_id
+        with self.cache.new(self.schema) as writer:
+            for split in (TRAIN, EVAL):
+                chosen = [
+                    (rows, i in gone)
+                    for i, rows in enumerate(content["rows"])
+                    if rows > 0 and (i in evaluated) == (split == EVAL)
+                ]
+                path = self.cache.pinned(chunk.key, f"{split}.arrow")
+                for batch, is_gone in _runs(path, chosen) if chosen else ():
+                    if is_gone:
+                        stats.subtract_rows(batch, unk_id)
+                    else:
+                        writer.write(split, batch)
+            if REJECTED in chunk.files:
+                writer.keep(self.cache.pinned(chunk.key, REJECTED), chunk.files[REJECTED])
+            noted = dict(content["noted"])
+            for i in gone:
+                stats.subtract_pairs(noted.get(i, {}))
+            stats.reasons["duplicate"] += len(gone)
+            rows = [_REPEAT if i in gone else n for i, n in enumerate(content["rows"])]
+            return writer.publish(key, content | {"rows": rows, "stats": stats.as_json()})
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows."""
+        return row_schema(self._settings.tokenizer.vocab_size)
+
+    @property
+    def settings(self) -> EncodingSettings:
+        """The settings."""
+        return self._settings
+
+    @property
+    def _pair_encoder(self) -> PairEncoder:
+        if self._made_pair_encoder is None:
+            settings = self._settings
+            self._made_pair_encoder = PairEncoder(
+                settings.tokenizer,
+                settings.model_max_length,
+                settings.target_length,
+                last_turn_only=settings.last_turn_only,
+            )
+        return self._made_pair_encoder
+
+    pair_encoder = _pair_encoder
+
+
+class _Reading:
+    """Reads the records of a segment's pieces as one stream, and counts what is in them."""
+
+    def __init__(
+        self, settings: EncodingSettings, readers: list[PieceReader], writer: ChunkWriter
+    ) -> None:
+        self._settings, self._readers, self._writer = settings, readers, writer
+        self._frames = list[str]()
+        self._pieces = list[dict[str, Any]]()
+        self._digests, self._is_repeat = list[bytes](), list[bool]()
+        self._first: Conversation | None = None
+        self._last: Conversation | None = None
+        self._records, self._reasons = RecordCounts(), Counter[str]()
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Yield the conversations, joined, repeats among them."""
+        records = self._accepted()
+        for found in join_parts(records) if self._settings.join_parts else records:
+            self._last = found
+            yield found
+
+    def kept(self) -> Iterator[Conversation]:
+        """Yield the conversations but for those that repeat an earlier one of the segment."""
+        seen = set[bytes]()
+        for found in self.conversations():
+            digest = turns_digest(found.turns, found.tools)
+            self._digests.append(digest)
+            self._is_repeat.append(self._settings.dedup and digest in seen)
+            if self._is_repeat[-1]:
+                self._reasons["duplicate"] += 1
+            else:
+                seen.add(digest)
+                yield found
+
+    def content(self, rows: "_Rows", digests: list[str]) -> dict[str, Any]:
+        """Return what is kept of it in the chunk."""
+        stats = rows.stats
+        stats.reasons.update(self._reasons)
+        stats.records = self._records
+        numbers = iter(rows.each)
+        counts = [_REPEAT if repeat else next(numbers).rows for repeat in self._is_repeat]
+        kept = [i for i, repeat in enumerate(self._is_repeat) if not repeat]
+        for piece, reader, digest in zip(self._pieces, self._readers, digests, strict=True):
+            piece |= {"digest": digest, "brackets": reader.brackets, "resumed": reader.is_resumed}
+        return {
+            "pieces": self._pieces,
+            "frames": "".join(self._frames),
+            "digests": b"".join(self._digests).hex(),
+            "rows": counts,
+            "noted": [[kept[i], pair_counts_as_json(counts)] for i, counts in enumerate(rows.each)],
+            "evaluated": [kept[i] for i in rows.evaluated],
+            "first": _packed(self._first) if self._may_continue(self._first) else None,
+            "last": _packed(self._last) if self._may_be_continued(self._last) else None,
+            "stats": stats.as_json(),
+        }
+
+    def _may_continue(self, record: Conversation | None) -> bool:
+        return self._settings.join_parts and record is not None and record.start > 0
+
+    def _may_be_continued(self, found: Conversation | None) -> bool:
+        if found is None or not self._settings.join_parts:
+            return False
+        return split_part_id(found.id)[1] is not None
+
+    def _accepted(self) -> Iterator[Conversation]:
+        for number, reader in enumerate(self._readers):
+            piece: dict[str, Any] = {"records": 0, "rejected": 0, "forms": Counter[str]()}
+            self._pieces.append(piece)
+            for found in reader.values():
+                piece["records"] += 1
+                conversation = self._conversation(found, number, piece)
+                if conversation is not None:
+                    self._first = self._first or conversation
+                    yield conversation
+
+    def _conversation(
+        self, found: Record | Fault, number: int, piece: dict[str, Any]
+    ) -> Conversation | None:
+        settings, noted = self._settings, RecordCounts()
+        try:
+            if isinstance(found, Fault):
+                raise RejectedError(found.reason, found.detail)
+            conversation = parse_record(
+                found.value, settings.roles, noted, clean_html=settings.clean_html
+            )
+        except RejectedError as error:
+            piece["rejected"] += 1
+            self._reasons[error.reason] += 1
+            self._frames.append(rejected_frame(error.reason, content_of(found, error)))
+            self._writer.reject(rejection_line(number, found, error))
+            return None
+        if noted:
+            self._records.update(noted)
+            piece["forms"].update(noted.forms)
+        self._frames.append(accepted_frame(conversation))
+        return conversation
+
+
+class _Rows:
+    """Encodes groups of conversations into a chunk."""
+
+    def __init__(self, encoder: SegmentEncoder, split: str | None, writer: ChunkWriter) -> None:
+        self._pairs, self._settings = encoder.pair_encoder, encoder.settings
+        self._split, self._writer = split, writer
+        self.stats, self.evaluated = DatasetStats(), list[int]()
+        self.each = list[PairCounts]()
+
+    def encode(self, group: Sequence[Conversation]) -> None:
+        first = len(self.each)
+        self.each += [PairCounts() for _ in group]
+        evaluated = [self._is_eval(c.id) for c in group]
+        for split in (TRAIN, EVAL):
+            chosen = [i for i, is_of_eval in enumerate(evaluated) if is_of_eval == (split == EVAL)]
+            if not chosen:
+                continue
+            counts = PairCounts()
+            for batch in self._pairs.encode([group[i] for i in chosen], counts):
+                self._writer.write(split, batch)
+                self.stats.add_rows(batch, self._settings.tokenizer.unk_id)
+            self.stats.add_pairs(counts)
+            for i, own in zip(chosen, counts.each, strict=True):
+                self.each[first + i] = own
+        self.evaluated += [first + i for i, is_of_eval in enumerate(evaluated) if is_of_eval]
+
+    def _is_eval(self, conversation_id: str) -> bool:
+        if self._split is not None:
+            return self._split == EVAL
+        return is_eval(conversation_id, self._settings.eval_fraction)
 
 
 def is_eval(conversation_id: str, fraction: float) -> bool:
     """Return whether a conversation belongs to the split eval: by a hash of its base or id."""
+    if not fraction:
+        return False
     digest = hashlib.sha256(split_key(conversation_id).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def add_counts(counts: npt.NDArray[np.int64], more: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the sum of two histograms, of which one may be longer."""
-    longer, shorter = sorted((counts, more), key=len, reverse=True)
-    total = longer.copy()
-    total[: len(shorter)] += shorter
-    return total
+def unpacked(found: list[Any]) -> Conversation:
+    """Return a conversation that stands in a chunk."""
+    name, turns, tools, untrained = found
+    return Conversation(
+        name, [Turn(Role(role), text) for role, text in turns], tools, frozenset(untrained)
+    )
 
 
-def _count(ids: pa.Array, wanted: int | None) -> int:
-    return int(np.count_nonzero(as_numpy(ids) == wanted)) if wanted is not None else 0
+def _packed(found: Conversation | None) -> list[Any]:
+    assert found is not None, "there is none"
+    return [found.id, found.turns, found.tools, sorted(found.untrained)]
+
+
+def _runs(
+    path: Path, conversations: Sequence[tuple[int, bool]]
+) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """Yield the rows of a shard in runs of those that go and those that stay.
+
+    Args:
+        path: The shard.
+        conversations: How many rows each has, and whether they go.
+    """
+    ends = np.cumsum([rows for rows, _ in conversations]).tolist()
+    runs = [
+        (end, is_gone)
+        for (end, (_, is_gone)), following in zip_longest(
+            zip(ends, conversations, strict=True), conversations[1:]
+        )
+        if following is None or following[1] != is_gone
+    ]
+    at = number = 0
+    with pa.memory_map(str(path)) as file:
+        for batch in pa.ipc.open_stream(file):
+            start = 0
+            while start < batch.num_rows:
+                end, is_gone = runs[number]
+                size = min(end - at, batch.num_rows - start)
+                yield batch.slice(start, size), is_gone
+                at, start = at + size, start + size
+                number += at == end
+
+
+def _groups(conversations: Iterator[Conversation]) -> Iterator[list[Conversation]]:
+    group, size = list[Conversation](), 0
+    for conversation in conversations:
+        group.append(conversation)
+        size += sum(len(turn.text) for turn in conversation.turns)
+        if size >= _GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

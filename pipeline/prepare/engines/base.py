@@ -1,51 +1,48 @@
-"""Where parts are encoded: what every engine does, and the one that the settings name."""
+"""Where segments are encoded: what every engine does. It maps; what and in which order is not its.
+
+A task is a function of this package; an engine calls it with the SegmentEncoder of the process that
+it runs in, and with the arguments that it was submitted with.
+"""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from pipeline.config import PrepareOptions
-from pipeline.prepare.cutting import Part
-from pipeline.prepare.encode.segment_encoder import EncodingSettings
-from pipeline.store.chunk_cache import PartInfo, PartStore
+from pipeline.prepare.encode.segment_encoder import EncodingSettings, SegmentEncoder
 
-Result = Callable[[], PartInfo]
-"""Waits for a part that was handed over; it is in the store then."""
+Task = Callable[..., Any]
+"""Takes a SegmentEncoder first."""
 
 
 class Engine(Protocol):
-    """Encodes parts and puts them into a store, each with the bytes that any engine gives it."""
+    """Runs tasks somewhere."""
 
     @property
     def slots(self) -> int:
-        """How many parts may be under way at a time."""
+        """How many tasks may be under way: all workers busy, and each with some to go on with."""
 
-    def start(self) -> None:
-        """Start the workers now, where there is surely work for them."""
+    def expect(self, num_bytes: int) -> None:
+        """Hear how many bytes of files will be read, before anything else."""
 
     def use(self, settings: EncodingSettings) -> None:
-        """Say how parts are encoded; before the first of them is handed over."""
+        """Say how segments are encoded; before the first task."""
 
-    def submit(self, part: Part, key: str) -> Result:
-        """Hand over a part."""
-
-    def encode_here(self, part: Part, key: str) -> PartInfo:
-        """Encode a part in this process."""
+    def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
+        """Hand over a task; return a function that waits for its result."""
 
     def close(self) -> None:
         """Let all workers go, without waiting for what they have not begun."""
 
 
-def make_engine(config: PrepareOptions, store: PartStore) -> Engine:
-    """Return the engine that ``--engine`` names; nothing is started yet.
+def encode(encoder: SegmentEncoder, *args: Any) -> Any:
+    """Encode a segment: ``SegmentEncoder.encode``."""
+    return encoder.encode(*args)
 
-    Raises:
-        ConfigError: It is not installed.
-    """
-    # Imported late: one of them is used.
-    if config.engine == "ray":
-        from pipeline.prepare.engines.ray_engine import RayEngine
 
-        return RayEngine(store, config.ray_address, config.num_workers)
-    from pipeline.prepare.engines.local import LocalEngine
+def without(encoder: SegmentEncoder, *args: Any) -> Any:
+    """Leave conversations out of a chunk: ``SegmentEncoder.without``."""
+    return encoder.without(*args)
 
-    return LocalEngine(store, config.num_workers)
+
+def anchors(encoder: SegmentEncoder, *args: Any) -> Any:
+    """Find anchors in a stretch of a file: ``SegmentEncoder.anchors``."""
+    return encoder.anchors(*args)

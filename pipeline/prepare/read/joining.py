@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pipeline.conversation import Conversation, is_site_base, split_part_id
-from pipeline.prepare.found import Known
 
 
 def joins(previous: Conversation, record: Conversation) -> bool:
@@ -40,21 +39,13 @@ def join(previous: Conversation, record: Conversation) -> None:
     previous.untrained |= {skip + i for i in record.untrained if i >= held}
 
 
-def join_parts(records: Iterable[Conversation | Known]) -> Iterator[Conversation | Known]:
+def join_parts(records: Iterable[Conversation]) -> Iterator[Conversation]:
     """Join each record to the one before it where it goes on with the same conversation.
 
-    Only the conversation at hand is kept in memory, and the records are not changed. A passage that
-    is known is passed on where nothing can join at its beginning or its end.
+    Only the conversation at hand is kept in memory, and the records are not changed.
     """
     current: Conversation | None = None
     for record in records:
-        if isinstance(record, Known):
-            if _stands_alone(record, current):
-                if current is not None:
-                    yield current
-                current = None
-                yield record
-            continue
         if current is not None and joins(current, record):
             join(current, record)
             continue
@@ -63,14 +54,3 @@ def join_parts(records: Iterable[Conversation | Known]) -> Iterator[Conversation
         current = replace(record, turns=list(record.turns))
     if current is not None:
         yield current
-
-
-def _stands_alone(known: Known, before: Conversation | None) -> bool:
-    passage, behind = known.passage, known.next_conversation
-    assert behind is not None, "it was looked at"
-    behind_is_free = _base(passage.last_id) != _base(behind.id)
-    return behind_is_free and (before is None or _base(before.id) != _base(passage.first_id))
-
-
-def _base(conversation_id: str) -> str:
-    return split_part_id(conversation_id)[0]

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 from typing import Self
 
-from pipeline.prepare.found import Fault, Record
+from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.atomic import output_errors
-from pipeline.store.passages import Rejection
 
 
 class RejectedFile:
@@ -33,29 +32,31 @@ class RejectedFile:
         with output_errors(self._path):
             self._file.close()
 
-    def write(self, file: str, rejection: Rejection) -> None:
-        """Append a record."""
-        head = json.dumps(
-            {
-                "file": file,
-                "position": rejection.position,
-                "reason": rejection.reason,
-                "detail": rejection.detail,
-            }
-        )
-        body = f", {rejection.body}" if rejection.body else ""
+    def write(self, file: str, position: int, rest: str) -> None:
+        """Append a record: its file, its position there, and what ``rejection_line`` ends with."""
+        head = json.dumps({"file": file, "position": position})
         with output_errors(self._path):
-            self._file.write(f"{head[:-1]}{body}}}\n")
+            self._file.write(f"{head[:-1]}, {rest}}}\n")
 
 
-def rejection_of(found: Record | Fault, error: RejectedError) -> Rejection:
-    """Return what is kept of a record: it is whole where it parsed, else its text if any."""
-    body = ""
+def rejection_line(piece: int, found: Record | Fault, error: RejectedError) -> str:
+    """Return what a chunk keeps of a record that was left out, in one line.
+
+    The number of its piece, its position there, and the inside of a JSON object: the record is
+    whole where it parsed, else its text if there is any.
+    """
+    rest = json.dumps({"reason": error.reason, "detail": error.detail})[1:-1]
     if isinstance(found, Record):
-        body = f'"record": {_json_line(found)}'
+        rest += f', "record": {_json_line(found)}'
     elif found.text is not None:
-        body = f'"text": {json.dumps(found.text)}'
-    return Rejection(position=found.position, reason=error.reason, detail=error.detail, body=body)
+        rest += f', "text": {json.dumps(found.text)}'
+    return f"{piece}\t{found.position}\t{rest}"
+
+
+def parse_line(line: str) -> tuple[int, int, str]:
+    """Return the parts of what ``rejection_line`` gave."""
+    piece, position, rest = line.rstrip("\n").split("\t", 2)
+    return int(piece), int(position), rest
 
 
 def content_of(found: Record | Fault, error: RejectedError) -> str:

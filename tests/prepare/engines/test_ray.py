@@ -16,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pipeline.prepare.cutting import Part
+from pipeline.prepare.engines.ray_task import encode_on_node
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, DuetError
-from pipeline.prepare.cutting import Part
-from pipeline.prepare.engines.ray_task import encode_on_node
 from pipeline.prepare.stage import prepare
 from tests.conftest import ROOT, SAMPLE, record
 

@@ -15,11 +15,11 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pipeline.prepare.found import Fault, Record
-from pipeline.prepare.read import formats, reader
 from pipeline.prepare.read.reader import read_records
 from pipeline.prepare.read.sources import Source
+
+from pipeline.prepare.read import formats, reader
 from tests.conftest import record
 
 NUMBERS = {"score": [0.5, 1e-5, -2.5e30, 12], "flags": [True, False, None], "n": 1e-7}

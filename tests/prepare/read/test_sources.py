@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from pipeline.prepare.read.sources import Source, find_sources
 
 from pipeline.errors import InputError
-from pipeline.prepare.read.sources import Source, find_sources
 
 
 @pytest.fixture

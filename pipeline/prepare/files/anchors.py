@@ -11,14 +11,14 @@ it is inside of a value.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.conversation import split_part_id
-from pipeline.prepare.read.json_values import DECODER, TURN_KEYS, is_turn, may_go_on
+from pipeline.prepare.files.json_values import DECODER, TURN_KEYS, is_turn, may_go_on
 
 # In bytes. A cut is looked for after MIN; up to USUAL an anchor must be a strong one, after it any
 # will do: so most segments are somewhat longer than USUAL. Smaller ones tokenize the same words
@@ -74,7 +74,7 @@ def _hashes(text: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> npt.N
     return mixed.astype(np.float64)
 
 
-def choose_anchors(anchors: Iterator[Anchor] | Sequence[Anchor]) -> Iterator[int]:
+def choose_anchors(anchors: Iterable[Anchor]) -> Iterator[int]:
     """Yield the anchors at which a text is cut, in order."""
     last = 0
     for place, is_strong in anchors:

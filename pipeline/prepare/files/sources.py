@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.config_fields import is_url
 from pipeline.errors import InputError
 from pipeline.logs import note
-from pipeline.prepare.read.file_kind import Kind, NoData, kind_of
+from pipeline.prepare.files.file_kind import Kind, NoData, is_kind, kind_of
 from pipeline.store.remote import AnyPath, RemotePath
 
 FileState = tuple[int, int, int, int]
@@ -38,6 +38,10 @@ class Source:
     """Whether that path is the file itself, and no folder or glob."""
     split: str | None = None
     """The split that it was given for."""
+
+    def identity(self) -> str:
+        """Return the whole path."""
+        return str(self.path.absolute() if isinstance(self.path, Path) else self.path)
 
     def state(self) -> FileState:
         """Return what changes when the file does; of a URL, only the size is known."""
@@ -80,21 +84,26 @@ def find_sources(data_path: Sequence[str], split: str | None = None) -> list[Sou
     ]
 
 
-def recognize(sources: Sequence[Source], known: Sequence[Kind | None]) -> list[Kind | None]:
+def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Kind | None]:
     """Return how each file is read; None for those of folders and globs that are no data.
 
     Args:
         sources: The files.
-        known: What earlier runs found them to be; such a file is not opened.
+        known: What earlier runs found them to be, kinds or other words; such a file is not opened.
 
     Raises:
         InputError: A file that was named is no data, or a folder holds none.
     """
     kinds = list[Kind | None]()
     for source, kind in zip(sources, known, strict=True):
-        found = kind or kind_of(source.path, is_named=source.is_named)
+        if kind is not None:
+            kinds.append(kind if is_kind(kind) else None)
+            continue
+        found = kind_of(source.path, is_named=source.is_named)
         if isinstance(found, NoData) and source.is_named:
-            raise InputError("not a file of records", where=source.path, got=found.what, do=found.do)
+            raise InputError(
+                "not a file of records", where=source.path, got=found.what, do=found.do
+            )
         if isinstance(found, NoData):
             note(f"passed over, {found.what}: {source.name}")
         kinds.append(None if isinstance(found, NoData) else found)

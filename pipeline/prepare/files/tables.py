@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.prepare.read.file_kind import Kind
-from pipeline.prepare.read.json_values import Fault, Record, elements_of
-from pipeline.prepare.read.streams import open_file, read_range
+from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.json_values import Fault, Record, elements_of
+from pipeline.prepare.files.streams import open_file, read_range
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.remote import AnyPath
 

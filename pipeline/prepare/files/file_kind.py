@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
-from pipeline.prepare.read.streams import (
+from pipeline.prepare.files.streams import (
     BrokenStreamError,
     is_packed,
     open_file,
@@ -51,6 +51,11 @@ _TEXT = NoData("text that is no JSON", "give ShareGPT records as JSON, JSON Line
 _BINARY = NoData(
     "a binary file of no known kind", "give ShareGPT records as JSON, JSON Lines or Parquet"
 )
+
+
+def is_kind(name: str) -> TypeGuard[Kind]:
+    """Return whether a word names a kind."""
+    return name in get_args(Kind)
 
 
 def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:

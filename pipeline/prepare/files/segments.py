@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InputError
-from pipeline.prepare.read.anchors import ReadAt, record_after
-from pipeline.prepare.read.file_kind import Kind
-from pipeline.prepare.read.json_values import Fault, Record, ValueReader, end_fault
-from pipeline.prepare.read.sources import FileState, Source
-from pipeline.prepare.read.streams import (
+from pipeline.prepare.files.anchors import ReadAt, record_after
+from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.json_values import Fault, Record, ValueReader, end_fault
+from pipeline.prepare.files.sources import FileState, Source
+from pipeline.prepare.files.streams import (
     BOM,
     BrokenStreamError,
     open_file,
@@ -24,7 +24,7 @@ from pipeline.prepare.read.streams import (
     read_text,
     unreadable,
 )
-from pipeline.prepare.read.tables import read_rows, rows_digest
+from pipeline.prepare.files.tables import read_rows, rows_digest
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.remote import AnyPath
 
@@ -76,6 +76,26 @@ class Piece:
             error=following.error,
         )
 
+    def is_visible(self) -> bool:
+        """Return whether the file can be seen from here, with the size that it had."""
+        try:
+            return self.source.state()[0] == self.state[0]
+        except (OSError, InputError):
+            return False
+
+    def with_content(self) -> "Piece":
+        """Return the piece with its bytes, to be read where its file cannot be seen."""
+        if self.content is not None or self.kind != "json":
+            return self
+        reader = PieceReader(self)
+        if not reader.find_bounds():
+            return self
+        exact = reader.piece
+        with reading_at(self.source.path) as read_at:
+            content = read_at(exact.start, exact.end - exact.start)
+            indent = indent_at(read_at, exact.start, 0)
+        return replace(exact, content=content, indent=indent)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -94,6 +114,14 @@ class Segment:
     def size(self) -> int:
         """How many bytes of its files it stands for."""
         return sum(piece.size for piece in self.pieces)
+
+    def is_visible(self) -> bool:
+        """Return whether its files can be seen from here, as they were when the run began."""
+        return all(piece.content is not None or piece.is_visible() for piece in self.pieces)
+
+    def with_content(self) -> "Segment":
+        """Return the segment with the bytes of its pieces, to be read where they cannot be seen."""
+        return replace(self, pieces=tuple(piece.with_content() for piece in self.pieces))
 
     def goes_on_in(self, other: "Segment") -> bool:
         """Return whether the other one begins in the file that this one ends in."""
@@ -196,7 +224,7 @@ class PieceReader:
             return piece.indent
         self.depends_on_before = True
         with reading_at(piece.source.path) as read_at:
-            return _indent_at(read_at, piece.start)
+            return indent_at(read_at, piece.start, 0)
 
 
 def read_file(source: Source, kind: Kind) -> Iterator[Record | Fault]:
@@ -249,15 +277,18 @@ def _bounds(piece: Piece) -> tuple[int, int] | None:
     return None if start is None or end is None else (start, max(start, end))
 
 
-def _indent_at(read_at: ReadAt, place: int) -> int:
+def indent_at(read_at: ReadAt, place: int, first: int) -> int:
+    """Return the indent of the line that a place is in; ``first`` is that of the first line."""
     end = place
     while True:
         start = max(end - _BACK, 0)
         newline = read_at(start, end - start).rfind(b"\n")
-        if newline >= 0 or start == 0:
+        if newline >= 0:
             begin = start + newline + 1
-            line = read_at(begin, min(place - begin, _BACK)) 
+            line = read_at(begin, min(place - begin, _BACK))
             return len(line) - len(line.lstrip(b" \t"))
+        if start == 0:
+            return first
         end = start
 
 

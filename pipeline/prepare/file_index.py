@@ -1,0 +1,127 @@
+"""What earlier runs read of files that are still the same, so that these are not opened again.
+
+    .index/files/4a…json   {"kinds": ["json"], "segments": [[pieces, key of the chunk], …]}
+
+Whether a file is the same is told by its path, size, times and number on the disk. One that
+changed a moment ago is not trusted: it might have changed again, within the clock's last tick.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import OutputError
+from pipeline.logs import note
+from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.planning import Group
+from pipeline.prepare.files.segments import Piece, Segment
+from pipeline.prepare.files.sources import FileState, Source
+from pipeline.store.checksummed_json import read_checked, write_checked
+from pipeline.store.chunk_cache import ChunkCache
+from pipeline.store.fingerprint import key_of
+
+_TICK = 0.05  # seconds; a disk that counts whole seconds is given two
+PASSED_OVER = "passed over"
+_FIELDS = ("start", "end", "starts_at_anchor", "ends_file", "size")
+
+
+def is_settled(state: FileState) -> bool:
+    """Return whether a file's last change is so long ago that a later one would show."""
+    changed = max(state[1:3])
+    tick = _TICK if changed % 1_000_000_000 else 2.0
+    return 0 < changed < (time.time() - tick) * 1e9
+
+
+class FileIndex:
+    """The index below one ``--output-dir``.
+
+    Args:
+        folder: The ``--output-dir``.
+        settings_key: Names what decides how segments become chunks.
+        chunks: Where chunks are kept.
+    """
+
+    def __init__(self, folder: Path, settings_key: str, chunks: ChunkCache) -> None:
+        """Read nothing yet."""
+        self._folder, self._settings_key, self._chunks = (
+            folder / ".index/files",
+            settings_key,
+            chunks,
+        )
+
+    def find(
+        self, group: Group, sources: Sequence[Source], states: Sequence[FileState]
+    ) -> list[str | None]:
+        """Return how the files of a group are read, where that is known; set its segments then."""
+        unknown: list[str | None] = [None] * len(group.files)
+        if not all(is_settled(states[i]) for i in group.files):
+            return unknown
+        found = read_checked(self._path(group, sources, states))
+        if found is None:
+            return unknown
+        segments = list[Segment]()
+        for pieces, key in found["segments"]:
+            if self._chunks.find(key) is None:
+                return unknown
+            read = [self._piece(group, piece, found["kinds"], sources, states) for piece in pieces]
+            segments.append(Segment(tuple(read), known=key))
+        group.known = segments
+        kinds: list[str | None] = found["kinds"]
+        return kinds
+
+    def remember(
+        self,
+        groups: Sequence[Group],
+        sources: Sequence[Source],
+        states: Sequence[FileState],
+        kinds: Sequence[Kind | None],
+    ) -> None:
+        """Keep what this run read, of those files that nobody changed meanwhile."""
+        for group in groups:
+            pieces = [piece for segment, _ in group.segments for piece in segment.pieces]
+            is_own = all(p.file in group.files and p.content is None for p in pieces)
+            if group.known is None and is_own and all(is_settled(states[i]) for i in group.files):
+                entry = {
+                    "kinds": [kinds[i] or PASSED_OVER for i in group.files],
+                    "segments": [
+                        [[_packed(group, piece) for piece in segment.pieces], key]
+                        for segment, key in group.segments
+                    ],
+                }
+                with _note_errors():
+                    write_checked(self._path(group, sources, states), entry)
+
+    def _path(self, group: Group, sources: Sequence[Source], states: Sequence[FileState]) -> Path:
+        files = [
+            [sources[i].identity(), states[i], sources[i].split, sources[i].is_named]
+            for i in group.files
+        ]
+        return self._folder / f"{key_of(files, self._settings_key)}.json"
+
+    def _piece(
+        self,
+        group: Group,
+        packed: dict[str, Any],
+        kinds: list[Any],
+        sources: Sequence[Source],
+        states: Sequence[FileState],
+    ) -> Piece:
+        number = packed["file"]
+        file = group.files[number]
+        piece = Piece(file, sources[file], kinds[number], states[file])
+        return replace(piece, **{name: packed[name] for name in _FIELDS})
+
+
+def _packed(group: Group, piece: Piece) -> dict[str, Any]:
+    return {"file": group.files.index(piece.file)} | {n: getattr(piece, n) for n in _FIELDS}
+
+
+@contextlib.contextmanager
+def _note_errors() -> Any:
+    try:
+        yield
+    except OutputError as error:
+        note(f"the next run will read more than it needs to: {error}")
