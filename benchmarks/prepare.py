@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.prepare.found import Record
-from pipeline.prepare.read.reader import read_records
-from pipeline.prepare.read.sources import Source
+from pipeline.prepare.files.json_values import Record
+from pipeline.prepare.files.segments import read_files
 
 HERE = Path(__file__).parent
 SIDES = {
@@ -85,7 +84,7 @@ def main() -> None:
 
 def all_records(export: Path) -> list[Any]:
     """Return the records that have turns; the others have no answer to empty ones."""
-    found = (f.value for f in read_records(Source(export, export.name)) if isinstance(f, Record))
+    found = (f.value for _, f in read_files([str(export)]) if isinstance(f, Record))
     return [record for record in found if record["conversations"]]
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pipeline.config import CacheConfig
 from pipeline.errors import InputError, PreparedFolderError
 from pipeline.store.atomic import output_errors
+from pipeline.store.checksummed_json import read_checked
 from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import FILENAME, read_manifest
@@ -102,6 +103,7 @@ def _prune(folder: Path, config: CacheConfig) -> Iterator[str]:
             sizes.append(size)
     yield _total("left by killed runs", sizes, _verb(config.dry_run))
     _forget_missing(folder, config.dry_run)
+    _forget_files(folder, config.dry_run)
 
 
 def _verb(dry_run: bool) -> str:
@@ -153,6 +155,15 @@ def _forget_missing(folder: Path, dry_run: bool) -> None:
             name = str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
             if not dry_run and not (folder / name).exists():
                 path.unlink()
+
+
+def _forget_files(folder: Path, dry_run: bool) -> None:
+    """Delete what is known of files whose chunks are not there any more."""
+    kept = {path.name for path in iterate_chunks(folder / ".chunks")}
+    for path in folder.glob(".index/files/*.json"):
+        entry = read_checked(path) or {"segments": [[[], ""]]}
+        if not dry_run and not all(key in kept for _, key in entry["segments"]):
+            path.unlink(missing_ok=True)
 
 
 def _delete(path: Path, dry_run: bool) -> None:

@@ -12,7 +12,6 @@ import pipeline
 from pipeline.cli import run
 from pipeline.config import PrepareConfig
 from pipeline.store.manifest import read_manifest
-from pipeline.store.passages import Passage, PassageStore, part_of
 from pipeline.store.shards import open_split
 from tests.conftest import SAMPLE
 
@@ -35,8 +34,8 @@ def folders(output: Path) -> list[Path]:
     return sorted(path.parent for path in output.glob("*/manifest.json"))
 
 
-def parts(output: Path) -> list[Path]:
-    return sorted(output.glob(".parts/*/*/part.json"))
+def chunks(output: Path) -> list[Path]:
+    return sorted(output.glob(".chunks/*/*/chunk.json"))
 
 
 def cache(output: Path, *args: str) -> int:
@@ -55,7 +54,7 @@ def test_ls_shows_folders_parts_and_leftovers(
     assert lines[1].split()[:2] == [folders(output)[0].name, "93"]
     assert lines[1].endswith("sample.json")
     assert "a file of the prepared folder is missing" in lines[2]
-    assert lines[3].split()[:3] == ["parts", "kept", "2"]
+    assert lines[3].split()[:3] == ["chunks", "kept", "2"]
     assert lines[4].split() == ["in", "no", "prepared", "folder", "0", "0", "B"]
     assert lines[5].split()[:7] == ["left", "by", "killed", "runs", "1", "5", "B"]
 
@@ -63,69 +62,47 @@ def test_ls_shows_folders_parts_and_leftovers(
 def test_prune_deletes_what_no_folder_holds(output: Path) -> None:
     gone, kept = folders(output)
     shutil.rmtree(gone)
-    assert len(parts(output)) == 2
+    assert len(chunks(output)) == 2
     assert cache(output, "prune", "--dry-run") == 0
-    assert len(parts(output)) == 2
-    assert len(list((output / ".index").iterdir())) == 2
+    assert len(chunks(output)) == 2
+    assert len(list((output / ".index").glob("*.json"))) == 2
     assert cache(output, "prune") == 0
-    assert len(parts(output)) == 1
-    assert len(list((output / ".index").iterdir())) == 1
+    assert len(chunks(output)) == 1
+    assert len(list((output / ".index").glob("*.json"))) == 1
     assert folders(output) == [kept]
 
 
-def test_prune_forgets_the_text_of_parts_that_are_gone(output: Path) -> None:
-    folders(output)
-    store = PassageStore(output / ".parts" / "passages", output)
-    for key in (parts(output)[0].parent.name, "0" * 24):
-        store.write("json", key.encode(), passage_of(key))
-    store.write("json", b"fresh", passage_of("1" * 24))
+def test_prune_forgets_files_whose_chunks_are_gone_and_what_older_versions_kept(
+    output: Path,
+) -> None:
+    (output / ".parts" / "3f").mkdir(parents=True)
     unfinished, fresh = (output / ".index" / f".{name}.json.1-2.tmp" for name in "xy")
     for path in (unfinished, fresh):
         path.write_text("half")
     os.utime(unfinished, (0, 0))
-    known = output / ".parts" / "passages"
-    for path in known.iterdir():
-        if part_of(path) != "1" * 24:  # its part may be on the way
-            os.utime(path, (0, 0))
+    entries = sorted((output / ".index" / "files").iterdir())
+    assert len(entries) == 2
+    shutil.rmtree(chunks(output)[0].parent)
     assert cache(output, "prune", "--dry-run") == 0
-    assert len(list(known.iterdir())) == 3
+    assert (output / ".parts").exists()
     assert cache(output, "prune") == 0
     assert [unfinished.exists(), fresh.exists()] == [False, True]
-    left = {part_of(path) for path in known.iterdir()}
-    assert left == {parts(output)[0].parent.name, "1" * 24}
-
-
-def passage_of(key: str) -> Passage:
-    """Return a passage of a part."""
-    return Passage(
-        size=1,
-        sha256="",
-        part=key,
-        part_size=1,
-        ends_part=True,
-        mark_behind="",
-        first_size=1,
-        first_id="a",
-        last_id="a",
-        records=1,
-        frames="",
-        conversations=[],
-        rejections=[],
-    )
+    assert not (output / ".parts").exists()
+    assert len(list((output / ".index" / "files").iterdir())) == 1
 
 
 def test_prune_all_leaves_prepared_folders_whole(output: Path) -> None:
     assert cache(output, "prune", "--all-parts") == 0
-    assert parts(output) == []
+    assert chunks(output) == []
     for folder in folders(output):
         assert open_split(folder, read_manifest(folder), "train").num_rows == 93
 
 
 def test_prune_goes_by_the_last_use(output: Path) -> None:
-    old, _ = parts(output)
+    old, _ = chunks(output)
     os.utime(old, (time.time() - 3 * 86_400,) * 2)
     assert cache(output, "prune", "--all-parts", "--older-than", "2") == 0
-    assert len(parts(output)) == 1
+    assert len(chunks(output)) == 1
     assert not old.exists()
 
 

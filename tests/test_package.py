@@ -27,7 +27,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_the_stages_are_called_by_their_name_whatever_was_imported_before() -> None:
     code = (
-        "import pipeline.prepare.read.reader, pipeline; assert callable(pipeline.prepare); "
+        "import pipeline.prepare.read.records, pipeline; assert callable(pipeline.prepare); "
         "from pipeline import prepare, fit; assert callable(prepare) and callable(fit)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

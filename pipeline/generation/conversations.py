@@ -9,10 +9,9 @@ from typing import Any
 
 from pipeline.config import PrepareOptions
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role
-from pipeline.prepare.found import Fault, Known, NumberText
-from pipeline.prepare.read.reader import read_records
+from pipeline.prepare.files.json_values import Fault, NumberText
+from pipeline.prepare.files.segments import read_files
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
-from pipeline.prepare.read.sources import find_sources
 from pipeline.prepare.read.values import RejectedError
 
 
@@ -41,23 +40,21 @@ def read_conversations(
     Raises:
         InputError: A path is missing, or a file cannot be read.
     """
-    for source in find_sources(data_path):
-        for found in read_records(source):
-            assert not isinstance(found, Known), "nothing is known"
-            place = f"{source.name}, record {found.position}"
-            try:
-                if isinstance(found, Fault):
-                    raise RejectedError(found.reason, found.detail)
-                conversation = parse_record(found.value, roles, RecordCounts())
-            except RejectedError as error:
-                yield ReadRecord(place, {}, None, str(error))
-                continue
-            fields = plain_json(found.value)
-            yield ReadRecord(
-                place,
-                fields if isinstance(fields, dict) else {"conversations": fields},
-                conversation,
-            )
+    for source, found in read_files(data_path):
+        place = f"{source.name}, record {found.position}"
+        try:
+            if isinstance(found, Fault):
+                raise RejectedError(found.reason, found.detail)
+            conversation = parse_record(found.value, roles, RecordCounts())
+        except RejectedError as error:
+            yield ReadRecord(place, {}, None, str(error))
+            continue
+        fields = plain_json(found.value)
+        yield ReadRecord(
+            place,
+            fields if isinstance(fields, dict) else {"conversations": fields},
+            conversation,
+        )
 
 
 def roles_of(role: Sequence[str]) -> Mapping[str, Role]:

@@ -1,27 +1,25 @@
 """The first stage: ShareGPT records in, a prepared folder out. ``prepare(config)`` runs it.
 
-sources.py       paths         -> files, in order
-formats.py       a file        -> what it is, and its bytes, unpacked
-reader.py        bytes         -> records and faults, as a stream
-records.py       a record      -> Conversation, or the reason why it is none
-rejections.py    those reasons -> rejected.jsonl
-joining.py       parts         -> whole conversations
-cutting.py       conversations -> parts, the pieces that are encoded and kept
-making.py        parts         -> a prepared folder's shards, found or made, in order
-engine.py        which engine makes parts: workers.py on this machine, ray_engine.py on Ray
-                 (ray_driver.py speaks with it, through ray_session.py; it runs ray_task.py)
-part_encoder.py  a part        -> its files and counts
-pairs.py         conversation  -> the answers that become targets
-encoding.py      pairs         -> rows of ids, cut to the window
-lines.py         texts         -> ids, each distinct word tokenized once
-words.py         words         -> ids, put together from units that are kept
-unigram.py       units         -> ids, a table of them at once
-tally.py         parts         -> counts
-options.py       which settings decide the rows
+In the order of the data:
+
+files/           paths -> files, files -> segments, a segment -> the JSON values or rows in it
+  sources          paths           -> files, in order
+  file_kind        a file          -> how it is read, or what it is instead
+  anchors          text            -> places where it may be cut, chosen by its content
+  planning         files           -> segments
+  segments         a segment       -> records and faults
+  json_values      text            -> the values in it          (tables: rows of Parquet and Arrow)
+  streams          a file          -> its bytes, unpacked
+read/            a record -> a conversation, or the reason why it is none; parts -> conversations
+encode/          a segment -> its chunk of rows (segment_encoder: all that a worker does)
+engines/         where that is done: here, in other processes, on a Ray cluster
+ordering.py      segments        -> chunks, in order, joined, without repeats
+preparation.py   chunks          -> the prepared folder
+file_index.py    knows the files that earlier runs read
 cache.py         finds an earlier preparation, locks a new one
-collector.py     keeps Python's garbage collector out of the way
-preparation.py   all of it     -> the prepared folder
 stage.py         finds that folder, or has it made
+remarks.py       what is said afterwards
+options.py       which settings decide the rows
 remote_output.py the prepared folder -> a URL
 memory.py        the same in memory, nothing on disk
 """

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.prepare.engines import local
 from pipeline.prepare.files import anchors, planning
 from tests.conftest import record
 
@@ -17,11 +18,14 @@ SMALL = 4_000
 """Segments of a few thousand bytes: some twenty of an input of 100 kB."""
 
 
+_MODULES = {"anchors": anchors, "planning": planning, "local": local}
+
+
 def cut_at(patch: pytest.MonkeyPatch, usual: int = SMALL) -> None:
     """Cut segments of another size than usual, in this process and in those it forks."""
     for name, value in small_sizes(usual).items():
         module, _, constant = name.partition(".")
-        patch.setattr({"anchors": anchors, "planning": planning}[module], constant, value)
+        patch.setattr(_MODULES[module], constant, value)
 
 
 def small_sizes(usual: int = SMALL) -> dict[str, int]:
@@ -31,13 +35,18 @@ def small_sizes(usual: int = SMALL) -> dict[str, int]:
         "anchors.USUAL": usual,
         "planning._BLOCK": 4 * usual,
         "planning._LOOKAHEAD": 2 * usual,
+        "local._BYTES_FOR_WORKERS": 1,
     }
 
 
 def code_for_small(usual: int = SMALL) -> str:
     """Return Python code that does the same in another process."""
     sizes = [f"{name} = {value}" for name, value in small_sizes(usual).items()]
-    return "\n".join(["from pipeline.prepare.files import anchors, planning", *sizes])
+    imports = [
+        "from pipeline.prepare.files import anchors, planning",
+        "from pipeline.prepare.engines import local",
+    ]
+    return "\n".join([*imports, *sizes])
 
 
 def generated(count: int, seed: int) -> list[Any]:

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from pipeline.conversation import Conversation
 from pipeline.prepare.encode.encoding import PairEncoder
 from pipeline.prepare.encode.pairs import PairCounts
+from pipeline.prepare.files.json_values import DECODER
 from pipeline.prepare.read.joining import join_parts
-from pipeline.prepare.read.json_value import DECODER
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.fingerprint import turns_digest

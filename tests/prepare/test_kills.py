@@ -19,10 +19,11 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.errors import DuetError, OutputError
 from pipeline.prepare.engines import local as workers_module
+from pipeline.prepare.engines.base import encode
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import _HashingFile
 from tests.prepare.helpers import (
-    SIZES,
+    code_for_small,
     contents,
     cut_at,
     generated,
@@ -82,12 +83,12 @@ def undisturbed(
     return found
 
 
-def parts_of(output: Path) -> dict[str, int]:
+def chunks_of(output: Path) -> dict[str, int]:
     """Return the inodes of the files of the parts that are there."""
     return {
         str(file.relative_to(output)): file.stat().st_ino
-        for part in output.glob(".parts/??/*/part.json")
-        for file in part.parent.iterdir()
+        for chunk in output.glob(".chunks/??/*/chunk.json")
+        for file in chunk.parent.iterdir()
     }
 
 
@@ -104,11 +105,10 @@ def check_visible(output: Path, undisturbed: dict[str, bytes]) -> int:
 
 FORKS = f"""
 import json, os, signal, sys, time
-from pipeline.prepare import cutting
 from pipeline.prepare import preparation
 from pipeline.prepare import stage
 from pipeline.config import PrepareConfig
-cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
+{code_for_small()}
 
 def run(options):
     # The leader of a group, so that a test can see to it that nothing is left behind.
@@ -188,7 +188,7 @@ def kill_until_one_gets_through(
         delay = draw.uniform(0, longest)
         code, _ = killer.run(config, delay)
         check_visible(output, undisturbed)
-        after = parts_of(output)
+        after = chunks_of(output)
         assert before.keys() <= after.keys(), "a finished part is gone"
         if not changes_parts:
             assert {name: after[name] for name in before} == before, "a finished part was remade"
@@ -264,13 +264,12 @@ def test_runs_with_workers_killed_at_random_moments_leave_nothing_wrong(
 STOPS = f"""
 import os, signal, sys
 from pathlib import Path
-from pipeline.prepare import cutting
 from pipeline.prepare import preparation
 from pipeline.prepare import stage
 from pipeline.store import atomic
 from pipeline.store import manifest
 from pipeline.store import chunk_cache as parts
-cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
+{code_for_small()}
 what, after, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 calls = 0
 
@@ -326,10 +325,10 @@ def test_a_run_killed_at_this_moment_leaves_nothing_wrong(
     config = config_of(source, tiny_t5, tmp_path / "processed")
     assert run_and_stop(config, what, after) == -signal.SIGKILL
     assert check_visible(tmp_path / "processed", undisturbed) == num_visible
-    before = parts_of(tmp_path / "processed")
+    before = chunks_of(tmp_path / "processed")
     assert before
     assert contents(pipeline.prepare(config)) == undisturbed
-    assert before.items() <= parts_of(tmp_path / "processed").items()
+    assert before.items() <= chunks_of(tmp_path / "processed").items()
     assert leftovers(tmp_path / "processed") == []
 
 
@@ -343,9 +342,9 @@ def test_a_run_killed_at_any_call_leaves_nothing_wrong(
         config = config_of(source, tiny_t5, tmp_path / str(after))
         code = run_and_stop(config, what, after)
         check_visible(tmp_path / str(after), undisturbed)
-        before = parts_of(tmp_path / str(after))
+        before = chunks_of(tmp_path / str(after))
         assert contents(pipeline.prepare(config)) == undisturbed
-        assert before.items() <= parts_of(tmp_path / str(after)).items()
+        assert before.items() <= chunks_of(tmp_path / str(after)).items()
         shutil.rmtree(tmp_path / str(after))
         after += 3 if what == "fsync" else 1
     assert after > 10
@@ -363,7 +362,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
 
         def submit(self, function: Any, /, *args: Any) -> Any:
             future = super().submit(function, *args)
-            if function is workers_module._encode_in_worker:
+            if function is workers_module._run and args[0] is encode:
                 Pool.parts += 1
                 if Pool.parts <= 3:
                     future.result()
@@ -379,10 +378,10 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
             pipeline.prepare(config)
     assert visible(tmp_path / "processed") == []
     assert leftovers(tmp_path / "processed") == []
-    before = parts_of(tmp_path / "processed")
+    before = chunks_of(tmp_path / "processed")
     assert len({Path(name).parent for name in before}) >= 3
     assert contents(pipeline.prepare(config)) == undisturbed
-    assert before.items() <= parts_of(tmp_path / "processed").items()
+    assert before.items() <= chunks_of(tmp_path / "processed").items()
 
 
 # --- a full disk ----------------------------------------------------------------------------------
@@ -435,11 +434,11 @@ def test_a_disk_that_is_full_sooner_or_later(
         ballast = fill(disk, free << 10)
         failed = fails_for_want_of_space(config, undisturbed)
         failures += failed
-        before = parts_of(output)
+        before = chunks_of(output)
         finished += bool(before) and failed
         ballast.unlink()
         assert contents(pipeline.prepare(config)) == undisturbed
-        assert before.items() <= parts_of(output).items(), "a finished part was remade"
+        assert before.items() <= chunks_of(output).items(), "a finished part was remade"
         assert leftovers(output) == []
         shutil.rmtree(output)
     assert failures >= 3
@@ -456,10 +455,10 @@ def test_a_disk_that_is_full_at_any_moment(
         ballast = fill(disk, free)
         failed = fails_for_want_of_space(config, undisturbed)
         failures += failed
-        before = parts_of(disk / "processed")
+        before = chunks_of(disk / "processed")
         ballast.unlink()
         assert contents(pipeline.prepare(config)) == undisturbed
-        assert before.items() <= parts_of(disk / "processed").items()
+        assert before.items() <= chunks_of(disk / "processed").items()
         shutil.rmtree(disk / "processed")
         free += 4096
         if not failed:
@@ -502,9 +501,9 @@ def check_failing_at_call(
 ) -> bool:
     config = config_of(source, tiny_t5, output)
     failed = fails_at_call(config, undisturbed, WRITES, after)
-    before = parts_of(output)
+    before = chunks_of(output)
     assert contents(pipeline.prepare(config)) == undisturbed
-    assert before.items() <= parts_of(output).items(), "a finished part was remade"
+    assert before.items() <= chunks_of(output).items(), "a finished part was remade"
     assert leftovers(output) == []
     return failed
 
@@ -531,9 +530,8 @@ def test_any_write_that_fails_publishes_nothing(
 
 WAITS = f"""
 import sys
-from pipeline.prepare import cutting
 from pipeline.prepare import preparation
-cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
+{code_for_small()}
 publish = preparation.publish_folder
 def wait(*args):
     print("ready", flush=True)
@@ -547,9 +545,8 @@ sys.exit(run(sys.argv[1:]))
 
 PLAIN = f"""
 import sys
-from pipeline.prepare import cutting
 from pipeline.prepare import stage
-cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = {SIZES}
+{code_for_small()}
 lock = stage.PreparedCache.lock
 def say_and_lock(cache, name):
     print("at the lock", file=sys.stderr, flush=True)
@@ -591,7 +588,7 @@ def test_of_two_runs_at_once_one_works_and_the_other_takes_the_result(
     config = config_of(source, tiny_t5, output)
     with started(WAITS, config) as first:
         assert first.stdout is not None and first.stdout.readline() == "ready\n"
-        made = parts_of(output)
+        made = chunks_of(output)
         with started(PLAIN, config) as second:
             assert waits_for_the_lock(second)
             assert visible(output) == []
@@ -600,7 +597,7 @@ def test_of_two_runs_at_once_one_works_and_the_other_takes_the_result(
     (folder,) = visible(output)
     assert [out for out, _ in outputs] == [f"{folder}\n"] * 2
     assert contents(folder) == undisturbed
-    assert parts_of(output) == made
+    assert chunks_of(output) == made
     assert not any("note:" in err for _, err in outputs)
     assert leftovers(output) == []
 
@@ -615,7 +612,7 @@ def test_a_lock_whose_owner_was_killed_does_not_block(
         assert first.stdout is not None and first.stdout.readline() == "ready\n"
         with started(PLAIN, config) as second:
             assert waits_for_the_lock(second)
-            made = parts_of(output)
+            made = chunks_of(output)
             first.kill()
             first.wait(30)
             out, _ = second.communicate("", 60)
@@ -623,7 +620,7 @@ def test_a_lock_whose_owner_was_killed_does_not_block(
     (folder,) = visible(output)
     assert out == f"{folder}\n"
     assert contents(folder) == undisturbed
-    assert parts_of(output) == made, "finished parts were made again"
+    assert chunks_of(output) == made, "finished parts were made again"
     assert leftovers(output) == []
 
 
@@ -665,14 +662,14 @@ def test_a_worker_that_outlives_its_run_by_a_moment_does_no_harm(
     pipeline.prepare(config_of(source, tiny_t5, output))
     (index,) = output.glob(".index/*.json")
     shutil.rmtree(output)
-    (output / f".tmp-{index.stem}-1" / "parts").mkdir(parents=True)  # the killed run's
+    (output / f".tmp-{index.stem}-1" / "chunks").mkdir(parents=True)  # the killed run's
     rmtree = cache.shutil.rmtree
     begun: list[Path] = []
 
     def clear_and_begin(path: Path, **options: Any) -> None:
         rmtree(path, **options)
         if path.name.startswith(".tmp-") and not begun:
-            begun.append(path / "parts" / "part-aa-1" / "train.arrow")
+            begun.append(path / "chunks" / "chunk-1-1" / "train.arrow")
             begun[0].parent.mkdir(parents=True)
             begun[0].write_bytes(b"half")
 

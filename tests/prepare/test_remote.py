@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
-from pipeline.prepare.read.sources import find_sources
 
 import pipeline
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.prepare.files.sources import find_sources, recognize
 from pipeline.store import remote as remote_module
 from pipeline.store.manifest import read_manifest
 from tests.conftest import SAMPLE, record
@@ -122,12 +122,13 @@ def test_a_folder_gives_its_files_by_name_and_a_glob_its_matches(
     put("README.md", b"# words")
 
     def names(*paths: str) -> list[str]:
-        return [source.name for source in find_sources(paths)]
+        sources = find_sources(paths)
+        kinds = recognize(sources, [None] * len(sources))
+        return [s.name for s, kind in zip(sources, kinds, strict=True) if kind is not None]
 
-    assert names(remote) == ["a.jsonl", "b.json", "c[1].json"]
-    notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == 2
-    assert all(line.startswith("note: passed over") for line in notes)
+    assert names(remote) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "note: passed over, text that is no JSON: README.md"
     assert names(f"{remote}/*.json*", f"{remote}/sub/") == [
         "a.jsonl",
         "b.json",
@@ -136,7 +137,6 @@ def test_a_folder_gives_its_files_by_name_and_a_glob_its_matches(
     ]
     assert names(f"{remote}/**/d*") == ["d.json"]
     assert names(f"{remote}/c[1].json") == ["c[1].json"]  # it exists, so it is no glob
-    assert names(f"{remote}/README.md") == ["README.md"]
     put("sub/b.json", b"[]")
     assert names(f"{remote}/b.json", f"{remote}/sub/b.json") == ["bucket/b.json", "sub/b.json"]
 
@@ -146,15 +146,15 @@ def test_a_folder_gives_its_files_by_name_and_a_glob_its_matches(
     [
         ("nothing.json", "no such path"),
         ("*.nothing", "a glob that matches nothing"),
-        ("README*", "a glob that matches nothing"),
-        ("empty", "a folder without a file of records"),
+        ("README*", "no file of records"),
+        ("empty", "no file of records"),
     ],
 )
 def test_what_is_not_there_is_an_error(put: Put, remote: str, path: str, what: str) -> None:
     put("README.md", b"# words")
     fsspec.core.url_to_fs(remote)[0].makedirs(f"{remote}/empty")
     with pytest.raises(InputError, match=what) as raised:
-        find_sources([f"{remote}/{path}"])
+        recognize(sources := find_sources([f"{remote}/{path}"]), [None] * len(sources))
     assert raised.value.where == f"{remote}/{path}"
 
 

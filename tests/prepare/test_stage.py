@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -21,12 +20,13 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import cutting, preparation
+from pipeline.prepare import preparation
 from pipeline.prepare.engines import local as workers
-from pipeline.store.chunk_cache import iterate_parts
+from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import open_split
 from tests.conftest import SAMPLE, record
+from tests.prepare.helpers import code_for_small, cut_at
 
 WriteJson = Callable[[str, Any], Path]
 
@@ -149,7 +149,7 @@ def test_the_manifest_says_what_is_there_and_no_absolute_path(
     assert folder.name == manifest.fingerprint
     (source,) = manifest.sources
     assert source["name"] == "sample.json"
-    assert source["sha256"] == hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
+    assert source["bytes"] == SAMPLE.stat().st_size
     for shard in manifest.shards:
         assert hashlib.sha256((folder / shard.path).read_bytes()).hexdigest() == shard.sha256
     table = open_split(folder, manifest, "train")
@@ -219,7 +219,7 @@ def test_records_without_an_id_are_named_after_their_content(
 def test_other_rejections_are_another_folder(prepare: Callable[..., Path], tmp_path: Path) -> None:
     good = json.dumps(record("a", "q", "a"))
     folders = set()
-    for i, broken in enumerate(("NaN", ",")):
+    for i, broken in enumerate(("NaN", "x")):
         (tmp_path / f"{i}.json").write_text(f"[{good}, {broken}]")
         folder = prepare(tmp_path / f"{i}.json")
         assert json.loads((folder / "rejected.jsonl").read_text())["file"] == f"{i}.json"
@@ -246,39 +246,21 @@ def test_other_options_are_another_folder(
     assert prepare(SAMPLE) != prepare(SAMPLE, **options)
 
 
-def _cut_small(
-    monkeypatch: pytest.MonkeyPatch, least: int = 1_000, mean: int = 5_000, most: int = 20_000
-) -> None:
-    """Make several parts of the sample."""
-    for name, size in (("MIN_SIZE", least), ("MEAN_SIZE", mean), ("MAX_SIZE", most)):
-        monkeypatch.setattr(cutting, name, size)
-
-
 def test_one_worker_and_two_give_the_same_bytes(
     prepare: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    by_default = cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE
-    _cut_small(monkeypatch)
+    whole = prepare(SAMPLE, eval_fraction=0.2, output_dir=str(tmp_path / "whole"))
+    assert len(list(iterate_chunks(tmp_path / "whole" / ".chunks"))) == 1
+    cut_at(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(workers, "ProcessPoolExecutor", None)  # all in this process
         one = prepare(SAMPLE, num_workers=1, eval_fraction=0.2, output_dir=str(tmp_path / "one"))
-    assert len(list(iterate_parts(tmp_path / "one" / ".parts"))) > 4
+    assert len(list(iterate_chunks(tmp_path / "one" / ".chunks"))) > 4
     with monkeypatch.context() as patch:
-        patch.setattr(workers.LocalEngine, "_workers_are_busy", lambda _: False)
-        patch.setattr(workers.LocalEngine, "encode_here", None)  # none in this process,
-        patch.setattr(workers.Future, "cancel", lambda _: False)  # whatever waits
+        patch.setattr(workers.LocalEngine, "_encoder_here", None)  # none in this process
         two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
-    assert one.name == two.name
+    assert one.name == two.name == whole.name
     assert shard_bytes(one) == shard_bytes(two)
-    busy = itertools.cycle([False, True])
-    with monkeypatch.context() as patch:
-        patch.setattr(workers.LocalEngine, "_workers_are_busy", lambda _: next(busy))
-        both = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "both"))
-    assert shard_bytes(one) == shard_bytes(both)
-    _cut_small(monkeypatch, *by_default)
-    whole = prepare(SAMPLE, eval_fraction=0.2, output_dir=str(tmp_path / "whole"))
-    assert whole.name == one.name
-    assert len(list(iterate_parts(tmp_path / "whole" / ".parts"))) == 1
     for split in ("train", "eval"):
         tables = [open_split(f, read_manifest(f), split) for f in (one, whole)]
         assert tables[0].equals(tables[1])
@@ -418,7 +400,7 @@ def test_a_full_disk_publishes_nothing(
     with pytest.raises(OutputError, match="No space left on device"):
         prepare(SAMPLE)
     assert visible(tmp_path / "processed") == []
-    assert list(iterate_parts(tmp_path / "processed" / ".parts")) == []
+    assert list(iterate_chunks(tmp_path / "processed" / ".chunks")) == []
 
 
 def test_what_a_killed_run_left_is_cleaned_up(prepare: Callable[..., Path], tmp_path: Path) -> None:
@@ -456,12 +438,9 @@ def test_a_script_without_a_main_guard_can_use_workers(tiny_t5: Path, tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(f"""
 import pipeline
-from pipeline.prepare import cutting
 from pipeline.prepare.engines import local as workers
-cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
-workers.LocalEngine._workers_are_busy = lambda engine: False
-workers.LocalEngine.encode_here = None
-workers.Future.cancel = lambda future: False
+{code_for_small()}
+workers.LocalEngine._encoder_here = None
 print("started")
 pipeline.prepare(pipeline.PrepareConfig(
     data_path={str(SAMPLE)!r}, model_name_or_path={str(tiny_t5)!r}, num_workers=2,
@@ -475,13 +454,12 @@ def test_workers_end_when_the_run_is_killed(tiny_t5: Path, tmp_path: Path) -> No
     code = f"""
 import multiprocessing, os, signal
 import pipeline
-from pipeline.prepare import cutting
 from pipeline.prepare.engines import local as workers
-cutting.MIN_SIZE, cutting.MEAN_SIZE, cutting.MAX_SIZE = 1_000, 5_000, 20_000
+{code_for_small()}
 add = workers.ProcessPoolExecutor.submit
 def submit_and_die(pool, function, *args):
     future = add(pool, function, *args)
-    if function is not workers._encode_in_worker:
+    if function is not workers._run:
         return future
     future.result()
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import OutputError, PreparedFolderError
-from pipeline.store.chunk_cache import PartStore
+from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.manifest import Manifest, Shard
 from pipeline.store.prepared import PreparedWriter
 from pipeline.store.shards import ShardWriter, open_split, row_schema
@@ -35,14 +35,14 @@ def write_parts(
     folder: Path, splits: list[str], *parts: dict[str, list[pa.RecordBatch]]
 ) -> list[Shard]:
     """Put a prepared folder together from parts, each with the batches of each split."""
-    store = PartStore(folder / "kept", folder / "temporary")
+    store = ChunkCache(folder / "kept", folder / "temporary")
     prepared = PreparedWriter(folder, splits, SCHEMA)
     for i, part in enumerate(parts):
-        with store.new(f"{i:024d}", SCHEMA) as writer:
+        with store.new(SCHEMA) as writer:
             for split, batches in part.items():
                 for rows in batches:
                     writer.write(split, rows)
-            info = writer.publish({}, 0, {})
+            info = writer.publish(f"{i:024d}", {})
         store.pin(info)
         prepared.add(store, info)
     return prepared.close()

@@ -69,10 +69,10 @@ class SegmentEncoder:
         self._settings, self.cache = settings, cache
         self._made_pair_encoder: PairEncoder | None = None
 
-    def anchors(self, source: Source, start: int, end: int) -> list[Anchor]:
+    def anchors(self, source: Source, start: int, end: int, usual: int) -> list[Anchor]:
         """Return the anchors in a stretch of a file."""
         with reading_at(source.path) as read_at:
-            return find_anchors(read_at, start, end)
+            return find_anchors(read_at, start, end, usual)
 
     def encode(self, segment: Segment) -> Chunk | None:
         """Return the chunk of a segment, which is pinned; None where the segment is not clean.

@@ -46,8 +46,15 @@ _RECORD_KEYS = frozenset(
 )
 
 
-def find_anchors(read_at: ReadAt, start: int, end: int) -> list[Anchor]:
-    """Return the anchors of a stretch, in order; the same whatever stretches a text is cut into."""
+def find_anchors(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anchor]:
+    """Return the anchors of a stretch, in order; the same whatever stretches a text is cut into.
+
+    Args:
+        read_at: Reads the text.
+        start: A byte of it.
+        end: The byte after the stretch.
+        usual: The size of most segments.
+    """
     base = max(start - REACH - _HASHED, 0)
     text = np.frombuffer(read_at(base, end - base), np.uint8)
     places = np.flatnonzero(text == ord("}"))
@@ -57,7 +64,7 @@ def find_anchors(read_at: ReadAt, start: int, end: int) -> list[Anchor]:
     if not len(places):
         return []
     hashes = _hashes(text, places)
-    limits = gaps * (2.0**64 * _STRONGER / 2 / USUAL)
+    limits = gaps * (2.0**64 * _STRONGER / 2 / usual)
     hit = hashes < limits
     strong = hashes[hit] < limits[hit] / _STRONGER
     return list(zip((places[hit] + base).tolist(), strong.tolist(), strict=True))

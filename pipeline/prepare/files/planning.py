@@ -29,8 +29,9 @@ _BLOCK = 1 << 24
 _LOOKAHEAD = 1 << 21
 _AHEAD = 4  # blocks that are looked through before they are needed
 
-FindAnchors = Callable[[Source, int, int], Callable[[], list[Anchor]]]
-"""Starts to look for the anchors of a stretch of a file; returns a function that waits for them."""
+FindAnchors = Callable[[Source, int, int, int], Callable[[], list[Anchor]]]
+"""Starts to look for the anchors of a stretch of a file, of segments of a usual size; returns a
+function that waits for them."""
 
 
 @dataclass(slots=True)
@@ -144,7 +145,7 @@ class Planner:
         under_way = deque[Callable[[], list[Anchor]]]()
         for start in range(0, whole.end, _BLOCK):
             end = min(start + _BLOCK, whole.end)
-            under_way.append(self._find(whole.source, start, end))
+            under_way.append(self._find(whole.source, start, end, anchors_module.USUAL))
             if len(under_way) > _AHEAD:
                 yield from under_way.popleft()()
         while under_way:
@@ -186,7 +187,7 @@ def _cut_packed(whole: Piece) -> Iterator[Piece]:
 
 def _record_starts(read_at: ReadAt, limit: int) -> Iterator[int]:
     last = 0
-    for place in choose_anchors(find_anchors(read_at, 0, limit)):
+    for place in choose_anchors(find_anchors(read_at, 0, limit, anchors_module.USUAL)):
         start = record_after(read_at, place)
         if start is not None and start > last and start < limit:
             yield start

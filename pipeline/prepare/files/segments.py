@@ -8,17 +8,17 @@ was right to cut there is known after reading: then the piece is clean.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InputError
 from pipeline.prepare.files.anchors import ReadAt, record_after
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.json_values import Fault, Record, ValueReader, end_fault
-from pipeline.prepare.files.sources import FileState, Source
+from pipeline.prepare.files.sources import FileState, Source, find_sources, recognize
 from pipeline.prepare.files.streams import (
-    BOM,
     BrokenStreamError,
+    as_utf8,
     open_file,
     read_range,
     read_text,
@@ -212,10 +212,8 @@ class PieceReader:
         if piece.content is not None:
             yield piece.content
             return
-        is_first = piece.start == 0
-        for chunk in read_range(piece.source.path, piece.start, piece.end):
-            yield chunk.removeprefix(BOM) if is_first else chunk
-            is_first = False
+        chunks = read_range(piece.source.path, piece.start, piece.end)
+        yield from as_utf8(chunks) if piece.start == 0 else chunks
 
     def _indent_before(self) -> int:
         """Return the indent of the line that the piece begins in."""
@@ -227,16 +225,26 @@ class PieceReader:
             return indent_at(read_at, piece.start, 0)
 
 
-def read_file(source: Source, kind: Kind) -> Iterator[Record | Fault]:
-    """Yield what is found in a file, in order, in one go."""
-    reader = PieceReader(Piece(0, source, kind, source.state()))
-    position = 0
-    for found in reader.values():
-        position = found.position + 1
-        yield found
-    fault = None if reader.is_resumed else end_fault(reader.brackets, position)
-    if fault is not None:
-        yield fault
+def read_files(data_path: Sequence[str]) -> Iterator[tuple[Source, Record | Fault]]:
+    """Yield what is found in some files, in order, in one go, each with its file.
+
+    Args:
+        data_path: Files, folders, globs or URLs.
+
+    Raises:
+        InputError: A path is missing or cannot be read, or holds no records.
+    """
+    sources = find_sources(data_path)
+    for source, kind in zip(sources, recognize(sources, [None] * len(sources)), strict=True):
+        if kind is None:
+            continue
+        reader, position = PieceReader(Piece(0, source, kind, source.state())), 0
+        for found in reader.values():
+            position = found.position + 1
+            yield source, found
+        fault = None if reader.is_resumed else end_fault(reader.brackets, position)
+        if fault is not None:
+            yield source, fault
 
 
 def changed(source: Source) -> InputError:

@@ -88,7 +88,7 @@ def read_text(path: AnyPath) -> Iterator[bytes]:
         InputError: The file cannot be read.
     """
     with open_file(path) as file:
-        yield from _as_utf8(_unpacked(file, path))
+        yield from as_utf8(_unpacked(file, path))
 
 
 def _unpacked(file: BinaryIO, path: AnyPath) -> Iterator[bytes]:
@@ -119,7 +119,7 @@ def _unpacked(file: BinaryIO, path: AnyPath) -> Iterator[bytes]:
         yield b"".join(out)
 
 
-def _as_utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def as_utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield a text without its byte-order mark; one in UTF-16 or UTF-32 is decoded."""
     chunks = iter(chunks)
     head = b""

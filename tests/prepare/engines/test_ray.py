@@ -16,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pipeline.prepare.cutting import Part
-from pipeline.prepare.engines.ray_task import encode_on_node
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, DuetError
+from pipeline.prepare.engines.base import encode
+from pipeline.prepare.engines.ray import run_on_node
 from pipeline.prepare.stage import prepare
 from tests.conftest import ROOT, SAMPLE, record
 
@@ -148,7 +148,7 @@ def test_a_worker_that_is_killed_changes_no_byte(
     command: Command, start: Start, local: dict[str, bytes]
 ) -> None:
     run = start(command("ray", "--num-workers", "2", "--engine", "ray"))
-    os.kill(*wait_for(run, "ray::encode_on_node"), signal.SIGKILL)
+    os.kill(*wait_for(run, "ray::run_on_node"), signal.SIGKILL)
     assert files(ended(run)) == local
 
 
@@ -157,21 +157,18 @@ def test_a_cluster_that_dies_is_one_line_and_finished_parts_are_kept(
     command: Command, start: Start, local: dict[str, bytes], tmp_path: Path
 ) -> None:
     run = start(command("ray", "--num-workers", "1", "--engine", "ray"))
-    parts = tmp_path / "ray" / ".parts"
-    while run.poll() is None and not list(parts.glob("*/*/part.json")):
+    chunks = tmp_path / "ray" / ".chunks"
+    while run.poll() is None and not list(chunks.glob("*/*/chunk.json")):
         time.sleep(0.001)
-    driver = wait_for(run, "spawn_main")
-    for pid in (run.pid, *driver):  # else they might end before the cluster does
-        os.kill(pid, signal.SIGSTOP)
+    os.kill(run.pid, signal.SIGSTOP)  # else it might end before the cluster does
     for pid in wait_for(run, "raylet/raylet --", "gcs/gcs_server --"):
         os.kill(pid, signal.SIGKILL)
-    for pid in (run.pid, *driver):
-        os.kill(pid, signal.SIGCONT)
+    os.kill(run.pid, signal.SIGCONT)
     out, err = run.communicate(timeout=300)
     assert (run.returncode, out) == (1, "")
     (line,) = said(err)
     assert line.startswith("error: the Ray cluster died")
-    kept = {path: path.stat().st_ino for path in parts.glob("*/*/part.json")}
+    kept = {path: path.stat().st_ino for path in chunks.glob("*/*/chunk.json")}
     assert kept
     assert files(ended(start(command("ray", "--num-workers", "1")))) == local
     assert all(path.stat().st_ino == inode for path, inode in kept.items())
@@ -180,7 +177,7 @@ def test_a_cluster_that_dies_is_one_line_and_finished_parts_are_kept(
 @pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_process_behind(command: Command, start: Start) -> None:
     run = start(command("ray", "--num-workers", "2", "--engine", "ray"))
-    wait_for(run, "ray::encode_on_node")
+    wait_for(run, "ray::run_on_node")
     left = set(below(run.pid))
     run.kill()
     run.communicate()
@@ -211,7 +208,7 @@ def test_a_node_that_dies_changes_no_byte(
         node(start, "--address", address) as other,
     ):
         run = start(command("ray", "--engine", "ray", "--ray-address", address))
-        wait_for(other, "ray::encode_on_node")
+        wait_for(other, "ray::run_on_node")
         for pid in below(other.pid):
             with contextlib.suppress(ProcessLookupError):  # ended with its parent
                 os.kill(pid, signal.SIGKILL)
@@ -275,4 +272,4 @@ def test_an_address_that_cannot_be_used_is_refused(engine: str, address: str) ->
 def test_a_node_with_other_libraries_is_refused() -> None:
     settings = SimpleNamespace(hex=lambda: "name")
     with pytest.raises(DuetError, match="a node has other libraries than the driver"):
-        encode_on_node({"pyarrow": "0.1"}, [settings], Part(), "key")
+        run_on_node({"pyarrow": "0.1"}, [settings], encode, ())

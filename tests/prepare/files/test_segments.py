@@ -168,11 +168,11 @@ def test_anchors_are_the_same_whatever_stretches_are_looked_through(
     def read_at(start: int, size: int) -> bytes:
         return text[start : start + size]
 
-    whole = find_anchors(read_at, 0, len(text))
+    whole = find_anchors(read_at, 0, len(text), 4_000)
     assert len(whole) > 20
     for size in (999, 7_000, 64_000):
         starts = range(0, len(text), size)
-        pieces = [find_anchors(read_at, at, min(at + size, len(text))) for at in starts]
+        pieces = [find_anchors(read_at, at, min(at + size, len(text)), 4_000) for at in starts]
         assert [anchor for piece in pieces for anchor in piece] == whole
 
 
@@ -188,7 +188,7 @@ def test_an_insertion_moves_few_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
         def read_at(start: int, size: int) -> bytes:
             return text[start : start + size]
 
-        chosen = choose_anchors(find_anchors(read_at, 0, len(text)))
+        chosen = choose_anchors(find_anchors(read_at, 0, len(text), 4_000))
         found = [record_after(read_at, anchor) for anchor in chosen]
         places = [0, *(place for place in found if place is not None), len(text)]
         return {text[a:b] for a, b in itertools.pairwise(places)}

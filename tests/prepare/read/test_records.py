@@ -4,10 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from pipeline.prepare.found import NumberText
-from pipeline.prepare.read.json_value import DECODER
 
 from pipeline.conversation import Conversation, Role, Turn
+from pipeline.prepare.files.json_values import DECODER, NumberText
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
 

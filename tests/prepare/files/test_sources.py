@@ -1,13 +1,14 @@
 """Paths to files, in order, with a line for each file that is passed over."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
 import pytest
-from pipeline.prepare.read.sources import Source, find_sources
 
 from pipeline.errors import InputError
+from pipeline.prepare.files.sources import find_sources, note_held_out, recognize
 
 
 @pytest.fixture
@@ -21,14 +22,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(*paths: str) -> list[str]:
-    return [source.name for source in find_sources(paths)]
+    sources = find_sources(paths)
+    kinds = recognize(sources, [None] * len(sources))
+    return [source.name for source, kind in zip(sources, kinds, strict=True) if kind is not None]
 
 
 def test_a_folder_gives_its_files_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert names(str(folder)) == ["a.jsonl", "b.json", "c[1].json"]
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.json").write_text("[]")
+    (folder / "dataset_info.json").write_text("{}")
+    assert names(str(folder)) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith("note: passed over") for line in lines)
+    assert lines == ["note: passed over, text that is no JSON: README.md"]
 
 
 def test_a_path_that_exists_is_no_glob(folder: Path) -> None:
@@ -51,8 +56,36 @@ def test_files_of_one_name_are_told_apart(folder: Path) -> None:
     assert found == [f"{folder.name}/b.json", "sub/b.json"]
 
 
-def test_a_named_file_is_read_whatever_it_is(folder: Path) -> None:
-    assert names(str(folder / "README.md")) == ["README.md"]
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        (b"# words", "text that is no JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "an HTML or XML page"),
+        (b"id,text\n1,hello\n", "a table of text"),
+        (b"PK\x03\x04....", "a zip archive"),
+        (b"x" * 257 + b"ustar" + bytes(300), "a tar archive"),
+        (b"\x7fELF\x00\x01", "a binary file"),
+        (gzip.compress(b"a,b\n1,2\n"), "a table of text"),
+    ],
+)
+def test_a_named_file_that_is_no_data_is_an_error_that_says_what_it_is(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=what):
+        names(str(tmp_path / "x.json"))
+
+
+def test_files_that_look_held_out_are_named_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    note_held_out(["train-0.parquet", "data/test-00000-of-00001.parquet", "latest.json"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "data/test-00000-of-00001.parquet" in line
+    assert "--eval-data-path" in line
+    assert "latest" not in line
 
 
 @pytest.mark.parametrize(
@@ -60,31 +93,15 @@ def test_a_named_file_is_read_whatever_it_is(folder: Path) -> None:
     [
         ("nothing.json", "no such path"),
         ("*.nothing", "a glob that matches nothing"),
-        ("README*", "a glob that matches nothing"),
-        ("empty", "a folder without a file of records"),
+        ("README*", "no file of records"),
+        ("empty", "no file of records"),
         ("x" * 300, "a path cannot be read"),
     ],
 )
 def test_what_is_not_there_is_an_error(folder: Path, path: str, what: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match=what):
-        find_sources([str(folder / path)])
-
-
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [
-        ("a.json", "a"),
-        ("a.b.jsonl.gz", "a.b"),
-        ("a.PARQUET", "a"),
-        ("a.zst", "a"),
-        ("a.txt", "a.txt"),
-        (".json", ".json"),
-        ("a.json.json", "a.json"),
-    ],
-)
-def test_the_stem_drops_format_and_compression(name: str, stem: str) -> None:
-    assert Source(Path(name), name).stem == stem
+        names(str(folder / path))
 
 
 def test_a_file_name_that_is_no_utf8_can_be_written_about(tmp_path: Path) -> None:
