@@ -22,7 +22,7 @@ from pipeline.generation.journal import Journal, Request
 from pipeline.generation.model import TrainedModel, name_of_model, open_model
 from pipeline.generation.progress import AnswerProgress
 from pipeline.logs import note
-from pipeline.prepare.read.sources import find_sources
+from pipeline.prepare.files.sources import find_sources
 
 _IN_FLIGHT = 512
 """Questions that are waiting or being answered: enough to find some of like length."""
