@@ -391,6 +391,11 @@ class PrepareConfig(PrepareOptions):
         NAMED,
         help="A file, a folder or a glob of ShareGPT records, or the URL of one. Repeatable.",
     )
+    eval_data_path: tuple[str, ...] = option(
+        (),
+        help="A file, a folder or a glob of records that become the split eval; what repeats them "
+        "is left out of train. Repeatable.",
+    )
     model_name_or_path: str = option(
         REQUIRED, NAMED, help="The T5 whose tokenizer is used: a folder or a hub name."
     )

@@ -101,6 +101,7 @@ class _Preparation:
         self._cache = cache
         self._stats, self._content = DatasetStats(), ContentHash()
         self._conversations = 0
+        self._split: str | None = None
         self._files = [_FileCounts() for _ in sources]
         self._first_rejection = ""
 
@@ -198,6 +199,9 @@ class _Preparation:
     def _take(self, done: Done, chunks: ChunkCache, rejected: RejectedFile) -> None:
         """Take in what is counted of a chunk, and what was left out of it."""
         content = done.chunk.content
+        if done.segment.split != self._split:  # where one ends decides the rows, too
+            self._split = done.segment.split
+            self._content.records(f"split {self._split}")
         self._stats.add(DatasetStats.of_json(content["stats"]))
         self._content.records(content["frames"])
         self._content.conversation(bytes.fromhex(content["digests"]))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pipeline.config import PrepareConfig
 from pipeline.config_fields import is_url
+from pipeline.errors import ConfigError
 from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache
-from pipeline.prepare.files.sources import find_sources, states_of
+from pipeline.prepare.files.sources import Source, find_sources, states_of
 from pipeline.prepare.options import row_options
 from pipeline.prepare.remarks import remarks
 from pipeline.prepare.remote_output import prepare_to_url
@@ -36,9 +37,29 @@ def prepare(config: PrepareConfig) -> Path | str:
     return prepare_here(config)
 
 
+def _sources(config: PrepareConfig) -> list[Source]:
+    """Return the files to read: those of the split eval first, so that train has none of theirs.
+
+    Raises:
+        ConfigError: The split eval is asked for in two ways.
+        InputError: A path is missing, or a glob matches nothing.
+    """
+    if not config.eval_data_path:
+        return find_sources(config.data_path)
+    if config.eval_fraction:
+        raise ConfigError(
+            "the split eval is asked for in two ways",
+            where="--eval-data-path",
+            got=f"--eval-fraction {config.eval_fraction} too",
+            do="leave one of them out",
+        )
+    held_out = find_sources(config.eval_data_path, "eval")
+    return [*held_out, *find_sources(config.data_path, "train")]
+
+
 def prepare_here(config: PrepareConfig) -> Path:
     """Do what ``prepare`` does, on this machine's disk."""
-    sources = find_sources(config.data_path)
+    sources = _sources(config)
     states = states_of(sources)
     files = [(s.identity(), state, s.split) for s, state in zip(sources, states, strict=True)]
     model = source_files(config.model_name_or_path, config.cache_dir)
