@@ -65,6 +65,7 @@ class RayEngine:
             note("--num-workers means nothing on a cluster that runs already; ignored")
         self._cache, self._address, self._num_workers = cache, address, num_workers
         self._cluster: _Cluster | None = None
+        self._silence = contextlib.ExitStack()
 
     @property
     def slots(self) -> int:
@@ -76,6 +77,9 @@ class RayEngine:
 
     def use(self, settings: EncodingSettings) -> None:
         """Join the cluster, or start one, and hand it the settings."""
+        # Ray prints on stdout what becomes of its workers; stdout is for the result.
+        nowhere = self._silence.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
+        self._silence.enter_context(contextlib.redirect_stdout(nowhere))
         self._cluster = _Cluster(self._address or os.environ.get("RAY_ADDRESS"), self._num_workers)
         ray = self._cluster.ray
         token = os.urandom(8).hex()
@@ -96,6 +100,7 @@ class RayEngine:
         """Leave the cluster, without waiting for what is under way."""
         if self._cluster is not None:
             self._cluster.close()
+        self._silence.close()
 
     def _receive(self, ref: Any, task: Task, args: tuple[Any, ...]) -> Any:
         assert self._cluster is not None, "use() comes first"
