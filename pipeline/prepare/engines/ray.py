@@ -9,6 +9,7 @@ so while a result is waited for, the head is looked after, and its end is said i
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import platform
@@ -78,7 +79,7 @@ class RayEngine:
     def use(self, settings: EncodingSettings) -> None:
         """Join the cluster, or start one, and hand it the settings."""
         # Ray prints on stdout what becomes of its workers; stdout is for the result.
-        nowhere = self._silence.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
+        nowhere = self._silence.enter_context(io.StringIO())
         self._silence.enter_context(contextlib.redirect_stdout(nowhere))
         self._cluster = _Cluster(self._address or os.environ.get("RAY_ADDRESS"), self._num_workers)
         ray = self._cluster.ray
