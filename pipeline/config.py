@@ -147,6 +147,39 @@ class PrepareOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubOptions(Settings):
+    """What is pushed to the Hugging Face hub when all is done."""
+
+    push_to_hub: bool = option(
+        False, help="Push the result to the Hugging Face hub, once, when it is complete."
+    )
+    hub_model_id: str | None = option(
+        None,
+        NAMED,
+        help="Repository to push to: OWNER/NAME, or NAME. Default: the name of --output-dir.",
+    )
+    hub_private_repo: bool | None = option(
+        None, help="Whether a new repository is private. Default: as the account has it."
+    )
+    hub_token: str | None = option(
+        None,
+        help="Token that may write to the hub; others on the machine can see it here. Default: "
+        "HF_TOKEN, or that of hf auth login.",
+    )
+
+    def check(self) -> None:
+        """Refuse what the settings say together."""
+        super().check()
+        for name in ("hub_model_id", "hub_private_repo", "hub_token"):
+            require(
+                self.push_to_hub or getattr(self, name) is None,
+                name,
+                "no --push-to-hub",
+                "give --push-to-hub too, or leave it out",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitOptions(Settings):
     """What decides a training run on given rows. Defaults are the Hugging Face trainer's."""
 
@@ -408,7 +441,7 @@ class PrepareConfig(PrepareOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(FitOptions):
+class FitConfig(HubOptions, FitOptions):
     """Settings of ``duet fit``: a prepared folder and a model in, a trained folder out."""
 
     data_path: tuple[str, ...] = option(
@@ -449,7 +482,7 @@ class FitConfig(FitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(PrepareOptions, FitOptions):
+class TrainConfig(HubOptions, PrepareOptions, FitOptions):
     """Settings of ``duet train``: both stages in one, with train_flant5's flags."""
 
     data_path: tuple[str, ...] = option(
@@ -517,7 +550,7 @@ class CacheConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Settings):
+class ExportConfig(HubOptions):
     """Settings of ``duet export``: a trained folder in, one for other programs out."""
 
     model: str = option(

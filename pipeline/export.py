@@ -10,21 +10,25 @@ import contextlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ExportConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.fit.checkpoint.pretrained import save_model, writing_errors
+from pipeline.fit.checkpoint.pretrained import MODEL_FILES, save_model, writing_errors
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import load_trained, quiet_transformers
 from pipeline.fit.model.lora import is_adapter
+from pipeline.hub_repo import HubRepo
 from pipeline.logs import note
 from pipeline.store.atomic import locked_folder, publish_folder
 from pipeline.tokenizer import copy_tokenizer
 
 _T5 = ("t5", "mt5")
+_FILES = (*MODEL_FILES, "model.bin", "shared_vocabulary.json")
+"""What an exported folder may hold."""
 
 
 def export(config: ExportConfig) -> Path:
@@ -38,10 +42,13 @@ def export(config: ExportConfig) -> Path:
         ConfigError: An adapter that is not to be merged, a package that is missing, or a model
             that the format does not have.
         ModelError: The model, or an adapter's base, cannot be loaded.
-        OutputError: The result cannot be written, or something is there already.
+        OutputError: The result cannot be written, something is there already, or the hub does not
+            take it.
     """
     source, output = Path(config.model), Path(config.output_dir)
     _check(config, source, output)
+    if repo := HubRepo.from_options(config, output):
+        repo.create()
     model = load_trained(source).eval()
     temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"
     with writing_errors(output):
@@ -57,6 +64,8 @@ def export(config: ExportConfig) -> Path:
             publish_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if repo:
+        repo.upload(output, _FILES, again=shlex.join(["hf", "upload", repo.name, str(output), "."]))
     return output
 
 

@@ -20,6 +20,8 @@ ALIASES = {
     "--activation-checkpointing": "--gradient-checkpointing",
     "--evaluation-strategy": "--eval-strategy",
     "--max-train-samples": "--num-data",
+    "--push-to-hub-model-id": "--hub-model-id",
+    "--push-to-hub-token": "--hub-token",
 }
 """Other names of flags that are ours."""
 
@@ -134,10 +136,7 @@ REFUSED = {
     "--generation-num-beams": Refusal(_GENERATION),
     "--greater-is-better": Refusal("the last model is kept; evaluations are in trainer_state.json"),
     "--half-precision-backend": Refusal("use --bf16", ("auto",)),
-    "--hub-model-id": Refusal("push the trained folder with huggingface_hub"),
-    "--hub-private-repo": Refusal("push the trained folder with huggingface_hub"),
     "--hub-revision": Refusal("the model is pushed to the repository's main branch", ("main",)),
-    "--hub-token": Refusal("push the trained folder with huggingface_hub"),
     "--load-best-model-at-end": Refusal(
         "the last model is kept; evaluations are in trainer_state.json"
     ),
@@ -163,8 +162,7 @@ REFUSED = {
     "--per-gpu-train-batch-size": Refusal("use --per-device-train-batch-size"),
     "--predict-with-generate": Refusal(_GENERATION),
     "--project": Refusal("trackers' runs are in the project duet"),
-    "--push-to-hub": Refusal("push the trained folder with huggingface_hub"),
-    "--push-to-hub-organization": Refusal("push the trained folder with huggingface_hub"),
+    "--push-to-hub-organization": Refusal("use --hub-model-id OWNER/NAME"),
     "--resume": Refusal(_RESUME, _SWITCHED_ON),
     "--resume-from-checkpoint": Refusal(_RESUME, _SWITCHED_ON),
     "--save-on-each-node": Refusal("one process writes; give an --output-dir that all nodes share"),

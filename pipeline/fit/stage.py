@@ -1,6 +1,7 @@
 """The second stage as a whole: set up, find where a run stands, let it go on."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.config_views import ModelSettings
+from pipeline.errors import ConfigError
 from pipeline.fit.checkpoint.identity import run_identity
 from pipeline.fit.checkpoint.output import holding_output, make_output_folder
+from pipeline.fit.checkpoint.pretrained import MODEL_FILES
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.prepared import PreparedData, check_shards, open_data
 from pipeline.fit.device import (
@@ -21,10 +24,11 @@ from pipeline.fit.device import (
 )
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
 from pipeline.fit.distributed.fsdp import sharding_of
+from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.distributed.signals import exit_code
 from pipeline.fit.estimate.dry_run import print_dry_run
-from pipeline.fit.model.adapter import with_adapter_settings
+from pipeline.fit.model.adapter import base_name, with_adapter_settings
 from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
 from pipeline.fit.model.loading import architecture, base_weights
 from pipeline.fit.model.lora import require_peft
@@ -33,6 +37,7 @@ from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.trackers import check_trackers
+from pipeline.hub_repo import HubRepo
 from pipeline.logs import note
 from pipeline.store.fingerprint import key_of
 from pipeline.world import World
@@ -56,7 +61,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         PreparedFolderError: The prepared folder is missing, incomplete or damaged.
         ModelError: The model cannot be loaded or does not fit the data, or training diverged.
         CheckpointError: The output folder holds a run with other settings, or a damaged one.
-        OutputError: A result cannot be written.
+        OutputError: A result cannot be written, or the hub does not take it.
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
@@ -64,6 +69,8 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     if config.dry_run:
         print_dry_run(config, world)
         return Path(config.output_dir)
+    repo = check_push(config)
+    config = dataclasses.replace(config, hub_token=None)  # which nothing that is kept may hold
     data = open_data(
         config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
     )
@@ -73,6 +80,9 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     output, stop = Path(config.output_dir), None
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
         check_device(config.model, accelerator.device)
+        hosts = HostGroup.join() if repo else HostGroup()
+        if repo:
+            hosts.run_on_first(repo.create)
         ctx = build_context(config, accelerator, data)
         with holding_output(output, is_main=accelerator.is_main_process):
             checkpointer = build_checkpointer(ctx)
@@ -85,6 +95,10 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
                     stop = trainer.train()
                     if stop is None:
                         trainer.save_pretrained()
+            if repo and stop is None:
+                hosts.run_on_first(
+                    lambda: repo.upload(output, MODEL_FILES, again="the same command")
+                )
             accelerator.wait_for_everyone()
     if stop is not None:
         raise SystemExit(exit_code(stop))
@@ -104,6 +118,26 @@ def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) ->
         require_bitsandbytes("--quantize")
     if optim == "adamw_8bit":
         require_bitsandbytes("--optim adamw_8bit")
+
+
+def check_push(config: FitConfig) -> HubRepo | None:
+    """Return where the trained model is pushed to; refuse what would be of no use there.
+
+    Raises:
+        ConfigError: Others do not have an adapter's base.
+        ModelError: An adapter's base cannot be found.
+    """
+    repo = HubRepo.from_options(config, Path(config.output_dir))
+    if repo and config.lora_r:
+        base = base_name(config.model_name_or_path)
+        if Path(base).is_dir():
+            raise ConfigError(
+                "an adapter of a model that others do not have",
+                where="--push-to-hub",
+                got=f"the base is the folder {base}",
+                do="give the base by its hub name, or push what duet export --merge makes of it",
+            )
+    return repo
 
 
 def check_device(model: ModelSettings, device: torch.device) -> None:

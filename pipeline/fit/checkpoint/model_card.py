@@ -96,9 +96,10 @@ def model_card(metadata: dict[str, Any], state: RunState) -> str:
         f"on {metadata['processes']} process{plural} ({metadata['device']}), "
         f"in {state.seconds:,.0f} seconds. The command, without what it leaves as it is:",
         "",
-        f"    {metadata['command']}",
+        f"    {_without_places(metadata['command'])}",
         "",
-        "All settings are in `run.json`, the loss at each step in `trainer_state.json`.",
+        "All settings are in `run.json`, the loss at each step in `trainer_state.json`, where the "
+        "model was trained.",
         "",
         "## Versions",
         "",
@@ -131,6 +132,16 @@ def command(config: FitConfig) -> str:
             for each in value if isinstance(value, tuple) else [value]:
                 words += [flag(f.name), str(each)]
     return shlex.join(words)
+
+
+def _without_places(command: str) -> str:
+    """Return a command with the last part of each full path: the card is for other machines.
+
+    >>> _without_places("duet fit --data-path /home/me/chats=0.3 --output-dir out")
+    'duet fit --data-path chats=0.3 --output-dir out'
+    """
+    words = shlex.split(command)
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
 
 
 def _front_matter(settings: dict[str, Any]) -> str:

@@ -47,6 +47,8 @@ _WEIGHTS = (
     "pytorch_model-*-of-*.bin",
     "pytorch_model.bin.index.json",
 )
+MODEL_FILES = (*_WEIGHTS, "config.json", "generation_config.json", *TOKENIZER_FILES)
+"""What others load, as names and patterns of names; no path of this machine stands in it."""
 _INDEX = "model.safetensors.index.json"
 
 

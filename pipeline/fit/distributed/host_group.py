@@ -6,12 +6,15 @@ a slow disk; they wait here, on gloo, with a limit of their own. gloo notices at
 process that it waits for is gone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from pipeline.errors import DuetError
 
 LONGEST_WAIT = timedelta(hours=2)
 """For a process that hashes or writes: flan-t5-xxl with AdamW is 132 GB."""
@@ -60,6 +63,21 @@ class HostGroup:
         values: list[Any] = [value]
         dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]  # type: ignore[no-any-return]
+
+    def run_on_first(self, work: Callable[[], object]) -> None:
+        """Let the first process work while the others wait.
+
+        Raises:
+            DuetError: What ``work`` raises, in all of them.
+        """
+        refusal: DuetError | None = None
+        if self.rank == 0:
+            try:
+                work()
+            except DuetError as error:  # the others wait to hear of it
+                refusal = error
+        if (refusal := self.from_first(refusal)) is not None:
+            raise refusal
 
     def sum(self, values: list[float]) -> torch.Tensor:
         """Return the sums over all processes of some numbers."""

@@ -75,11 +75,16 @@ def test_the_model_card_says_what_the_model_is_made_of(config: FitConfig, tiny: 
     assert "6 steps of 4 rows" in text
 
 
-def test_the_command_on_the_card_gives_the_run_again(config: FitConfig, tmp_path: Path) -> None:
+def test_the_command_of_a_run_gives_it_again_and_is_on_the_card_without_places(
+    config: FitConfig, tmp_path: Path
+) -> None:
     out = fit(config)
     log, other = log_of(out), tmp_path / "other"
     words = shlex.split(command(changed(config, output_dir=str(other))))
-    assert f"    {command(config)}\n" in (out / "README.md").read_text("utf-8")
+    assert json.loads((out / "run.json").read_text("utf-8"))["command"] == command(config)
+    card = (out / "README.md").read_text("utf-8")
+    assert str(tmp_path) not in card
+    assert f" --data-path {Path(config.data_path[0]).name} " in card
     assert run(words[1:]) == 0
     assert log_of(other) == log
 
