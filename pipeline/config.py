@@ -287,6 +287,25 @@ class FitOptions(Settings):
     save_only_model: bool = option(
         False, help="Save checkpoints without the optimizer's state: they cannot be resumed."
     )
+    load_best_model_at_end: bool = option(
+        False,
+        help="Keep the best checkpoint, and write its weights as the trained model. Saves must "
+        "fall on evaluations, as in the Hugging Face trainer.",
+    )
+    metric_for_best_model: (
+        Literal["loss", "eval_loss", "bits_per_byte", "eval_bits_per_byte"] | None
+    ) = option(None, help="Metric that says which evaluation is best. Default: loss.")
+    greater_is_better: bool | None = option(
+        None, help="Whether a larger metric is better. Default: no, the metrics are losses."
+    )
+    early_stopping_patience: int | None = option(
+        None,
+        at_least(1),
+        help="Stop after so many evaluations in a row without a better one. Default: never.",
+    )
+    early_stopping_threshold: float = option(
+        0.0, at_least(0), help="How much better an evaluation must be to count for the patience."
+    )
     resume_anyway: bool = option(
         False, help="Resume from a checkpoint that was made with other settings, where possible."
     )

@@ -55,6 +55,8 @@ class StepSettings:
     eval_steps: float | None = None
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: float = 500
+    load_best_model_at_end: bool = False
+    early_stopping_patience: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -134,21 +134,14 @@ REFUSED = {
     "--generation-config": Refusal(_GENERATION),
     "--generation-max-length": Refusal(_GENERATION),
     "--generation-num-beams": Refusal(_GENERATION),
-    "--greater-is-better": Refusal("the last model is kept; evaluations are in trainer_state.json"),
     "--half-precision-backend": Refusal("use --bf16", ("auto",)),
     "--hub-revision": Refusal("the model is pushed to the repository's main branch", ("main",)),
-    "--load-best-model-at-end": Refusal(
-        "the last model is kept; evaluations are in trainer_state.json"
-    ),
     "--load-in-4bit": Refusal("use --quantize 4bit with --lora-r 16"),
     "--load-in-8bit": Refusal("use --quantize 4bit with --lora-r 16"),
     "--lr": Refusal("use --learning-rate"),
     "--max-eval-samples": Refusal("prepare with a smaller --eval-fraction"),
     "--max-seq-length": Refusal("use --model-max-length of duet prepare"),
     "--max-source-length": Refusal("use --model-max-length of duet prepare"),
-    "--metric-for-best-model": Refusal(
-        "the last model is kept; evaluations are in trainer_state.json"
-    ),
     "--model": Refusal("use --model-name-or-path"),
     "--neftune-noise-alpha": Refusal(
         "there is no noise on embeddings; --dropout and --label-smoothing-factor regularize"

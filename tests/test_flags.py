@@ -105,7 +105,7 @@ def test_an_unknown_switch_names_a_switch(rest: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["--frobnicate", "--verbose", "--num-gpus", "--temperature", "--early", "--config-name"],
+    ["--frobnicate", "--verbose", "--num-gpus", "--temperature", "--shuffle", "--config-name"],
 )
 def test_a_flag_that_resembles_none_names_none(given: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -78,15 +78,55 @@ def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes:
     total = options.max_steps
     if total < 1:
         total = max(1, math.ceil(options.num_train_epochs * steps_per_epoch - _EPSILON))
+    evaluation = _evaluation(options, eval_rows, total)
+    saving = _repeated(options.save_strategy, options.save_steps, total)
+    _check_best(options, evaluation, saving)
     return RunPlan(
         rows_per_step=rows_per_step,
         rows_source=source,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         logging=Schedule(every=steps_of(options.logging_steps, total), at_end=True),
-        evaluation=_evaluation(options, eval_rows, total),
-        saving=_repeated(options.save_strategy, options.save_steps, total),
+        evaluation=evaluation,
+        saving=saving,
     )
+
+
+def _check_best(options: StepSettings, evaluation: Schedule, saving: Schedule) -> None:
+    """Refuse a best model where there is nothing to compare, or no checkpoint of it.
+
+    Raises:
+        ConfigError: There are no evaluations, or saves do not fall on them.
+    """
+    asked = {
+        "--load-best-model-at-end": options.load_best_model_at_end,
+        "--early-stopping-patience": options.early_stopping_patience,
+    }
+    for name in (name for name, value in asked.items() if value and not evaluation):
+        raise ConfigError(
+            "there is no evaluation to compare",
+            where=name,
+            got="no evaluation in this run",
+            do="give --eval-steps, and prepare with --eval-fraction",
+        )
+    every, save_every = evaluation.every, saving.every
+    fits = saving.each_epoch and evaluation.each_epoch
+    fits = fits or (every is not None and save_every is not None and save_every % every == 0)
+    if options.load_best_model_at_end and not fits:
+        raise ConfigError(
+            "checkpoints do not fall on evaluations",
+            where="--load-best-model-at-end",
+            got=f"saves {_words(saving)}, evaluations {_words(evaluation)}",
+            do="give --save-steps a multiple of --eval-steps, or both strategies epoch",
+        )
+
+
+def _words(schedule: Schedule) -> str:
+    if schedule.each_epoch:
+        return "each epoch"
+    if schedule.every is not None:
+        return f"every {schedule.every} steps"
+    return "at the end alone" if schedule else "never"
 
 
 def _rows_per_step(options: StepSettings, processes: int) -> tuple[int, str]:

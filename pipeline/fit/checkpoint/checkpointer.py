@@ -21,6 +21,7 @@ import torch
 from pipeline.errors import CheckpointError, DuetError
 from pipeline.fit.checkpoint.format import (
     Checkpoint,
+    checked_checkpoint,
     delete_oldest,
     find_checkpoint,
     publish_checkpoint,
@@ -160,7 +161,7 @@ class Checkpointer:
             step=checkpoint.state.step,
             anyway=settings.resume_anyway,
         )
-        ended = checkpoint.state.step == settings.total_steps
+        ended = checkpoint.state.step == settings.total_steps or checkpoint.state.stopped_early
         finished = ended and is_trained(settings.output, checkpoint.state)
         if not finished and not checkpoint.has_optimizer:
             raise CheckpointError(
@@ -203,14 +204,18 @@ class Checkpointer:
         if writing is not None:
             note(writing.result())
 
-    def save_pretrained(self, state: TrainState, run_metadata: dict[str, Any]) -> None:
+    def save_pretrained(
+        self, state: TrainState, run_metadata: dict[str, Any], *, best_step: int = 0
+    ) -> None:
         """Write the trained folder, and wait for it.
 
         Args:
             state: The run's last.
             run_metadata: What stands in ``run.json``.
+            best_step: The checkpoint that is written instead; 0: the state's own weights.
 
         Raises:
+            CheckpointError: That checkpoint is not there, or damaged.
             ModelError: A weight is infinite or NaN.
             OutputError: The folder, or the checkpoint before, could not be written.
         """
@@ -229,6 +234,7 @@ class Checkpointer:
                 weights.copied(copies),
                 run_metadata=run_metadata,
                 trainer_state=settings.describe(state.progress),
+                best=checked_checkpoint(settings.output, best_step) if best_step else None,
             )
             write_card(settings.output, model_card(run_metadata, state.progress))
 

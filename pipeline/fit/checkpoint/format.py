@@ -126,6 +126,24 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
     return None
 
 
+def checked_checkpoint(output: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step, which is complete.
+
+    Raises:
+        CheckpointError: It is not there, or damaged.
+    """
+    folder = output / f"checkpoint-{step}"
+    try:
+        return _read(folder, step).folder
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+        raise CheckpointError(
+            "the best checkpoint is not there, or damaged",
+            where=folder,
+            got=error.got if isinstance(error, DuetError) else error,
+            do="put it back; or the same command without --load-best-model-at-end writes the last",
+        ) from error
+
+
 def temporary_folder(output: Path, step: int) -> Path:
     """Return where a checkpoint is written before it is complete."""
     return output / f".checkpoint-{step}.{os.getpid()}.tmp"

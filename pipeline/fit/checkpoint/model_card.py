@@ -71,7 +71,12 @@ def model_card(metadata: dict[str, Any], state: RunState) -> str:
     """
     settings, prepared = metadata["settings"], metadata["prepared"]
     counts = prepared["rows"] | prepared["counts"]
-    last = {name: entry[name] for entry in state.log for name in _FIGURES if name in entry}
+    last = {
+        name: entry[name]
+        for entry in _entries_of_the_model(settings, state)
+        for name in _FIGURES
+        if name in entry
+    }
     plural = "es" if metadata["processes"] > 1 else ""
     lines = [
         _front_matter(settings),
@@ -106,6 +111,13 @@ def model_card(metadata: dict[str, Any], state: RunState) -> str:
         *_table(metadata["versions"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _entries_of_the_model(settings: dict[str, Any], state: RunState) -> list[dict[str, float]]:
+    """Return the log without evaluations of other weights than the trained folder's."""
+    if not settings["load_best_model_at_end"]:
+        return state.log
+    return [e for e in state.log if "eval_loss" not in e or e["step"] == state.best_step]
 
 
 def write_card(output: Path, text: str) -> None:

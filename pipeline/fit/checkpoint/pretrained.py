@@ -168,6 +168,7 @@ def write_trained(
     *,
     run_metadata: Mapping[str, Any],
     trainer_state: str,
+    best: Path | None = None,
 ) -> None:
     """Write the trained model into the output folder, ``trainer_state.json`` last.
 
@@ -179,12 +180,15 @@ def write_trained(
         weights: What is written in place of the model's own.
         run_metadata: What stands in ``run.json``.
         trainer_state: The content of ``trainer_state.json``.
+        best: A checkpoint whose weights are written in place of these.
 
     Raises:
         OutputError: It cannot be written.
     """
     temporary = output / f".trained.{os.getpid()}.tmp"
     save_model(temporary, model, tokenizer, weights)
+    if best is not None:
+        _take_weights(best, temporary)
     with output_errors(output):
         (output / STATE_FILE).unlink(missing_ok=True)  # until it is back, this is not complete
         new = sorted(path.name for path in temporary.iterdir())
@@ -198,6 +202,16 @@ def write_trained(
     text = json.dumps(run_metadata, indent=2, ensure_ascii=False, default=str)
     write_file(output / RUN_FILE, text + "\n")
     write_file(output / STATE_FILE, trainer_state)
+
+
+def _take_weights(checkpoint: Path, folder: Path) -> None:
+    """Put a checkpoint's weights in the place of those in a folder."""
+    with output_errors(folder):
+        for pattern in _WEIGHTS:
+            for path in folder.glob(pattern):
+                path.unlink()
+            for path in checkpoint.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
 
 
 def _delete_stale(output: Path, new: Sequence[str]) -> None:

@@ -50,6 +50,16 @@ class RunState:
     """All steps."""
     evaluation_is_due: bool = False
     """Whether the evaluation after this step is still to come: a signal ended it."""
+    best_metric: float | None = None
+    """Of the best evaluation so far."""
+    best_step: int = 0
+    """The step after which it was; 0: none."""
+    best_model_checkpoint: str | None = None
+    """Where its checkpoint is, if it is kept."""
+    evaluations_without_gain: int = 0
+    """Evaluations in a row that were not better than the best by enough."""
+    stopped_early: bool = False
+    """Whether the run ended for want of a better one."""
     log: list[dict[str, float]] = field(default_factory=list)
 
     def progress(self) -> dict[str, Any]:
@@ -67,14 +77,17 @@ class RunState:
         """
         window, whole = Sums(**values["window"]), Sums(**values["whole"])
         state = cls(**values | {"window": window, "whole": whole, "log": log})
-        counts = (state.step, state.tokens_seen, state.rows_seen, window.tokens, whole.tokens)
+        counts = (
+            *(state.step, state.tokens_seen, state.rows_seen, window.tokens, whole.tokens),
+            *(state.best_step, state.evaluations_without_gain),
+        )
         numbers = (state.seconds, window.loss, whole.loss)
         if not all(isinstance(value, int) for value in counts):
             raise TypeError("a count that is no whole number")
         if not all(isinstance(value, (int, float)) for value in numbers):
             raise TypeError("a value that is no number")
-        if not isinstance(state.evaluation_is_due, bool):
-            raise TypeError("evaluation_is_due is neither true nor false")
+        if not all(isinstance(v, bool) for v in (state.evaluation_is_due, state.stopped_early)):
+            raise TypeError("a value that is neither true nor false")
         if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
             raise TypeError("a log that is no list of entries")
         return state
@@ -100,8 +113,9 @@ def trainer_state_json(state: RunState, plan: RunPlan, *, rows_at_once: int) -> 
         rows_at_once: ``--per-device-train-batch-size``.
     """
     values: dict[str, Any] = {
-        "best_metric": None,
-        "best_model_checkpoint": None,
+        "best_global_step": state.best_step or None,
+        "best_metric": state.best_metric,
+        "best_model_checkpoint": state.best_model_checkpoint,
         "epoch": plan.epoch_at(state.step),
         "eval_steps": plan.evaluation.every or plan.total_steps,
         "global_step": state.step,

@@ -36,6 +36,7 @@ from pipeline.fit.model.compile import compile_layers
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.schedule import RunPlan
+from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
@@ -151,6 +152,7 @@ def build_trainer(
             late=can_read_late(optimizer, device),
         ),
         evaluator=evaluator,
+        best=BestModelTracker.from_config(config),
         checkpointer=checkpointer,
         meter=ThroughputMeter(
             device=device,

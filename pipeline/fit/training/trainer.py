@@ -14,6 +14,7 @@ from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.signals import GracefulShutdown
 from pipeline.fit.schedule import RunPlan
+from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
@@ -41,6 +42,8 @@ class Trainer:
     """Trains on the batches of a step."""
     evaluator: Evaluator | None
     """Evaluates the split eval; None where there is none."""
+    best: BestModelTracker
+    """Which evaluation was best."""
     checkpointer: Checkpointer
     """Saves it."""
     meter: ThroughputMeter
@@ -92,7 +95,11 @@ class Trainer:
             ModelError: A weight is infinite or NaN.
             OutputError: It cannot be written.
         """
-        self.checkpointer.save_pretrained(self.train_state, self.run_metadata)
+        state, best_step = self.state, 0
+        if self.best.keeps_best and state.best_step not in (0, state.step):
+            best_step = state.best_step
+            note(f"the trained model is checkpoint-{best_step}, the best")
+        self.checkpointer.save_pretrained(self.train_state, self.run_metadata, best_step=best_step)
 
     def _say_how_to_resume(self, stop: signal.Signals) -> None:
         step, total = self.state.step, self.plan.total_steps
@@ -109,11 +116,15 @@ class Trainer:
     def _take_steps(self) -> signal.Signals | None:
         plan, state = self.plan, self.state
         start, before = time.perf_counter(), state.seconds
+        self.checkpointer.protected = self.best.protected(state)
         if stop := self._evaluate_if_due():
             return stop  # nothing is new since the checkpoint
+        if state.stopped_early:
+            return None
         rows = map(self.sampler.rows_of, range(state.step, plan.total_steps))
         self.meter.resume()
         last: PendingStep | None = None
+        stop = None
         with self.loader.ahead(rows) as feeds:
             for step, feed in enumerate(feeds, state.step + 1):
                 self.callback.on_step_begin(step)
@@ -128,16 +139,18 @@ class Trainer:
                 state.evaluation_is_due = plan.due(plan.evaluation, step)
                 unfinished = step < plan.total_steps or state.evaluation_is_due
                 stop = (asked or result.stop) if unfinished else None
+                best_before = state.best_step
                 stop = stop or self._evaluate_if_due()
+                found_best = self.best.keeps_best and state.best_step != best_before
                 state.seconds = before + time.perf_counter() - start
-                if plan.due(plan.saving, step) or stop:
+                if plan.due(plan.saving, step) or stop or found_best or state.stopped_early:
                     self.checkpointer.save(self.train_state)
                     self.callback.on_save(step)
-                if stop:
-                    return stop
+                if stop or state.stopped_early:
+                    break
                 self.meter.resume()
         state.seconds = before + time.perf_counter() - start
-        return None
+        return stop
 
     def _is_anything_due(self, step: int) -> bool:
         """Return whether something follows the step that must know what it found out."""
@@ -165,6 +178,13 @@ class Trainer:
             return found
         self.state.evaluation_is_due = False
         self._enter(found)
+        self.best.update(self.state, found)
+        self.checkpointer.protected = self.best.protected(self.state)
+        if self.state.stopped_early:
+            note(
+                f"no better evaluation {self.state.evaluations_without_gain} times in a row: "
+                f"stopped after step {self.state.step} of {self.plan.total_steps}"
+            )
         return None
 
     def _asked_to_stop(self) -> signal.Signals | None:

@@ -142,6 +142,9 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"adam_beta1": 0.8}, "--adam-beta1"),
     ({"adam_beta2": 0.9}, "--adam-beta2"),
     ({"adam_epsilon": 1e-6}, "--adam-epsilon"),
+    ({"dropout": 0.2}, "--dropout"),
+    ({"label_smoothing_factor": 0.1}, "--label-smoothing-factor"),
+    ({"lr_scheduler_kwargs": "num_cycles=2"}, "--lr-scheduler-kwargs"),
 ]
 OFFERS = {
     "rows per step": "give --train-batch-size 4, --resume-anyway to go on with this one, ",
@@ -162,6 +165,8 @@ NO_OTHER_RUN = {
         "run_name",
         "cache_dir",
     ),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("early_stopping_patience", "early_stopping_threshold"),
     *("fp16", "fsdp", "fsdp_transformer_layer_cls_to_wrap"),
 }
 """What may change: the steps are the same, but for rounding."""
