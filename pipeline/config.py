@@ -67,10 +67,12 @@ class PrepareOptions(Settings):
     model_max_length: int = option(
         2048,
         at_least(64, do="give 64 or more: the header and both tags must fit"),
-        help="Most tokens of an encoder or a decoder row, </s> counted; 64 or more.",
+        help="Maximum sequence length of encoder and decoder, in tokens with </s>; 64 or more.",
     )
     max_target_length: int | None = option(
-        None, at_least(1), help="Most tokens of a decoder row. Default: --model-max-length."
+        None,
+        at_least(1),
+        help="Maximum length of the decoder sequence, in tokens. Default: --model-max-length.",
     )
     eval_fraction: float = option(
         0.0,
@@ -247,7 +249,8 @@ class FitOptions(Settings):
     )
     optim: Optimizer = option(
         "adamw_torch",
-        help="Optimizer; adamw_8bit keeps its moments in a byte each (bitsandbytes).",
+        help="Optimizer: adamw_torch, adamw_torch_fused, adafactor, or adamw_8bit (8-bit states, "
+        "bitsandbytes).",
     )
     adam_beta1: float = option(0.9, share(), help="Beta1 of AdamW, 0 to 1.")
     adam_beta2: float = option(0.999, share(), help="Beta2 of AdamW, 0 to 1.")
@@ -269,13 +272,13 @@ class FitOptions(Settings):
     )
     eval_strategy: Strategy | None = option(
         None,
-        help="When to evaluate. Default: every --eval-steps if given, and at the end, "
-        "where there is a split eval.",
+        help="Evaluation strategy: no, steps or epoch. Default: steps if --eval-steps is given, "
+        "and at the end of training, where there is an eval split.",
     )
     eval_steps: float | None = option(
         None, above(0), help="Steps between evaluations; below 1: a fraction of all steps."
     )
-    save_strategy: Strategy = option("steps", help="When to save checkpoints.")
+    save_strategy: Strategy = option("steps", help="Checkpoint save strategy: no, steps or epoch.")
     save_steps: float = option(
         500, above(0), help="Steps between checkpoints; below 1: a fraction of all steps."
     )
@@ -334,11 +337,12 @@ class FitOptions(Settings):
     )
     lora_target_modules: str | None = option(
         None,
-        help="Layers that get LoRA, with commas. Default: those of q,k,v,o,wi,wi_0,wi_1,wo "
-        "that the model has.",
+        help="Modules to apply LoRA to, separated by commas. Default: those of "
+        "q,k,v,o,wi,wi_0,wi_1,wo that the model has.",
     )
     quantize: Literal["4bit"] | None = option(
-        None, help="With LoRA: keep the frozen layers in four bits (bitsandbytes, NF4)."
+        None,
+        help="Quantization of the frozen base model under LoRA (QLoRA): 4bit, NF4 of bitsandbytes.",
     )
     num_data: int = option(
         -1,
@@ -350,11 +354,13 @@ class FitOptions(Settings):
     )
     fsdp: str = option(
         "",
-        help="Share weights, gradients and optimizer out over the processes: full_shard (least "
-        "memory) or shard_grad_op (less communication).",
+        help="Fully Sharded Data Parallel: full_shard shards parameters, gradients and optimizer "
+        "states; shard_grad_op keeps parameters gathered between forward and backward pass.",
     )
     fsdp_transformer_layer_cls_to_wrap: str = option(
-        "", help="Layers that FSDP gathers one at a time. Default: T5Block, or the model's own."
+        "",
+        help="Transformer layer classes to wrap with FSDP, separated by commas. Default: T5Block, "
+        "or the model's own.",
     )
 
     def check(self) -> None:
@@ -477,10 +483,10 @@ class FitConfig(HubOptions, FitOptions):
         REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder of checkpoints and of the trained model."
     )
     dry_run: bool = option(
-        False, help="Print steps, padding, memory and time of the run, and write nothing."
+        False, help="Estimate steps, padding, memory and time of the run; train and write nothing."
     )
     model_max_length: int | None = option(
-        None, help="Checked against the prepared folder's; the rows are cut there already."
+        None, help="Maximum sequence length; only checked against that of the prepared folder."
     )
 
     def check(self) -> None:
