@@ -1,6 +1,8 @@
 """Finds one file of a model, in a folder or on the Hugging Face hub (its local cache first)."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ModelError
@@ -10,12 +12,17 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
     """Return the path of a model's file, or None where the model has no such file.
 
     Raises:
-        ModelError: The folder does not exist and the hub does not have, or give, the model.
+        ModelError: The folder does not exist and the hub does not have, or give, the model; or the
+            file may not be read.
     """
     folder = Path(name_or_path)
-    if folder.is_dir():
-        path = folder / filename
-        return path if path.is_file() else None
+    with permission_errors():
+        if folder.is_dir():
+            path = folder / filename
+            if not path.is_file():
+                return None
+            path.open("rb").close()  # here, as some libraries call what they may not read missing
+            return path
     # Imported late: only names of the hub need it.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -43,3 +50,31 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
         got=got,
         do="give a folder with config.json and a tokenizer, or a hub name",
     )
+
+
+@contextlib.contextmanager
+def permission_errors() -> Iterator[None]:
+    """Call a missing permission to read a model's folder or file that, in one clear line."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ModelError(
+            "a model may not be read",
+            where=error.filename,
+            got="permission denied",
+            do="have its owner allow it, with chmod -R a+rX and the model's folder",
+        ) from error
+
+
+def check_readable(folder: Path) -> None:
+    """Refuse a folder in which there is something that may not be read.
+
+    For when a library could not read it: safetensors says "no such file" then.
+
+    Raises:
+        ModelError: There is.
+    """
+    with permission_errors(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in folder.iterdir():
+            if path.is_file():
+                path.open("rb").close()

@@ -21,6 +21,7 @@ from pipeline.generation.engine.decoder import Decoder
 from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.engine.transformers_decoder import TransformersDecoder
 from pipeline.generation.source import SourceEncoder
+from pipeline.hub import permission_errors
 from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import saved_length
@@ -105,7 +106,9 @@ def check_trained(folder: Path) -> None:
         InputError: It does not.
     """
     names = ("config.json", ADAPTER_FILES[1], _EXPORTED)
-    if not any((folder / name).is_file() for name in names):
+    with permission_errors():
+        found = any((folder / name).is_file() for name in names)
+    if not found:
         raise InputError(
             "no trained model",
             where=folder,

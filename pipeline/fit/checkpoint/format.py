@@ -105,13 +105,15 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
 
     Raises:
         CheckpointError: There are checkpoints of this program, and none can be used: to start
-            anew would replace them.
+            anew would replace them. Or the newest may not be read.
     """
     unusable: list[tuple[Path, Exception]] = []
     for step, folder in sorted(_folders(output), reverse=True):
         try:
             return _read(folder, step)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+            if isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError):
+                raise _denied(folder, error) from error
             note(f"{folder.name} is incomplete or damaged ({error}); passed over")
             if (folder / MANIFEST).exists():
                 unusable.append((folder, error))
@@ -142,6 +144,16 @@ def checked_checkpoint(output: Path, step: int) -> Path:
             got=error.got if isinstance(error, DuetError) else error,
             do="put it back; or the same command without --load-best-model-at-end writes the last",
         ) from error
+
+
+def _denied(folder: Path, error: Exception) -> CheckpointError:
+    """Return the error for a checkpoint that is there, of which something may not be read."""
+    return CheckpointError(
+        "a checkpoint may not be read",
+        where=getattr(error, "filename", None) or getattr(error, "where", folder),
+        got="permission denied",
+        do="have its owner allow it (chmod -R a+rX), or give another --output-dir",
+    )
 
 
 def temporary_folder(output: Path, step: int) -> Path:

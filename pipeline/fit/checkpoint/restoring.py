@@ -17,6 +17,7 @@ from pipeline.fit.checkpoint.train_state import restore_rng_state
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp import is_sharded, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
+from pipeline.fit.distributed.launch import is_of_a_collective
 from pipeline.fit.training.optim import take_over
 
 
@@ -56,10 +57,10 @@ def restore(
             return False
         restore_rng_state(checkpoint.rng_state(group.rank))
         return True
-    except (DuetError, dist.DistError):
+    except DuetError:
         raise
     except Exception as error:  # states of a wrong shape fail wherever they are first used
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_of_a_collective(error):
             raise
         raise damaged(checkpoint.folder, error) from error
 

@@ -94,7 +94,7 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     try:
         yield accelerator
     except RuntimeError as error:
-        if accelerator.num_processes > 1 and _is_of_a_collective(error):
+        if accelerator.num_processes > 1 and is_of_a_collective(error):
             raise _left_alone(accelerator, error) from error
         raise
     # Only after a good end: after a fault the others may wait in a collective, and so would this.
@@ -103,7 +103,7 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _is_of_a_collective(error: RuntimeError) -> bool:
+def is_of_a_collective(error: Exception) -> bool:
     """Return whether torch raised it because it could not reach another process."""
     # gloo has no class of its own: its messages begin with the place in its source.
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)

@@ -41,7 +41,7 @@ from pipeline.fit.model.token_ids import (
     own_token_ids,
     piece_ids,
 )
-from pipeline.hub import find_model_file
+from pipeline.hub import check_readable, find_model_file
 from pipeline.logs import note
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.tokenizer import TextTokenizer
@@ -284,6 +284,7 @@ def _model_errors(where: object) -> Iterator[None]:
     except DuetError:
         raise
     except Exception as error:
+        check_readable(Path(str(where)))
         lines = str(error).strip().splitlines() or [""]
         raise ModelError(
             "the model cannot be loaded",

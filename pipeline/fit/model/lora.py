@@ -26,7 +26,7 @@ from pipeline.config_views import LoraSettings
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.model.embedding import embedding_weights, is_tied
 from pipeline.fit.model.quantizing import quiet_bitsandbytes
-from pipeline.hub import find_model_file
+from pipeline.hub import find_model_file, permission_errors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
@@ -184,7 +184,8 @@ def is_adapted(model: Any) -> bool:
 
 def is_adapter(folder: Path) -> bool:
     """Tell whether a folder holds an adapter, not a whole model."""
-    return (folder / ADAPTER_FILES[1]).is_file()
+    with permission_errors():
+        return (folder / ADAPTER_FILES[1]).is_file()
 
 
 def save_adapter(folder: Path, model: Any, tensors: dict[str, torch.Tensor] | None = None) -> None:

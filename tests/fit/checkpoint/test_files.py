@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.fit.checkpoint.format import delete_oldest, find_checkpoint
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
 from pipeline.fit.checkpoint.pretrained import weight_files
 from pipeline.fit.stage import fit
-from scripts.ranks import run_in
+from scripts.ranks import Ranks, run_in
 from tests.fit.helpers import assert_same_weights, changed, log_of, weights_of
 
 
@@ -148,9 +149,10 @@ def fit_counting_reads(config: FitConfig, folder: Path) -> None:
     """Run ``fit``, and note the optimizer's files that ``torch.load`` opens, by process."""
     load, opened = torch.load, []
 
-    def noted(path: Path, **kwargs: object) -> object:
-        opened.append([Path(path).name, kwargs.get("mmap")])
-        return load(path, **kwargs)
+    def noted(file: object, **kwargs: object) -> object:
+        if isinstance(file, Path):  # not the bytes of an object that a process was sent
+            opened.append([file.name, kwargs.get("mmap")])
+        return load(file, **kwargs)
 
     torch.load = noted
     fit(config)
@@ -210,8 +212,6 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_looks_complete(
     config: FitConfig, tmp_path: Path
 ) -> None:
     config = changed(config, train_batch_size=4, save_strategy="steps", save_steps=3)
-    from scripts.ranks import Ranks
-
     ranks = Ranks(2, fit_and_die_writing, config, folder=tmp_path / "said")
     codes = ranks.end(timeout=120)
     assert codes[1] == -9
@@ -225,8 +225,6 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_looks_complete(
 
 def fit_and_die_writing(config: FitConfig) -> None:
     """Run ``fit``; the second process dies when its part is half written."""
-    import signal
-
     from pipeline.fit.checkpoint import checkpointer
 
     save = checkpointer.save_weights
@@ -238,4 +236,30 @@ def fit_and_die_writing(config: FitConfig) -> None:
         return save(path, tensors)  # type: ignore[arg-type]
 
     checkpointer.save_weights = die  # type: ignore[assignment]
+    fit(config)
+
+
+@pytest.mark.slow
+def test_a_process_lost_while_resuming_is_no_damaged_checkpoint(
+    config: FitConfig, tmp_path: Path
+) -> None:
+    config = changed(config, train_batch_size=4, save_strategy="steps", save_steps=3)
+    run_in(2, fit, config, folder=tmp_path / "said")
+    shutil.rmtree(Path(config.output_dir) / "checkpoint-6")
+    ranks = Ranks(2, fit_and_die_reading, config, folder=tmp_path / "said")
+    assert ranks.end(timeout=120) == [-9, 1]
+    assert "another process of the run has ended" in ranks.said(1)
+    assert "damaged" not in ranks.said(1)
+
+
+def fit_and_die_reading(config: FitConfig) -> None:
+    """Run ``fit``; the first process dies as it reads the optimizer's state."""
+    load = torch.load
+
+    def die(file: object, **kwargs: object) -> object:
+        if isinstance(file, Path) and file.name.startswith("optimizer"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(file, **kwargs)
+
+    torch.load = die
     fit(config)

@@ -1,6 +1,7 @@
 """Several nodes: here two, of one process each, on one machine; no disk but OUT is shared."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,15 +86,28 @@ def test_two_nodes_prepare_for_themselves_and_train_as_one(
 
 
 @pytest.mark.slow
-def test_a_node_without_the_checkpoint_is_named(still: Path, tmp_path: Path) -> None:
+def test_without_a_shared_disk_one_node_writes_and_all_need_the_checkpoint(
+    still: Path, tmp_path: Path
+) -> None:
     nodes = [tmp_path / "a", tmp_path / "b"]
     first = on_nodes(nodes, "out", still, "--max-steps=2")
     assert [code for code, _ in first] == [0, 0], first
     assert (nodes[0] / "out" / "trainer_state.json").is_file()
     assert not (nodes[1] / "out").exists()
+    # Process 0 alone sees where it writes, and writes all of it.
+    assert first[0][1].count("checkpoints are written where process 0 runs") == 1
+    assert {path.name for path in (nodes[0] / "out" / "checkpoint-2").glob("[mo]*[st]")} == {
+        "model.safetensors",
+        "optimizer.pt",
+    }
     again = on_nodes(nodes, "out", still, "--max-steps=4", "--resume-anyway")
     for code, said in again:
         assert code == 1
         (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
         assert "a node does not see the checkpoint" in line
         assert "out/checkpoint-2" in line
+    shutil.copytree(nodes[0] / "out", nodes[1] / "out")
+    copied = on_nodes(nodes, "out", still, "--max-steps=4", "--resume-anyway")
+    assert [code for code, _ in copied] == [0, 0], copied
+    assert (nodes[0] / "out" / "checkpoint-4").is_dir()
+    assert not (nodes[1] / "out" / "checkpoint-4").exists()
