@@ -70,7 +70,7 @@ class HashedFile:
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
 
-def write_safetensors(file: HashedFile, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_safetensors(tensors: Mapping[str, torch.Tensor], file: HashedFile) -> None:
     """Write tensors, in main memory, in the format of safetensors."""
     order = list(_DTYPES)
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
@@ -79,11 +79,8 @@ def write_safetensors(file: HashedFile, tensors: Mapping[str, torch.Tensor]) -> 
     for name in names:
         tensor, start = tensors[name], end
         end += tensor.nbytes
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        entry = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = entry | {"data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)

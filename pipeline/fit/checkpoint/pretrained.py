@@ -14,13 +14,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
-from pipeline.fit.checkpoint.staging import Weights, deal, size_of, weights_of_model
+from pipeline.fit.checkpoint.staging import Weights, size_of, weights_of_model
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.lora import (
@@ -34,6 +32,7 @@ from pipeline.logs import note
 from pipeline.store.atomic import output_errors, sync_folder, write_file
 from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
+K = TypeVar("K")
 STATE_FILE = "trainer_state.json"
 RUN_FILE = "run.json"
 MAX_SHARD_BYTES = 5 * 1000**3
@@ -88,7 +87,9 @@ def save_model(folder: Path, model: Any, tokenizer: Path, weights: Weights | Non
         save_config(folder, model, weights, files)
         if not is_adapted(model):
             for file, names in files.items():
-                save_weights(folder / file, {name: weights.tensors[name] for name in names})
+                tensors = {name: weights.tensors[name].detach().cpu() for name in names}
+                with HashedFile(folder / file) as target:
+                    write_safetensors(tensors, target)
         copy_tokenizer(tokenizer, folder)
 
 
@@ -99,21 +100,32 @@ def weight_files(sizes: Mapping[str, int], writers: int = 1) -> dict[str, list[s
         sizes: The bytes of each weight.
         writers: Processes that write; each gets as many files, of about the same size.
     """
-    total = sum(sizes.values())
-    parts = deal(sizes, writers * max(1, math.ceil(total / (MAX_SHARD_BYTES * writers))))
-    parts = [part for part in parts if part]
-    if len(parts) < 2:
-        return {"model.safetensors": list(sizes)}
-    return {
-        f"model-{i:05d}-of-{len(parts):05d}.safetensors": names for i, names in enumerate(parts, 1)
-    }
+    each = math.ceil(sum(sizes.values()) / (MAX_SHARD_BYTES * writers))
+    return deal_files("model.safetensors", sizes, writers * max(each, 1))
 
 
-def save_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Write weights into one file; return what tells it from a damaged one."""
-    with HashedFile(path) as file:
-        write_safetensors(file, {name: t.detach().cpu() for name, t in tensors.items()})
-    return file.seal()
+def deal_files(name: str, sizes: Mapping[K, int], count: int) -> dict[str, list[K]]:
+    """Deal things out to files of about the same size, called as Hugging Face calls them.
+
+    Args:
+        name: That of the file, if it is one.
+        sizes: The bytes of each thing.
+        count: Of files; they are fewer where there are not as many things.
+
+    >>> deal_files("a.pt", {"shared": 9, "q": 2, "k": 2, "wi": 4}, 2)
+    {'a-00001-of-00002.pt': ['shared'], 'a-00002-of-00002.pt': ['wi', 'q', 'k']}
+    """
+    count = min(count, len(sizes))
+    if count < 2:
+        return {name: list(sizes)}
+    parts: list[list[K]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        at = loads.index(min(loads))
+        parts[at].append(key)
+        loads[at] += sizes[key]
+    stem, suffix = name.split(".")
+    return {f"{stem}-{i:05d}-of-{count:05d}.{suffix}": part for i, part in enumerate(parts, 1)}
 
 
 def save_config(

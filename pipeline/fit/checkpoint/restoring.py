@@ -71,16 +71,14 @@ def _optimizer_state(
     weights = [weight for each in optimizer.param_groups for weight in each["params"]]
     if any(map(is_sharded, weights)):
         return shard_optimizer_state(optimizer, checkpoint.optimizer_state())
-    saved: Any = None
-    if group.rank == 0:
-        try:
-            saved = checkpoint.optimizer_state()
-        except DuetError as error:  # the others wait to hear of it
-            saved = error
-    outline = group.from_first(_outline(saved))
-    if isinstance(outline, DuetError):
-        raise outline
-    here = tensors_of(saved["state"]) if group.rank == 0 else {}
+    here: dict[str, torch.Tensor] = {}  # the tensors of the first process
+
+    def read() -> Any:
+        saved = checkpoint.optimizer_state()
+        here.update(tensors_of(saved["state"]))
+        return _outline(saved)
+
+    outline = group.run_on_first(read)
 
     def receive(name: str, value: torch.Tensor, device: torch.device) -> torch.Tensor:
         if not value.is_meta:

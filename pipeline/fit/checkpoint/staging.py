@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -21,7 +21,6 @@ from pipeline.fit.model.lora import is_adapted
 _SLAB = 1 << 30
 """Bytes that are allocated at once: torch rounds pinned memory up to a power of two."""
 _ALIGNED = 64
-K = TypeVar("K")
 
 
 class Staging:
@@ -121,21 +120,6 @@ def weights_of_model(model: Any) -> Weights:
             aliases[name] = one
     nbytes = sum(map(size_of, tensors.values()))
     return Weights(tensors=tensors, tied=tied, aliases=aliases, nbytes=nbytes)
-
-
-def deal(sizes: Mapping[K, int], count: int) -> list[list[K]]:
-    """Deal things out so that each of ``count`` parts is about as large; the order is kept.
-
-    >>> deal({"shared": 9, "q": 2, "k": 2, "wi": 4}, 2)
-    [['shared'], ['q', 'k', 'wi']]
-    """
-    parts: list[list[K]] = [[] for _ in range(count)]
-    loads, order = [0] * count, {key: i for i, key in enumerate(sizes)}
-    for key in sorted(sizes, key=lambda key: -sizes[key]):
-        at = loads.index(min(loads))
-        parts[at].append(key)
-        loads[at] += sizes[key]
-    return [sorted(part, key=order.__getitem__) for part in parts]
 
 
 def map_tensors(value: Any, change: Callable[[str, torch.Tensor], Any], name: str = "") -> Any:

@@ -103,6 +103,14 @@ class TrainState:
     schedule: torch.optim.lr_scheduler.LRScheduler
     progress: RunState
 
+    @property
+    def unwrapped_model(self) -> Any:
+        """The transformers model, without its loss and DistributedDataParallel."""
+        wrapped: Any = self.model
+        while hasattr(wrapped, "module"):
+            wrapped = wrapped.module
+        return wrapped.model
+
 
 def trainer_state_json(state: RunState, plan: RunPlan, *, rows_at_once: int) -> str:
     """Return the content of ``trainer_state.json``.

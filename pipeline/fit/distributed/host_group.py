@@ -14,8 +14,6 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 
-from pipeline.errors import DuetError
-
 LONGEST_WAIT = timedelta(hours=2)
 """For a process that hashes or writes: flan-t5-xxl with AdamW is 132 GB."""
 T = TypeVar("T")
@@ -64,20 +62,22 @@ class HostGroup:
         dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]  # type: ignore[no-any-return]
 
-    def run_on_first(self, work: Callable[[], object]) -> None:
-        """Let the first process work while the others wait.
+    def run_on_all(self, work: Callable[[], T]) -> list[T]:
+        """Run something in all processes; return what it returns in each.
 
         Raises:
-            DuetError: What ``work`` raises, in all of them.
+            Exception: What it raises in one of them, in all.
         """
-        refusal: DuetError | None = None
-        if self.rank == 0:
-            try:
-                work()
-            except DuetError as error:  # the others wait to hear of it
-                refusal = error
-        if (refusal := self.from_first(refusal)) is not None:
-            raise refusal
+        return [_result(outcome) for outcome in self.gather(_outcome(work))]
+
+    def run_on_first(self, work: Callable[[], T]) -> T:
+        """Run something in the first process alone; return in all what it returns.
+
+        Raises:
+            Exception: What it raises, in all.
+        """
+        result: T = _result(self.from_first(_outcome(work) if self.rank == 0 else None))
+        return result
 
     def sum(self, values: list[float]) -> torch.Tensor:
         """Return the sums over all processes of some numbers."""
@@ -85,3 +85,17 @@ class HostGroup:
         if self.group is not None:
             dist.all_reduce(summed, group=self.group)
         return summed
+
+
+def _outcome(work: Callable[[], Any]) -> Any:
+    """Return what work returns or raises, for other processes to hear of it."""
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
+def _result(outcome: Any) -> Any:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

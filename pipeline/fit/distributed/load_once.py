@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.errors import DuetError
 from pipeline.fit.distributed.host_group import HostGroup
 
 
@@ -26,20 +25,19 @@ def load_once(load: Callable[[], Any], hosts: HostGroup) -> Any:
         hosts: All processes of the run, which must all call this.
 
     Raises:
-        DuetError: What ``load`` raises, in all of them.
+        Exception: What ``load`` raises, in all of them.
     """
     if hosts.size == 1:
         return load()
-    model, error = None, None
-    if hosts.rank == 0:
-        try:
-            model = load()
-        except DuetError as caught:
-            error = caught
-    structure = hosts.from_first((error, None if model is None else on_meta(model)))
-    if structure[0] is not None:
-        raise error or structure[0]
-    return structure[1] if model is None else model
+    model = None
+
+    def structure() -> nn.Module:
+        nonlocal model
+        model = load()
+        return on_meta(model)
+
+    outline = hosts.run_on_first(structure)
+    return outline if model is None else model
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -13,8 +13,8 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError, OutputError
-from pipeline.fit.checkpoint import checkpointer as saving
 from pipeline.fit.checkpoint.format import find_checkpoint
+from pipeline.fit.checkpoint.part import Part
 from pipeline.fit.checkpoint.staging import Staging
 from pipeline.fit.stage import fit
 from tests.fit.helpers import Hooks, assert_same_weights, changed, log_of
@@ -30,13 +30,13 @@ def run(config: FitConfig) -> FitConfig:
 
 def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
     """Do something in the thread before it writes a checkpoint."""
-    write = saving.write_part
+    write = Part.write
 
-    def written(part: saving.Part, final: Path) -> Any:
-        do(part.progress.step)
-        return write(part, final)
+    def written(part: Part, folder: Path) -> Any:
+        do(int(folder.name.split(".")[1].removeprefix("checkpoint-")))
+        return write(part, folder)
 
-    monkeypatch.setattr(saving, "write_part", written)
+    monkeypatch.setattr(Part, "write", written)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])

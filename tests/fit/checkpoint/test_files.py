@@ -17,10 +17,9 @@ from transformers import AutoModelForSeq2SeqLM
 from pipeline.cli import run as cli
 from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError
-from pipeline.fit.checkpoint.checkpointer import optimizer_files
 from pipeline.fit.checkpoint.format import delete_oldest, find_checkpoint
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
-from pipeline.fit.checkpoint.pretrained import weight_files
+from pipeline.fit.checkpoint.pretrained import deal_files, weight_files
 from pipeline.fit.stage import fit
 from scripts.ranks import Ranks, run_in
 from tests.fit.helpers import assert_same_weights, changed, log_of, weights_of
@@ -39,7 +38,7 @@ def test_safetensors_are_the_librarys_own_bytes_and_hashed(tmp_path: Path) -> No
         {name: t.contiguous() for name, t in tensors.items()}, tmp_path / "theirs", {"format": "pt"}
     )
     with HashedFile(tmp_path / "ours") as file:
-        write_safetensors(file, tensors)
+        write_safetensors(tensors, file)
     content = (tmp_path / "ours").read_bytes()
     assert content == (tmp_path / "theirs").read_bytes()
     assert file.seal() == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -94,9 +93,9 @@ def test_each_process_has_a_part_of_about_the_same_size() -> None:
     assert sorted(name for names in files.values() for name in names) == sorted(sizes)
     assert {sum(sizes[name] for name in names) for names in files.values()} == {100}
     assert weight_files(sizes) == {"model.safetensors": list(sizes)}
-    state = {i: {"step": torch.ones(()), "exp_avg": torch.ones(10)} for i in range(3)}
-    assert optimizer_files(state, 1) == {"optimizer.pt": [0, 1, 2]}
-    assert [*optimizer_files(state, 4).values()] == [[0], [1], [2]]
+    moments = {0: 10, 1: 10, 2: 10}
+    assert deal_files("optimizer.pt", moments, 1) == {"optimizer.pt": [0, 1, 2]}
+    assert [*deal_files("optimizer.pt", moments, 4).values()] == [[0], [1], [2]]
 
 
 def test_checkpoints_without_the_optimizer_are_not_resumed(
@@ -225,17 +224,14 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_looks_complete(
 
 def fit_and_die_writing(config: FitConfig) -> None:
     """Run ``fit``; the second process dies when its part is half written."""
-    from pipeline.fit.checkpoint import checkpointer
+    write = HashedFile.write
 
-    save = checkpointer.save_weights
-
-    def die(path: Path, tensors: object) -> object:
+    def die(file: HashedFile, data: object) -> int:
         if os.environ["RANK"] == "1":
-            path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-        return save(path, tensors)  # type: ignore[arg-type]
+        return write(file, data)
 
-    checkpointer.save_weights = die  # type: ignore[assignment]
+    HashedFile.write = die  # type: ignore[method-assign]
     fit(config)
 
 

@@ -28,10 +28,12 @@ def torchrun(
         "train_batch_size",
         "logging_steps",
     )
+    values = {name: getattr(config, name) for name in names}
     given = [
-        f"--{name.replace('_', '-')}={getattr(config, name)}"
-        for name in names
-        if getattr(config, name) is not None
+        f"--{name.replace('_', '-')}={value}"
+        for name, some in values.items()
+        for value in (some if isinstance(some, tuple) else (some,))
+        if value is not None
     ]
     command = [
         sys.executable,
