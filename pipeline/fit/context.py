@@ -25,7 +25,5 @@ class RunContext:
     sharding: Sharding | None
     """How the model is sharded; None where each process holds it whole."""
 
-    @property
-    def output(self) -> Path:
-        """The folder that everything is written into."""
-        return Path(self.config.output_dir)
+    output: Path
+    """The folder that everything is written into."""

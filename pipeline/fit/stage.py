@@ -74,12 +74,13 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     data = open_data(
         config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
     )
-    check_packages(config.trackers, config.model, config.optim)
+    model = config.model
+    check_packages(config.trackers, model, config.optim)
     set_allocator()
     set_attention()
     output, stop = Path(config.output_dir), None
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
-        check_device(config.model, accelerator.device)
+        check_device(model, accelerator.device)
         hosts = HostGroup.join() if repo else HostGroup()
         if repo:
             hosts.run_on_first(repo.create)
@@ -171,7 +172,15 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
         data=data,
         plan=plan,
         identity=_identity(config, plan, data),
-        sharding=sharding_of(config, accelerator.num_processes),
+        sharding=sharding_of(
+            config.sharding,
+            accelerator.num_processes,
+            optim=config.optim,
+            quantize=config.quantize,
+            torch_compile=config.torch_compile,
+            auto_batch_size=config.auto_batch_size,
+        ),
+        output=Path(config.output_dir),
     )
     _ignored_flags(config, accelerator)
     if accelerator.is_local_main_process:  # nodes may have a prepared folder each

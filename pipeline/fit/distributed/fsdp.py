@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import FitOptions
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.fit.distributed.load_once import receive_weights
@@ -27,25 +26,30 @@ _ALONE = ("set_custom_all_gather", "set_custom_reduce_scatter", "reset_iter_stat
 """What ``without_communication`` calls: torch before 2.13 lacks some of it."""
 
 
-def sharding_of(options: FitOptions, processes: int) -> Sharding | None:
-    """Return the sharding that the settings ask for; None for none.
+def sharding_of(
+    asked: Sharding | None,
+    processes: int,
+    *,
+    optim: str = "",
+    quantize: str | None = None,
+    torch_compile: bool = False,
+    auto_batch_size: bool = False,
+) -> Sharding | None:
+    """Return the sharding that a run has, None for none; refuse what does not work with it.
+
+    Args:
+        asked: By the settings.
+        processes: Of the run; one has nothing to share.
+        optim: ``--optim``, which like the rest does not always go with it.
+        quantize: ``--quantize``.
+        torch_compile: ``--torch-compile``.
+        auto_batch_size: ``--auto-batch-size``.
 
     Raises:
-        ConfigError: Another setting does not go with it.
+        ConfigError: Another setting does not go with it, with this torch or any.
     """
-    sharding = options.sharding
-    if sharding is None or processes == 1:
+    if asked is None or processes == 1:
         return None
-    _check_others(options)
-    return sharding
-
-
-def _check_others(options: FitOptions) -> None:
-    """Refuse what does not work sharded, with this torch or any.
-
-    Raises:
-        ConfigError: Such a setting is on.
-    """
     try:
         from torch.distributed.fsdp import FSDPModule
     except ImportError:
@@ -57,16 +61,16 @@ def _check_others(options: FitOptions) -> None:
         ) from None
     reasons = {
         "--torch-compile": (
-            options.torch_compile,
+            torch_compile,
             "a compiled layer is not known to work sharded",
         ),
         "--optim": (
-            options.optim if options.optim == "adamw_8bit" else "",
+            optim if optim == "adamw_8bit" else "",
             "bitsandbytes keeps the moments of whole weights, in blocks",
         ),
-        "--quantize": (options.quantize, "FSDP shards no weights of four bits"),
+        "--quantize": (quantize, "FSDP shards no weights of four bits"),
         "--auto-batch-size": (
-            options.auto_batch_size and not all(hasattr(FSDPModule, name) for name in _ALONE),
+            auto_batch_size and not all(hasattr(FSDPModule, name) for name in _ALONE),
             "a process cannot try a size by itself before torch 2.13",
         ),
     }
@@ -78,6 +82,7 @@ def _check_others(options: FitOptions) -> None:
                 got=given,
                 do=f"leave out {name}, or --fsdp",
             )
+    return asked
 
 
 def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Module:

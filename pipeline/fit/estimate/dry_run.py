@@ -19,6 +19,7 @@ from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.prepared import open_data
 from pipeline.fit.data.sampler import BatchSampler
+from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.loading import model_structure
@@ -109,7 +110,8 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     rows = {"num_rows": data.rows_per_epoch, "eval_rows": data.eval_rows}
     plan = plan_run(config.steps, processes=processes, **rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model_structure(config.model, data.tokenizer)
+    settings = config.model
+    model = model_structure(settings, data.tokenizer)
     cutter = micro_batcher_for(
         data.train,
         model.config,
@@ -126,7 +128,17 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     )
     looked_at = steps_looked_at(plan)
     costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
-    memory = training_memory(model, config, costs.largest, processes)
+    sharding = sharding_of(
+        config.sharding,
+        processes,
+        optim=config.optim,
+        quantize=config.quantize,
+        torch_compile=config.torch_compile,
+        auto_batch_size=config.auto_batch_size,
+    )
+    memory = training_memory(
+        model, settings, config.optim, costs.largest, sharding=sharding, processes=processes
+    )
     yield from _plan(plan, data.train, data.eval_rows)
     yield from _padding(plan, costs, processes, config.group_by_length, config.auto_batch_size)
     yield from _memory(memory)

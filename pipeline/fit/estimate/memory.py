@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pipeline.config import FitOptions
+from pipeline.config_views import ModelSettings, Sharding
 from pipeline.fit.data.micro_batches import Shape
-from pipeline.fit.distributed.fsdp import gathered_bytes, sharding_of
+from pipeline.fit.distributed.fsdp import gathered_bytes
 from pipeline.fit.flops import ModelFlops, Side
 from pipeline.fit.model.loss import GPU_CHUNK, is_chunked
 from pipeline.fit.model.quantizing import QUANTIZED, WHOLE
@@ -46,24 +46,33 @@ class Memory:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def training_memory(model: Any, options: FitOptions, shape: Shape, processes: int = 1) -> Memory:
+def training_memory(
+    model: Any,
+    settings: ModelSettings,
+    optim: str,
+    shape: Shape,
+    *,
+    sharding: Sharding | None = None,
+    processes: int = 1,
+) -> Memory:
     """Return what training takes if its largest micro-batch is of this shape.
 
     Args:
         model: A transformers model; it may be on the device ``meta``, without weights.
-        options: Optimizer, precision, checkpointing and sharding.
+        settings: Precision and checkpointing.
+        optim: The optimizer's name.
         shape: Of the largest micro-batch.
-        processes: That the model is shared out over, if the settings say so.
+        sharding: How the model is sharded; None where each process holds it whole.
+        processes: That it is sharded over.
 
     Raises:
         ModelError: The model's config does not name its sizes.
     """
-    in_four_bits = quantized_weights(model) if options.quantize else []
+    in_four_bits = quantized_weights(model) if settings.quantize else []
     quantized = _FLOAT32 * sum(weight.numel() for weight in in_four_bits)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     weights -= sum(weight.nbytes for weight in in_four_bits)
     trained = sum(parameter.nbytes for parameter in _trained(model))
-    sharding = sharding_of(options, processes)
     shares, gathered = processes, 0
     if sharding is None:
         shares = 1
@@ -71,16 +80,16 @@ def training_memory(model: Any, options: FitOptions, shape: Shape, processes: in
         gathered = gathered_bytes(model, sharding)
     sizes = ModelFlops.of(model.config)
     copies = 0
-    if options.bf16 and sharding is None:  # sharded, it is gathered so
+    if settings.bf16 and sharding is None:  # sharded, it is gathered so
         copies = _cast_bytes(model, in_four_bits)
-        if options.gradient_checkpointing:  # of one layer at a time
+        if settings.gradient_checkpointing:  # of one layer at a time
             copies //= sizes.encoder.layers + sizes.decoder.layers
     return Memory(
         parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
         gradients=trained // shares + gathered,
-        optimizer=optimizer_bytes(model, options.optim) // shares,
+        optimizer=optimizer_bytes(model, optim) // shares,
         activations=activation_bytes(
-            sizes, shape, bf16=options.bf16, checkpointing=options.gradient_checkpointing
+            sizes, shape, bf16=settings.bf16, checkpointing=settings.gradient_checkpointing
         ),
         loss=loss_bytes(sizes, shape, chunked=is_chunked(model)),
     )

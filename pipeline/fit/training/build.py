@@ -43,6 +43,7 @@ from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.optim import make_optimizer, make_schedule
 from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import ThroughputMeter
+from pipeline.fit.training.trackers import Trackers
 from pipeline.fit.training.trainer import Trainer
 from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer
@@ -163,7 +164,14 @@ def build_trainer(
             passes=training_passes(adapted=config.lora is not None),
         ),
         reporter=Reporter(
-            config,
+            ctx.output,
+            Trackers(
+                config.trackers if accelerator.is_main_process else (),
+                ctx.output,
+                run_name=config.run_name,
+                settings=metadata["settings"],
+                first_step=state.step,
+            ),
             is_main=accelerator.is_main_process,
             total_steps=plan.total_steps,
             first_step=state.step,

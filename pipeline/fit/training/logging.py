@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from pipeline.config import FitConfig
 from pipeline.fit.training.trackers import Trackers
 from pipeline.logs import Bar
 from pipeline.store.atomic import output_errors, write_file
@@ -41,7 +40,8 @@ class Reporter:
     """Shows steps and log entries, and passes the entries on to ``log.jsonl`` and the trackers.
 
     Args:
-        config: The settings.
+        output: The output folder.
+        trackers: To pass entries on to.
         is_main: Whether this is the process that reports.
         total_steps: Of the run.
         first_step: Steps done before this session.
@@ -51,7 +51,8 @@ class Reporter:
 
     def __init__(
         self,
-        config: FitConfig,
+        output: Path,
+        trackers: Trackers,
         *,
         is_main: bool,
         total_steps: int,
@@ -59,8 +60,7 @@ class Reporter:
         log: Sequence[Mapping[str, float]],
     ) -> None:
         self._is_main, self._total, self._log = is_main, total_steps, log
-        self._path = Path(config.output_dir) / LOG_FILE
-        self._trackers = Trackers(config, first_step=first_step, is_main=is_main)
+        self._path, self._trackers = output / LOG_FILE, trackers
         self._bar = Bar("training", total_steps, unit="steps", start=first_step, shown=is_main)
 
     def __enter__(self) -> Self:

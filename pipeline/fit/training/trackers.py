@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
 from pipeline.logs import note
 from pipeline.store.atomic import write_file
@@ -42,14 +41,24 @@ class Trackers:
     """The trackers that the settings name; started, and still to be ended, are those in a list.
 
     Args:
-        config: The settings.
+        names: Of the trackers; none in a process that does not report.
+        output: The output folder.
+        run_name: The run's name in them.
+        settings: Of the run, which they show.
         first_step: Steps done before this session; 0 for a new run.
-        is_main: Whether this is the process that reports.
     """
 
-    def __init__(self, config: FitConfig, *, first_step: int, is_main: bool) -> None:
-        self._config, self._first_step = config, first_step
-        self._names = config.trackers if is_main else []
+    def __init__(
+        self,
+        names: Sequence[str],
+        output: Path,
+        *,
+        run_name: str | None,
+        settings: Mapping[str, Any],
+        first_step: int,
+    ) -> None:
+        self._names, self._output, self._run_name = names, output, run_name
+        self._settings, self._first_step = settings, first_step
         self._started: list[Any] = []
 
     def start(self) -> None:
@@ -71,7 +80,7 @@ class Trackers:
                 tracker.start()
                 self._started.append(tracker)
                 if not (name == "tensorboard" and self._first_step):  # it would be a second entry
-                    tracker.store_init_configuration(_plain(self._config))
+                    tracker.store_init_configuration(_plain(self._settings))
             except Exception as error:  # each tracker has its own
                 self.finish()
                 raise ConfigError(
@@ -104,7 +113,7 @@ class Trackers:
 
     def _run_id(self) -> str:
         """Return the run's id: a resumed run has that of the sessions before."""
-        path = Path(self._config.output_dir) / RUN_ID_FILE
+        path = self._output / RUN_ID_FILE
         if self._first_step and path.is_file():
             return path.read_text(encoding="utf-8").strip()
         run_id = secrets.token_hex(4)
@@ -113,22 +122,20 @@ class Trackers:
 
     def _arguments(self, name: str, run_id: str) -> dict[str, Any]:
         """Return what a tracker is started with."""
-        config = self._config
         if name == "tensorboard":
             # What an earlier session logged after the checkpoint is hidden.
             purge = {"purge_step": self._first_step + 1} if self._first_step else {}
-            return {"logging_dir": config.output_dir, **purge}
+            return {"logging_dir": str(self._output), **purge}
         if name == "trackio":  # it knows its runs by name
-            return {"name": config.run_name or f"run-{run_id}", "resume": "allow"}
-        named = {"name": config.run_name} if config.run_name else {}
+            return {"name": self._run_name or f"run-{run_id}", "resume": "allow"}
+        named = {"name": self._run_name} if self._run_name else {}
         run_id = os.environ.get("WANDB_RUN_ID") or run_id
-        return {"id": run_id, "resume": "allow", "dir": config.output_dir, **named}
+        return {"id": run_id, "resume": "allow", "dir": str(self._output), **named}
 
 
-def _plain(config: FitConfig) -> dict[str, bool | int | float | str]:
+def _plain(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return the settings as trackers take them."""
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in values.items()
+        for name, value in settings.items()
     }

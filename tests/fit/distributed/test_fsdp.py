@@ -19,7 +19,7 @@ from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
 from pipeline.fit.distributed.fsdp import shard, sharding_of
-from pipeline.fit.estimate.memory import training_memory
+from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
@@ -318,7 +318,9 @@ def test_what_is_not_done_in_shares(
     config: FitConfig, changes: dict[str, Any], where: str, got: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        sharding_of(changed(config, **{"fsdp": "full_shard"} | changes), 2)
+        asked = changed(config, **{"fsdp": "full_shard"} | changes)
+        others = ("optim", "quantize", "torch_compile", "auto_batch_size")
+        sharding_of(asked.sharding, 2, **{name: getattr(asked, name) for name in others})
     assert (caught.value.where, caught.value.got) == (where, got)
 
 
@@ -477,16 +479,22 @@ def test_the_dry_run_counts_shares(
     sizes = [sum(p.nbytes for p in block.parameters()) for block in sharding.layers_of(model, ())]
     everything = sum(parameter.nbytes for parameter in model.parameters())
     root = everything - sum(sizes)
-    config = changed(tied_run, fsdp="full_shard")
-    shape = Shape(2, 9, 7)
-    memory = training_memory(model, config, shape, 4)
+
+    def memory_of(processes: int, fsdp: str = "") -> Memory:
+        run = changed(tied_run, fsdp=fsdp)
+        asked = sharding_of(run.sharding, processes)
+        return training_memory(
+            model, run.model, run.optim, Shape(2, 9, 7), sharding=asked, processes=processes
+        )
+
+    memory = memory_of(4, "full_shard")
     assert memory.parameters == everything // 4 + root + sum(sorted(sizes)[-2:])
     assert memory.optimizer == 2 * everything // 4
-    kept = training_memory(model, changed(config, fsdp="shard_grad_op"), shape, 4)
+    kept = memory_of(4, "shard_grad_op")
     assert kept.parameters == everything // 4 + everything
-    whole = training_memory(model, tied_run, shape, 4)
+    whole = memory_of(4)
     assert (whole.parameters, whole.gradients) == (everything, everything)
-    assert training_memory(model, config, shape) == whole
+    assert memory_of(1, "full_shard") == whole
 
 
 def test_a_whole_tensor_is_its_own_share() -> None:

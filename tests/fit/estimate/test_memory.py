@@ -114,8 +114,8 @@ def test_the_loss_takes_chunks_of_logits_and_the_gradient_of_its_matrix() -> Non
 
 def test_bfloat16_keeps_less_and_copies_the_weights(config: FitConfig) -> None:
     model, shape = model_of(), Shape(2, 64, 64)
-    full = training_memory(model, config, shape)
-    half = training_memory(model, changed(config, bf16=True), shape)
+    full = training_memory(model, config.model, config.optim, shape)
+    half = training_memory(model, changed(config, bf16=True).model, config.optim, shape)
     weights = sum(parameter.numel() for parameter in model.parameters())
     assert (full.parameters, full.gradients, full.optimizer) == (
         4 * weights,
@@ -127,7 +127,7 @@ def test_bfloat16_keeps_less_and_copies_the_weights(config: FitConfig) -> None:
     assert (half.parameters, half.gradients) == (4 * weights + copied, 4 * weights)
     layers = model.config.num_layers + model.config.num_decoder_layers
     recomputed = changed(config, bf16=True, gradient_checkpointing=True)
-    one_layer = training_memory(model, recomputed, shape).parameters
+    one_layer = training_memory(model, recomputed.model, config.optim, shape).parameters
     assert one_layer == 4 * weights + copied // layers
     assert half.activations < 0.8 * full.activations
     assert full.total == 16 * weights + full.activations + full.loss

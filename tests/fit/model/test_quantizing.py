@@ -93,7 +93,7 @@ def test_dry_run_counts_four_bits(small: FitConfig, tokenizer: TextTokenizer) ->
     model = build_model(changed(small, quantize=None).model, tokenizer)
     assert quantized_size(model) == 4 * (6 * 4 * 32 * 32 + 4 * 2 * 64 * 32)
     quantized, whole = (
-        training_memory(model, changed(small, quantize=kind), Shape(1, 8, 8))
+        training_memory(model, changed(small, quantize=kind).model, "adamw_torch", Shape(1, 8, 8))
         for kind in ("4bit", None)
     )
     less = round(quantized_size(model) * (1 - QUANTIZED))
