@@ -70,7 +70,8 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         print_dry_run(config, world)
         return Path(config.output_dir)
     repo = check_push(config)
-    config = dataclasses.replace(config, hub_token=None)  # which nothing that is kept may hold
+    if config.hub_token is not None:  # nothing that is kept may hold it
+        config = dataclasses.replace(config, hub_token=None)
     data = open_data(
         config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
     )
