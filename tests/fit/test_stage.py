@@ -201,7 +201,7 @@ def test_what_a_run_was_made_of_is_written_down(config: FitConfig, prepared: Pat
     out = fit(changed(config, train_batch_size=6))
     run = json.loads((out / "run.json").read_text("utf-8"))
     assert run["settings"]["learning_rate"] == 1e-2
-    assert run["settings"]["data_path"] == str(prepared)
+    assert run["settings"]["data_path"] == [str(prepared)]
     assert run["prepared"]["fingerprint"] == "both"
     assert run["prepared"]["rows"] == {"train": 20, "eval": 5}
     assert run["prepared"]["counts"] == {"pairs": 25}
@@ -415,20 +415,19 @@ def test_what_an_older_tokenizer_left_beside_the_new_one_says_nothing(
     assert own_token_ids(str(folder)) == tokenizer.backend.get_vocab()
 
 
-def test_settings_that_are_no_json_do_not_fail(config: FitConfig, prepared: Path) -> None:
-    object.__setattr__(config, "data_path", prepared)
+def test_settings_that_are_no_json_do_not_fail(config: FitConfig) -> None:
+    object.__setattr__(config, "run_name", Path("first"))
     out = fit(config)
     run = json.loads((out / "run.json").read_text("utf-8"))
-    assert run["settings"]["data_path"] == str(prepared)
+    assert run["settings"]["run_name"] == "first"
 
 
-def test_out_of_memory_says_what_to_do(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
+def test_out_of_memory_says_what_to_do(config: FitConfig) -> None:
+    def fail(step: int) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(SummedTokenLoss, "forward", fail)
     with pytest.raises(ConfigError, match="out of memory") as caught:
-        fit(config)
+        fit(config, callback=Hooks(step_begin=fail))
     assert "--train-batch-size 4" in caught.value.do
 
 
