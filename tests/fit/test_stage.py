@@ -23,7 +23,6 @@ from pipeline.fit.data.prepared import check_shards, open_data
 from pipeline.fit.distributed.launch import check_joined
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import architecture, build_model, quiet_transformers
-from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.fit.stage import fit
 from pipeline.fit.training.callback import TrainerCallback
@@ -35,6 +34,7 @@ from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import (
     CODE,
     NOT_A_LEAF,
+    Hooks,
     changed,
     log_of,
     make_rows,
