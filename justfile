@@ -21,10 +21,10 @@ test: lint types docs-check
 test-slow: _venv
     {{ bin }}/python -m pytest -m "not gpu"
 
-# Feed prepare so many lists of records that hypothesis makes up, anew each time
+# Feed prepare so many lists of records that hypothesis makes up, as values and as files, anew each time
 fuzz examples="10000": _venv
     for i in $(seq {{ examples }} -5000 1); do \
-        FUZZ_EXAMPLES=$(( i < 5000 ? i : 5000 )) {{ bin }}/python -m pytest -q -k any_records tests/prepare/test_fuzz.py; \
+        FUZZ_EXAMPLES=$(( i < 5000 ? i : 5000 )) {{ bin }}/python -m pytest -q -k any_ tests/prepare/test_fuzz.py tests/prepare/test_fuzz_files.py; \
     done
 
 # Ruff and the import rules between the layers

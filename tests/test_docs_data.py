@@ -6,9 +6,10 @@ import re
 import pytest
 
 from pipeline.conversation import ROLES_BY_NAME, Role
+from pipeline.prepare.files.file_kind import NO_DATA
 from pipeline.prepare.read.forms import FORMS, TURN_LISTS, UNREAD_FORMS
+from pipeline.prepare.read.ids import ID_KEYS
 from pipeline.prepare.read.records import (
-    ID_KEYS,
     MEDIA_KEYS,
     NAME_KEYS,
     SYSTEM_KEYS,
@@ -77,6 +78,10 @@ def test_the_keys_are_those_of_the_code() -> None:
         *(*TURN_LISTS, *ID_KEYS, *SYSTEM_KEYS, "tools", *MEDIA_KEYS),
         *(*NAME_KEYS, *TEXT_KEYS, "weight", "train", *CALL_KEYS, *THINKING_KEYS),
     ]
+
+
+def test_the_files_without_records_are_those_of_the_code() -> None:
+    assert table("what it is") == [[found.what, found.do] for found in NO_DATA]
 
 
 def test_the_reasons_are_those_of_the_summary() -> None:

@@ -151,7 +151,7 @@ class _Preparation:
         for group in self._groups:
             known += index.find(group, self._sources, self._states)
         kinds = recognize(self._sources, known)
-        read = [s.name for s, kind in zip(self._sources, kinds, strict=True) if kind is not None]
+        read = [s for s, kind in zip(self._sources, kinds, strict=True) if kind is not None]
         if not any(source.split for source in self._sources):
             note_held_out(read)
         return kinds
@@ -280,6 +280,13 @@ class _Preparation:
 
     def _nothing_left(self) -> InputError:
         stats = self._stats
+        if stats.pairs and self._config.eval_data_path:
+            return InputError(
+                "no pair is left to train on",
+                where="--data-path",
+                got=f"all {stats.pairs} pairs are of --eval-data-path, which is read first",
+                do="give conversations that --eval-data-path does not repeat",
+            )
         if stats.pairs:
             return InputError(
                 "no pair is left to train on",

@@ -8,6 +8,7 @@ from pipeline.store.manifest import Manifest
 MEANINGS = {
     "answer_cut": "answers cut at the end, without </s>",
     "answer_without_question": "answers without a question before them, left out",
+    "broken_arrow": "rejected: Arrow IPC that cannot be read",
     "broken_json": "rejected: no JSON",
     "broken_parquet": "rejected: Parquet that cannot be read",
     "cut_off": "rejected: the file ends inside a record",

@@ -8,7 +8,7 @@ import pytest
 
 import pipeline
 from pipeline.config import PrepareConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
 from tests.conftest import record
@@ -74,3 +74,9 @@ def test_with_a_fraction_too_it_is_refused(tmp_path: Path, tiny_t5: Path) -> Non
     write(tmp_path, [record("h", "q", "a")], [record("t", "q", "b")])
     with pytest.raises(ConfigError, match="in two ways"):
         prepare(tmp_path, tiny_t5, eval_fraction=0.5)
+
+
+def test_where_all_repeats_the_split_eval_the_error_says_so(tmp_path: Path, tiny_t5: Path) -> None:
+    write(tmp_path, [record("h", "q", "a")], [record("t", "q", "a")])
+    with pytest.raises(InputError, match="all 1 pairs are of --eval-data-path"):
+        prepare(tmp_path, tiny_t5)

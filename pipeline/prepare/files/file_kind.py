@@ -52,6 +52,9 @@ _BINARY = NoData(
     "a binary file of no known kind", "give ShareGPT records as JSON, JSON Lines or Parquet"
 )
 
+NO_DATA = (*_BINARIES.values(), _TAR, _EMPTY, _LFS, _PAGE, _CSV, _TEXT, _BINARY)
+"""Everything that a file without records may be."""
+
 
 def is_kind(name: str) -> TypeGuard[Kind]:
     """Return whether a word names a kind."""
@@ -104,8 +107,8 @@ def _no_data(text: bytes, stripped: bytes) -> NoData:
             return found
     if text[257:262] == b"ustar":
         return _TAR
-    if not stripped:
-        return _EMPTY if not text.strip(b"\x00") else _BINARY
+    if not stripped.strip(b"\x00"):
+        return _EMPTY
     if b"\x00" in text:
         return _BINARY
     if text.startswith(b"version https://git-lfs"):

@@ -70,7 +70,7 @@ def elements_of(value: Any) -> Iterable[Any] | None:
     """
     if isinstance(value, list):
         return None if value and is_turn(value[0]) else value
-    if isinstance(value, dict) and not any(key in value for key in TURN_KEYS):
+    if isinstance(value, dict) and all(value.get(key) in (None, []) for key in TURN_KEYS):
         data = value.get("data")
         if isinstance(data, list) and data and all(isinstance(e, (dict, list)) for e in data):
             return data

@@ -43,6 +43,12 @@ class Source:
         """Return the whole path."""
         return str(self.path.absolute() if isinstance(self.path, Path) else self.path)
 
+    def below(self) -> str:
+        """Return the path from the folder that was given on; of what a glob matches, the name."""
+        above = (RemotePath.of(self.given) if is_url(self.given) else Path(self.given)).parts
+        parts = self.path.parts
+        return "/".join(parts[len(above) :] if parts[: len(above)] == above else parts[-1:])
+
     def state(self) -> FileState:
         """Return what changes when the file does; of a URL, only the size is known."""
         stat = self.path.stat()
@@ -111,9 +117,10 @@ def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Ki
     return kinds
 
 
-def note_held_out(names: Sequence[str]) -> None:
-    """Say that some files look like those that a model should not be trained on."""
-    held_out = [name for name in names if _HELD_OUT.search(name)]
+def note_held_out(sources: Sequence[Source]) -> None:
+    """Say that some files of folders look like those that a model should not be trained on."""
+    below = [source.below() for source in sources if not source.is_named]
+    held_out = [path for path in below if _HELD_OUT.search(path)]
     if held_out:
         shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if held_out[3:] else "")
         note(f"read for training like the others: {shown}; --eval-data-path keeps them apart")
@@ -184,16 +191,18 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
     chosen = sorted(
         (parts, path)
         for parts, path in files
-        if parts[-1] not in _OTHERS_OWN and not any(part.startswith(".") for part in parts)
+        if parts[-1] not in _OTHERS_OWN
+        and not any(part.startswith(".") for part in parts)
+        and (not isinstance(path, Path) or path.is_file())
     )
     if not chosen:
         raise InputError(
             "no file of records",
             where=given,
-            got="no file in it" if not files else "none but hidden files",
+            got="no file in it" if not files else "none but hidden files, pipes and dead links",
             do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
         )
-    return [path for _, path in chosen if not isinstance(path, Path) or path.is_file()]
+    return [path for _, path in chosen]
 
 
 def _raise(error: OSError) -> None:

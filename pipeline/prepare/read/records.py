@@ -4,11 +4,8 @@ Pure: what comes out depends on the record alone. What was read in another form,
 by nobody is counted beside it; of a record that is rejected nothing is, as all of it is kept.
 """
 
-import hashlib
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +13,7 @@ from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn, has_v
 from pipeline.prepare.files.json_values import NumberText
 from pipeline.prepare.read.forms import form_of, nearest_form, turns_in, unread_form
 from pipeline.prepare.read.html import HTML_STARTS, html_to_markdown, looks_like_html
+from pipeline.prepare.read.ids import ID_KEYS, content_id, has_id, id_of
 from pipeline.prepare.read.tool_calls import tool_call_lines
 from pipeline.prepare.read.values import (
     RejectedError,
@@ -29,7 +27,6 @@ from pipeline.prepare.read.values import (
 )
 
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-ID_KEYS = ("id", "conversation_id")
 MEDIA_KEYS = ("images", "image", "audio", "videos")
 NAME_KEYS = ("from", "role")
 TEXT_KEYS = ("value", "content", "text")
@@ -115,7 +112,7 @@ class _Parser:
             messages, tools = value.get("conversations") or [], ""
             if not (type(messages) is list and messages and value.keys() <= _PLAIN_RECORD):
                 messages, tools = self._messages(value)
-            name = _id(value)
+            name = id_of(value)
         else:
             raise wrong_shape(f"a record is an object, not {kind_of(value)}")
         beside = len(self._turns)
@@ -156,7 +153,7 @@ class _Parser:
         if not messages:
             raise RejectedError("no_turns", "a record without turns")
         self._refuse_media(value, "the record")
-        read.update(ID_KEYS[:1] if _is_id(value.get(ID_KEYS[0])) else ID_KEYS)
+        read.update(ID_KEYS[:1] if has_id(value.get(ID_KEYS[0])) else ID_KEYS)
         self._take_system(value, read)
         read.add("tools")
         tools = _tools(value.get("tools"))
@@ -227,17 +224,6 @@ class _Parser:
         return clean(text)
 
 
-def content_id(turns: Iterable[Turn]) -> str:
-    """Return the id of a conversation that has none: 16 hexadecimal digits of its turns' SHA-256.
-
-    >>> content_id([Turn(Role.HUMAN, "hi"), Turn(Role.ASSISTANT, "Hello.")])
-    '4250e02559b5e346'
-    """
-    pairs = [[turn.role.lower(), turn.text] for turn in turns]
-    text = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
 def _bare_turns(value: list[Any]) -> list[Any]:
     first = value[0] if value else None
     if not isinstance(first, dict) or _first_value(first, NAME_KEYS) is None:
@@ -260,25 +246,6 @@ def _tools(value: Any) -> str:
     if not isinstance(value, list):
         raise wrong_shape(f'"tools" is a list, not {kind_of(value)}')
     return json_line(value, '"tools"')
-
-
-def _id(value: dict[str, Any]) -> str:
-    """Return a record's own id; empty where it has none."""
-    for key in ID_KEYS:
-        name = value.get(key)
-        if type(name) is str:
-            if name:
-                return clean(name)
-        elif _is_id(name):
-            if isinstance(name, bool) or not isinstance(name, (str, int, float)):
-                raise wrong_shape(f'"{key}" is a string or a number, not {kind_of(name)}')
-            return str(name)
-    return ""
-
-
-def _is_id(value: Any) -> bool:
-    """Return whether something stands there: a table has NaN for what it lacks."""
-    return value not in (None, "") and not (isinstance(value, float) and math.isnan(value))
 
 
 def _is_untrained(message: dict[str, Any]) -> bool:

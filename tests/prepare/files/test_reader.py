@@ -91,6 +91,18 @@ def test_a_cut_parquet_file_is_one_fault(tmp_path: Path) -> None:
     assert faults(read(tmp_path / "x.parquet")) == [(0, "broken_parquet")]
 
 
+def test_a_cut_arrow_stream_gives_the_batches_before_the_cut(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_stream(str(tmp_path / "x"), table.schema) as out:
+        out.write_table(table)
+        middle = (tmp_path / "x").stat().st_size
+        out.write_table(table)
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[: middle + 40])
+    found = read(tmp_path / "x")
+    assert values(found) == ROWS
+    assert faults(found) == [(len(ROWS), "broken_arrow")]
+
+
 ARRAY = json.dumps(RAW, indent=1).encode()
 
 
@@ -228,6 +240,7 @@ def test_reading_resumes_at_the_next_line_no_further_in(tmp_path: Path, chunk_si
         "{a},\n{b},\n{c},\n",
         "[{a},]\n[[{b}], {c}]",
         '{{"data": [{a}, {b}, {c}], "version": 1}}',
+        '{{"conversations": null, "messages": [], "data": [{a}, {b}, {c}]}}',
         "{a}{b}{c}",
     ],
 )

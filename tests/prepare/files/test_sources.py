@@ -60,6 +60,8 @@ def test_files_of_one_name_are_told_apart(folder: Path) -> None:
     ("content", "what"),
     [
         (b"", "an empty file"),
+        (b" \n\t,\n", "an empty file"),
+        (bytes(512), "an empty file"),
         (b"# words", "text that is no JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
         (b"<!DOCTYPE html><html>", "an HTML or XML page"),
@@ -79,13 +81,21 @@ def test_a_named_file_that_is_no_data_is_an_error_that_says_what_it_is(
 
 
 def test_files_that_look_held_out_are_named_in_one_line(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note_held_out(["train-0.parquet", "data/test-00000-of-00001.parquet", "latest.json"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "data/test-00000-of-00001.parquet" in line
-    assert "--eval-data-path" in line
-    assert "latest" not in line
+    # Where the folder itself stands says nothing, and a file that was named is meant.
+    folder = tmp_path / "test"
+    for name in ("data/test-00000-of-00001.parquet", "dev/x.json", "latest.json", "a/train.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("[]")
+    (tmp_path / "eval.json").write_text("[]")
+    note_held_out(find_sources([str(folder), str(tmp_path / "eval.json")]))
+    assert capsys.readouterr().err.splitlines() == [
+        "note: read for training like the others: data/test-00000-of-00001.parquet, dev/x.json; "
+        "--eval-data-path keeps them apart"
+    ]
+    note_held_out(find_sources([str(tmp_path / "*.json")]))
+    assert "eval.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -95,11 +105,15 @@ def test_files_that_look_held_out_are_named_in_one_line(
         ("*.nothing", "a glob that matches nothing"),
         ("README*", "no file of records"),
         ("empty", "no file of records"),
+        ("pipes", "none but hidden files, pipes and dead links"),
         ("x" * 300, "a path cannot be read"),
     ],
 )
 def test_what_is_not_there_is_an_error(folder: Path, path: str, what: str) -> None:
     (folder / "empty").mkdir()
+    (folder / "pipes").mkdir()
+    os.mkfifo(folder / "pipes" / "x.json")
+    (folder / "pipes" / "y.json").symlink_to("nowhere")
     with pytest.raises(InputError, match=what):
         names(str(folder / path))
 
