@@ -7,6 +7,7 @@ in ``FitOptions``; ``TrainConfig``, the settings of both stages in one command, 
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -476,6 +477,12 @@ class FitConfig(HubOptions, FitOptions):
         help="The prepared folder: what duet prepare printed. Repeatable; PATH=0.3 takes that "
         "share of a folder's rows in each epoch. The first one's split eval is evaluated.",
     )
+    eval_data_path: tuple[str, ...] = option(
+        (),
+        LOCAL_INPUTS,
+        help="NAME=FOLDER: one more prepared folder to evaluate on (its eval split, or all of it), "
+        "as eval_NAME_loss and eval_NAME_bits_per_byte. Repeatable.",
+    )
     model_name_or_path: str = option(
         REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
     )
@@ -499,6 +506,22 @@ class FitConfig(HubOptions, FitOptions):
             self.output_dir,
             "give another folder than the model's: an adapter is of no use without it",
         )
+        _ = self.eval_folders
+
+    @property
+    def eval_folders(self) -> dict[str, str]:
+        """The folders of ``--eval-data-path``, by their names.
+
+        Raises:
+            ConfigError: One has no name, or the name of another.
+        """
+        folders: dict[str, str] = {}
+        for text in self.eval_data_path:
+            name, _, folder = text.partition("=")
+            ok = bool(re.fullmatch(r"\w[\w-]*", name) and folder) and name not in folders
+            require(ok, "eval_data_path", text, "give NAME=FOLDER, each with a name of its own")
+            folders[name] = folder
+        return folders
 
     @property
     def model(self) -> ModelSettings:

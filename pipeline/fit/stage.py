@@ -73,8 +73,12 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     if config.hub_token is not None:  # nothing that is kept may hold it
         config = dataclasses.replace(config, hub_token=None)
     data = open_data(
-        config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
+        config.data_path,
+        num_data=config.num_data,
+        model_max_length=config.model_max_length,
+        eval_folders=config.eval_folders,
     )
+    check_best(config, data)
     model = config.model
     check_packages(config.trackers, model, config.optim)
     set_allocator()
@@ -120,6 +124,21 @@ def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) ->
         require_bitsandbytes("--quantize")
     if optim == "adamw_8bit":
         require_bitsandbytes("--optim adamw_8bit")
+
+
+def check_best(config: FitConfig, data: PreparedData) -> None:
+    """Refuse to look for the best model where its metric is never computed.
+
+    Raises:
+        ConfigError: Only folders of ``--eval-data-path`` are evaluated.
+    """
+    if data.eval is None and (config.load_best_model_at_end or config.early_stopping_patience):
+        raise ConfigError(
+            "there is no evaluation to compare",
+            where="--metric-for-best-model",
+            got="no split eval in the prepared folder",
+            do="prepare with --eval-fraction: what is best is said by that split alone",
+        )
 
 
 def check_push(config: FitConfig) -> HubRepo | None:

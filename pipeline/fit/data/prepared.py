@@ -1,12 +1,12 @@
 """The prepared folder of a run: opened, and its rows checked against what was written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.mixture import Mixture, Source, open_mixture
+from pipeline.fit.data.mixture import Mixture, Source, check_same_tokenizer, open_mixture
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -23,6 +23,8 @@ class PreparedData:
     eval: SupervisedDataset | None
     """None where there is no split eval, or no row in it."""
     tokenizer: TextTokenizer
+    named_eval: Mapping[str, SupervisedDataset] = field(default_factory=dict)
+    """What ``--eval-data-path`` names."""
 
     @property
     def manifest(self) -> Manifest:
@@ -47,12 +49,17 @@ class PreparedData:
 
     @property
     def eval_rows(self) -> int:
-        """Rows to evaluate on; 0 where there is no split."""
-        return len(self.eval) if self.eval is not None else 0
+        """Rows to evaluate on; 0 where there is no split, and no other folder."""
+        own = len(self.eval) if self.eval is not None else 0
+        return own + sum(map(len, self.named_eval.values()))
 
 
 def open_data(
-    paths: Sequence[str], *, num_data: int = -1, model_max_length: int | None = None
+    paths: Sequence[str],
+    *,
+    num_data: int = -1,
+    model_max_length: int | None = None,
+    eval_folders: Mapping[str, str] | None = None,
 ) -> PreparedData:
     """Open the prepared folder that a run trains on.
 
@@ -60,10 +67,12 @@ def open_data(
         paths: The folder; of several, each may have a share: ``B=0.3``.
         num_data: Train on the first so many rows; -1: all.
         model_max_length: What its rows should be cut to; None: whatever they are.
+        eval_folders: Further prepared folders to evaluate on, by name.
 
     Raises:
         PreparedFolderError, TokenizerError: It is missing, incomplete or damaged.
-        ConfigError: It was cut to another length.
+        ConfigError: It was cut to another length, or prepared with another tokenizer than a folder
+            to evaluate on.
     """
     num_rows = None if num_data < 1 else num_data
     train = open_mixture([Source.parse(text) for text in paths], num_rows=num_rows)
@@ -80,7 +89,19 @@ def open_data(
         train=train,
         eval=SupervisedDataset(train.path, "eval") if has_eval else None,
         tokenizer=load_tokenizer(str(train.path / "tokenizer")),
+        named_eval={
+            name: _open_eval(Path(folder), train) for name, folder in (eval_folders or {}).items()
+        },
     )
+
+
+def _open_eval(folder: Path, train: SupervisedDataset) -> SupervisedDataset:
+    """Open the split eval of another folder; where it has none, all of its rows."""
+    dataset = SupervisedDataset(folder, "train")
+    if dataset.manifest.rows("eval") > 0:
+        dataset = SupervisedDataset(folder, "eval")
+    check_same_tokenizer(train, dataset, where="--eval-data-path")
+    return dataset
 
 
 def check_shards(data: PreparedData, *, most_hashed: int = MOST_HASHED) -> None:
@@ -94,7 +115,7 @@ def check_shards(data: PreparedData, *, most_hashed: int = MOST_HASHED) -> None:
         PreparedFolderError: They are not.
     """
     train = data.train.parts if isinstance(data.train, Mixture) else [data.train]
-    opened = [part for part in (*train, data.eval) if part is not None]
+    opened = [part for part in (*train, data.eval, *data.named_eval.values()) if part is not None]
     shards = [
         (part.path / shard.path, shard)
         for part in opened

@@ -105,7 +105,10 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
         DuetError: What ``fit`` would raise before it reads the weights.
     """
     data = open_data(
-        config.data_path, num_data=config.num_data, model_max_length=config.model_max_length
+        config.data_path,
+        num_data=config.num_data,
+        model_max_length=config.model_max_length,
+        eval_folders=config.eval_folders,
     )
     rows = {"num_rows": data.rows_per_epoch, "eval_rows": data.eval_rows}
     plan = plan_run(config.steps, processes=processes, **rows)

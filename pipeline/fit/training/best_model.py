@@ -42,6 +42,8 @@ class BestModelTracker:
 
     def update(self, state: RunState, values: Mapping[str, float]) -> bool:
         """Take in an evaluation; return whether it is the best so far."""
+        if self.metric not in values:  # only other folders are evaluated
+            return False
         value, best = values[self.metric], state.best_metric
         better = value == value if best is None else self._gain(value, best) > 0
         enough = better and (best is None or self._gain(value, best) > self.threshold)

@@ -126,15 +126,18 @@ def build_trainer(
         note(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
     warm_up_ddp_buckets(wrapped, accelerator, Shape(1, cutter.multiple, cutter.multiple), eos_id)
 
-    evaluator = None
-    if data.eval is not None:
-        evaluator = Evaluator(
-            data.eval,
-            cutter_of(data.eval, max_rows=config.per_device_eval_batch_size),
+    to_evaluate = ({"": data.eval} if data.eval is not None else {}) | dict(data.named_eval)
+    evaluators = [
+        Evaluator(
+            dataset,
+            cutter_of(dataset, max_rows=config.per_device_eval_batch_size),
             model.config.pad_token_id,
             data.tokenizer,
             accelerator,
+            name,
         )
+        for name, dataset in to_evaluate.items()
+    ]
     return Trainer(
         plan=plan,
         train_state=TrainState(
@@ -152,7 +155,7 @@ def build_trainer(
             max_grad_norm=config.max_grad_norm,
             late=can_read_late(optimizer, device),
         ),
-        evaluator=evaluator,
+        evaluators=evaluators,
         best=BestModelTracker.from_config(config),
         checkpointer=checkpointer,
         meter=ThroughputMeter(

@@ -32,6 +32,7 @@ class Evaluator:
         pad_id: The id that encoder rows are padded with.
         tokenizer: The prepared folder's, to decode the targets.
         accelerator: accelerate's Accelerator.
+        name: Of the data, in the names of its values: ``eval_NAME_loss``; none for a run's own.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Evaluator:
         pad_id: int,
         tokenizer: TextTokenizer,
         accelerator: Any,
+        name: str = "",
     ) -> None:
+        self._prefix = f"eval_{name}_" if name else "eval_"
         self._dataset, self._cutter, self._pad_id = dataset, cutter, pad_id
         self._tokenizer, self._accelerator = tokenizer, accelerator
 
@@ -72,9 +75,9 @@ class Evaluator:
         if isinstance(total, signal.Signals):
             return total
         return {
-            "eval_loss": total / max(tokens, 1),
-            "eval_bits_per_byte": total / math.log(2) / max(num_bytes, 1),
-            "eval_runtime": time.perf_counter() - start,
+            f"{self._prefix}loss": total / max(tokens, 1),
+            f"{self._prefix}bits_per_byte": total / math.log(2) / max(num_bytes, 1),
+            f"{self._prefix}runtime": time.perf_counter() - start,
         }
 
     @torch.no_grad()

@@ -100,6 +100,11 @@ class Reporter:
     def _line(self, values: Mapping[str, float]) -> str:
         step = int(values["step"])
         shown = [words(values[name]) for name, words in _WORDS.items() if name in values]
+        shown += [
+            f"{name.replace('_', ' ')} {value:.4g}"
+            for name, value in values.items()
+            if name.startswith("eval_") and name.endswith("_loss")
+        ]
         return f"step {step}/{self._total}: " + ", ".join(shown)
 
 

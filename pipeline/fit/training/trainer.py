@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,8 @@ class Trainer:
     """Makes batches of them."""
     step: TrainingStep
     """Trains on the batches of a step."""
-    evaluator: Evaluator | None
-    """Evaluates the split eval; None where there is none."""
+    evaluators: Sequence[Evaluator]
+    """Of the split eval, where there is one, and of each folder of ``--eval-data-path``."""
     best: BestModelTracker
     """Which evaluation was best."""
     checkpointer: Checkpointer
@@ -172,13 +173,15 @@ class Trainer:
         """Evaluate; of a run that is asked to stop meanwhile, the resumed one does it."""
         if not (self.state.evaluation_is_due and self.plan.evaluation):
             return None
-        assert self.evaluator is not None, "the plan has evaluations only with a split"
-        found = self.evaluator.run(self.model, self._asked_to_stop)
-        if isinstance(found, signal.Signals):
-            return found
+        values: dict[str, float] = {}
+        for evaluator in self.evaluators:
+            found = evaluator.run(self.model, self._asked_to_stop)
+            if isinstance(found, signal.Signals):
+                return found
+            values |= found
         self.state.evaluation_is_due = False
-        self._enter(found)
-        self.best.update(self.state, found)
+        self._enter(values)
+        self.best.update(self.state, values)
         self.checkpointer.protected = self.best.protected(self.state)
         if self.state.stopped_early:
             note(
