@@ -538,6 +538,11 @@ class TrainConfig(HubOptions, PrepareOptions, FitOptions):
         NAMED,
         help="A file, a folder or a glob of ShareGPT records; or a prepared folder. Repeatable.",
     )
+    eval_data_path: tuple[str, ...] = option(
+        (),
+        help="A file, a folder or a glob of records that become the split eval; what repeats them "
+        "is left out of train. Repeatable.",
+    )
     model_name_or_path: str = option(
         REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
     )

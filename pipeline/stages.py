@@ -42,6 +42,13 @@ def prepared_folder(config: TrainConfig) -> Path:
 
 def _checked(prepared: Path, config: TrainConfig) -> Path:
     """Return a prepared folder that was given as data, unless it was made for another window."""
+    if config.eval_data_path:
+        raise ConfigError(
+            "a prepared folder has its split eval already",
+            where="--eval-data-path",
+            got=f"--data-path {prepared}, which is prepared",
+            do="leave it out, or give the raw data",
+        )
     length = read_manifest(prepared).config["model_max_length"]
     if config.model_max_length not in (length, TrainConfig.model_max_length):
         raise ConfigError(

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_from_disk
 
 from pipeline.cli import run
-from tests.conftest import SAMPLE
+from tests.conftest import SAMPLE, record
 
 CODE = "def f(x):\n\tif x < 2:\n\t    return {'a': `x` ^ ~x}\\n\n"
 
@@ -136,6 +137,22 @@ def test_a_prepared_folder_is_taken_as_it_is(
     assert facts["prepared"]["fingerprint"] == Path(prepared).name
     assert run(["train", *args, *common, "--model-max-length", "100"]) == 1
     assert "prepared with 512" in capsys.readouterr().err
+    assert run(["train", *args, *common, "--eval-data-path", "data"]) == 1
+    assert "has its split eval already" in capsys.readouterr().err
+
+
+def test_eval_data_path_gives_the_split_eval(
+    workplace: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "held.json").write_text(json.dumps([record("held", "q", "an answer")]))
+    args = ["--data-path", "data", "--eval-data-path", "held.json", "--output-dir", "out"]
+    more = ["--model-name-or-path", str(tiny_t5), "--max-steps", "1", "--eval-steps", "1"]
+    assert run(["train", *args, *more, "--model-max-length", "64"]) == 0
+    (manifest,) = (workplace / "data" / "processed").glob("*/manifest.json")
+    evaluated = load_from_disk(str(manifest.parent))["eval"]
+    assert list(evaluated["conversation_id"]) == ["held"]
+    log = json.loads((workplace / "out" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry for entry in log)
 
 
 @pytest.mark.slow
