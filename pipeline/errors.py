@@ -23,6 +23,8 @@ error: no such path; where: chats.json; got: nothing; do: check --data-path
 'too short'
 """
 
+import importlib.util
+
 
 class DuetError(Exception):
     """The base of all faults that are the user's to mend, not ours.
@@ -87,3 +89,25 @@ class ProcessError(DuetError):
 
 class OutputError(DuetError):
     """A result cannot be written."""
+
+
+def require_package(*names: str, where: object, install: str, otherwise: str = "") -> None:
+    """Refuse, before anything takes time, what needs packages that are not there.
+
+    Args:
+        names: Of the packages, as they are imported.
+        where: What needs them.
+        install: What ``pip install`` takes for it.
+        otherwise: What to do without them, if anything.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "a package is missing",
+            where=where,
+            got="no " + " and no ".join(missing),
+            do=f"pip install {install}" + (f", or {otherwise}" if otherwise else ""),
+        )

@@ -7,7 +7,6 @@ The folder is whole or not there.
 """
 
 import contextlib
-import importlib.util
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ExportConfig
-from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.errors import ConfigError, InputError, OutputError, require_package
 from pipeline.fit.checkpoint.pretrained import MODEL_FILES, save_model, writing_errors
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import load_trained, quiet_transformers
@@ -103,12 +102,9 @@ def _check(config: ExportConfig, source: Path, output: Path) -> None:
         )
     if config.merge and not adapter:
         note("--merge means nothing here: the model is whole already")
-    if config.format == "ctranslate2" and importlib.util.find_spec("ctranslate2") is None:
-        raise ConfigError(
-            "the format's package is missing",
-            where="--format ctranslate2",
-            got="not installed",
-            do='pip install "duet-t5[ctranslate2]"',
+    if config.format == "ctranslate2":
+        require_package(
+            "ctranslate2", where="--format ctranslate2", install='"duet-t5[ctranslate2]"'
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise OutputError(

@@ -22,6 +22,7 @@ from pipeline.store.checksummed_json import read_checked
 from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import FILENAME, read_manifest
+from pipeline.units import file_size
 
 _HOUR, _DAY = 3_600, 86_400
 
@@ -76,7 +77,7 @@ def _list(folder: Path) -> Iterator[str]:
         names = ", ".join(source["name"] for source in manifest.sources[:3])
         more = len(manifest.sources) - 3
         names += f" and {more} more" if more > 0 else ""
-        yield f"{path.name:<26}{rows:>12,}{_size(_bytes_below(path)):>12}  {names}"
+        yield f"{path.name:<26}{rows:>12,}{file_size(_bytes_below(path)):>12}  {names}"
     chunks = _chunks(folder)
     spare = [chunk for chunk in chunks if not chunk.is_linked]
     yield _total("chunks kept", [chunk.size for chunk in chunks])
@@ -183,13 +184,5 @@ def _bytes_below(path: Path) -> int:
     return total
 
 
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def _total(name: str, sizes: list[int], remark: str = "") -> str:
-    return f"{name:<26}{len(sizes):>12,}{_size(sum(sizes)):>12}  {remark}".rstrip()
+    return f"{name:<26}{len(sizes):>12,}{file_size(sum(sizes)):>12}  {remark}".rstrip()

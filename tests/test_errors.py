@@ -12,7 +12,7 @@ import pytest
 
 import pipeline.errors
 from pipeline.cli import run
-from pipeline.errors import DuetError
+from pipeline.errors import ConfigError, DuetError, require_package
 from tests.conftest import SAMPLE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -128,3 +128,13 @@ def test_every_error_is_in_the_tree_of_the_docstring() -> None:
     for name, value in vars(pipeline.errors).items():
         if isinstance(value, type) and issubclass(value, DuetError):
             assert name in (pipeline.errors.__doc__ or "")
+
+
+def test_packages_that_are_missing_are_one_line() -> None:
+    require_package("json", where="--here", install="json")
+    with pytest.raises(ConfigError) as caught:
+        require_package("json", "no_a", "no_b", where="--x", install="them", otherwise="leave it")
+    assert str(caught.value) == (
+        "error: a package is missing; where: --x; got: no no_a and no no_b; "
+        "do: pip install them, or leave it"
+    )

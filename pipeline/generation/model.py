@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config import ExportConfig
-from pipeline.errors import ConfigError, DuetError, InputError, ModelError
+from pipeline.errors import ConfigError, DuetError, InputError, ModelError, require_package
 from pipeline.export import export
 from pipeline.fit.model.loading import load_trained
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter, name_of_weights
@@ -232,15 +232,7 @@ def _exported_tokens(folder: Path, device: str) -> int:
 
 
 def _require_ctranslate2(where: object) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("ctranslate2") is None:
-        raise ConfigError(
-            "the engine's package is missing",
-            where=where,
-            got="no ctranslate2",
-            do='pip install "duet-t5[ctranslate2]"',
-        )
+    require_package("ctranslate2", where=where, install='"duet-t5[ctranslate2]"')
 
 
 def _exported(folder: Path) -> Path:

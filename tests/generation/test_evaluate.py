@@ -189,9 +189,11 @@ def test_bad_input_is_one_line(
     )  # fmt: skip
     with pytest.raises(PreparedFolderError, match="no rows to judge"):
         evaluate(EvalConfig(models=(str(trained),), data_path=(str(prepare(config)),)))
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        "pipeline.generation.evaluate.metrics.find_spec",
-        lambda name: None if name == "sacrebleu" else importlib.util.find_spec(name),
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "sacrebleu" else find(name, *a),
     )
     with pytest.raises(ConfigError, match="missing") as error:
         evaluate(EvalConfig(models=(str(trained),), data_path=(str(prepared),)))

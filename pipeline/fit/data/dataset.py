@@ -21,6 +21,7 @@ from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.length_grouping import IntArray
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
+from pipeline.units import round_up
 
 Row = dict[str, torch.Tensor]
 COLUMNS = ("input_ids", "labels")
@@ -167,7 +168,7 @@ class _ListColumn:
     def padded(self, rows: IntArray, fill: int, multiple: int) -> tuple[IntArray, IntArray]:
         """Return rows side by side, filled up on the right, and where they are not: 1."""
         values = [self[int(row)] for row in rows]
-        longest = -(-max(map(len, values)) // multiple) * multiple
+        longest = round_up(max(map(len, values)), multiple)
         ids = np.full((len(rows), longest), fill, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for i, row in enumerate(values):

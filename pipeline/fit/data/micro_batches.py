@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.fit.data.length_grouping import IntArray
+from pipeline.units import round_up
 
 OVERHEAD_TOKENS = 256
 """What a micro-batch costs whatever is in it, as the operations of a row of so many tokens on
@@ -102,7 +103,7 @@ class MicroBatcher:
         self.flops, self.multiple = flops, multiple
         self._lengths = encoder_lengths, decoder_lengths
         self._encoder, self._decoder = (
-            -(-side // multiple) * multiple for side in (encoder_lengths, decoder_lengths)
+            round_up(side, multiple) for side in (encoder_lengths, decoder_lengths)
         )
         self.fullest = Shape(max_rows, int(self._encoder.max()), int(self._decoder.max()))
         self.budget = Budget(

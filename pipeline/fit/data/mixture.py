@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.length_grouping import IntArray
+from pipeline.units import round_up
 
 
 class Source(NamedTuple):
@@ -88,7 +89,7 @@ class Mixture(SupervisedDataset):
     def batch(self, rows: IntArray, pad_id: int, *, multiple: int = 1) -> Batch:
         """Return some rows as one padded batch, in their order: see ``SupervisedDataset``."""
         encoder, decoder = (int(side[rows].max()) for side in self.lengths)
-        source, target = (-(-longest // multiple) * multiple for longest in (encoder, decoder))
+        source, target = (round_up(longest, multiple) for longest in (encoder, decoder))
         shape = (len(rows), source)
         ids, mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
         labels = torch.full((len(rows), target), IGNORED)

@@ -26,6 +26,7 @@ from pipeline.fit.model.loading import model_structure
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.throughput import matmul_peak
 from pipeline.store.summary import table_row
+from pipeline.units import duration, gib
 from pipeline.world import World
 
 SHARE_OF_PEAK = 0.4
@@ -201,8 +202,8 @@ def _memory(memory: Memory) -> Iterator[str]:
     }
     for field in dataclasses.fields(memory):
         size = getattr(memory, field.name)
-        yield table_row(field.name, _gib(size), remarks.get(field.name, ""))
-    yield table_row("memory", _gib(memory.total), "about, on each device")
+        yield table_row(field.name, gib(size), remarks.get(field.name, ""))
+    yield table_row("memory", gib(memory.total), "about, on each device")
 
 
 def _time(
@@ -216,7 +217,7 @@ def _time(
 ) -> Iterator[str]:
     steps = plan.total_steps / costs.steps
     useful = costs.useful * passes * steps
-    hours = f"operations without padding: {_duration(useful / 1e14)} at a useful 100 TFLOP/s"
+    hours = f"operations without padding: {duration(useful / 1e14)} at a useful 100 TFLOP/s"
     yield table_row("compute", f"{useful:.3g}", hours)
     peak = matmul_peak(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
@@ -224,19 +225,4 @@ def _time(
     yield table_row("matmul peak", f"{peak / 1e12:.3g}", f"TFLOP/s, measured on {name} in {kind}")
     # With checkpointing, each layer's forward pass once more.
     seconds = costs.slowest * (passes + recomputed) * steps / (SHARE_OF_PEAK * peak)
-    yield table_row("time", _duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):,.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as people say it.
-
-    >>> [_duration(seconds) for seconds in (41.4, 600, 86_400)]
-    ['41 s', '10 min', '24.0 h']
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    yield table_row("time", duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")

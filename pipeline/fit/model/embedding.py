@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.units import round_up
+
 MULTIPLE = 128
 """Rows are grown to a multiple of this: the matrix products of GPUs like it."""
 
@@ -71,7 +73,7 @@ def rows_for(vocab_size: int) -> int:
     >>> rows_for(32_109)
     32128
     """
-    return -(-vocab_size // MULTIPLE) * MULTIPLE
+    return round_up(vocab_size, MULTIPLE)
 
 
 def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:

@@ -13,7 +13,6 @@ It leaves apart what has other indices: the same ones in another order are enoug
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 from pipeline.config_views import LoraSettings
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, ModelError, require_package
 from pipeline.fit.model.embedding import embedding_weights, is_tied
 from pipeline.fit.model.quantizing import quiet_bitsandbytes
 from pipeline.hub import find_model_file, permission_errors
@@ -45,13 +44,7 @@ def require_peft(where: object) -> None:
         ConfigError: PEFT is missing.
     """
     quiet_bitsandbytes()  # PEFT imports it where it is installed
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigError(
-            "LoRA's package is missing",
-            where=where,
-            got="not installed",
-            do='pip install "duet-t5[peft]"',
-        )
+    require_package("peft", where=where, install='"duet-t5[peft]"')
 
 
 def add_adapter(model: Any, lora: LoraSettings, new_ids: Sequence[int], *, name: str) -> Any:

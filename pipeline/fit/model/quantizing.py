@@ -5,13 +5,12 @@ for each product. Embeddings, the output matrix with the rows of the new pieces,
 layers that transformers keeps in float32 (T5's ``wo``) stay as they are.
 """
 
-import importlib.util
 import logging
 from typing import Any, Literal
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, require_package
 
 WHOLE = ("lm_head", "shared")
 """What is never quantized: a piece of theirs is trained."""
@@ -29,13 +28,7 @@ def require_bitsandbytes(flag: str) -> None:
         ConfigError: bitsandbytes is missing.
     """
     quiet_bitsandbytes()
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            "a package is missing",
-            where=flag,
-            got="no bitsandbytes",
-            do='pip install "duet-t5[quantize]"',
-        )
+    require_package("bitsandbytes", where=flag, install='"duet-t5[quantize]"')
 
 
 def quiet_bitsandbytes() -> None:

@@ -12,6 +12,7 @@ from typing import Self
 from pipeline.fit.training.trackers import Trackers
 from pipeline.logs import Bar
 from pipeline.store.atomic import output_errors, write_file
+from pipeline.units import duration, percent
 
 _WORDS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4g}".format,
@@ -106,28 +107,6 @@ class Reporter:
             if name.startswith("eval_") and name.endswith("_loss")
         ]
         return f"step {step}/{self._total}: " + ", ".join(shown)
-
-
-def percent(share: float) -> str:
-    """Return a share in hundredths.
-
-    >>> percent(0.0417)
-    '4.2 %'
-    """
-    return f"{100 * share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in units that a person thinks in.
-
-    >>> duration(42.3), duration(754), duration(100_000)
-    ('42 s', '12 min 34 s', '27 h 46 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes_left} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _tracked(values: Mapping[str, float]) -> dict[str, float]:

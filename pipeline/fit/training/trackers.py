@@ -4,14 +4,13 @@ A tracker never decides how a run ends. One that cannot start is one line before
 one that fails later is left out with one line, and the run goes on without it.
 """
 
-import importlib.util
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, require_package
 from pipeline.logs import note
 from pipeline.store.atomic import write_file
 
@@ -28,13 +27,7 @@ def check_trackers(names: Sequence[str]) -> None:
         ConfigError: It is not installed.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                "a tracker's package is missing",
-                where=f"--report-to {name}",
-                got="not installed",
-                do=f"pip install {name}",
-            )
+        require_package(name, where=f"--report-to {name}", install=name)
 
 
 class Trackers:

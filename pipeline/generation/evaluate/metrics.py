@@ -10,13 +10,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
+from pipeline.errors import require_package
 
 Columns = npt.NDArray[np.float64]
 _NGRAM = 4
@@ -45,14 +44,13 @@ def require_metrics() -> None:
     Raises:
         ConfigError: One is missing.
     """
-    missing = [name for name in ("sacrebleu", "rouge_score") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            "the metrics' packages are missing",
-            where="duet eval",
-            got="no " + " and no ".join(missing),
-            do='pip install "duet-t5[eval]", or give --no-generate for the loss alone',
-        )
+    require_package(
+        "sacrebleu",
+        "rouge_score",
+        where="duet eval",
+        install='"duet-t5[eval]"',
+        otherwise="give --no-generate for the loss alone",
+    )
 
 
 def loss_metrics(losses: Columns, tokens: Columns, num_bytes: Columns) -> list[Metric]:

@@ -20,7 +20,7 @@ import functools
 import re
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import require_package
 
 _BLOCK = "(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)"
 _OPENS = re.compile(rf"[ \t\n\r]*<{_BLOCK}(?:\s[^<>]*)?>", re.IGNORECASE)
@@ -73,15 +73,14 @@ def html_version() -> str:
 
 @functools.cache
 def _converter() -> Any:
-    try:
-        from markdownify import MarkdownConverter
-    except ImportError as error:
-        raise ConfigError(
-            "making Markdown of HTML needs the package markdownify",
-            where="--clean-html",
-            got="it is not installed",
-            do="pip install 'duet-t5[html]', or leave the flag out",
-        ) from error
+    require_package(
+        "markdownify",
+        where="--clean-html",
+        install='"duet-t5[html]"',
+        otherwise="leave the flag out",
+    )
+    from markdownify import MarkdownConverter
+
     return _converter_class(MarkdownConverter)(
         heading_style="ATX",
         bullets="-",

@@ -94,6 +94,6 @@ def test_without_the_library_one_line_names_it(monkeypatch: pytest.MonkeyPatch) 
     cached: Any = html._converter
     cached.cache_clear()
     monkeypatch.setitem(sys.modules, "markdownify", None)
-    with pytest.raises(ConfigError, match=r"pip install 'duet-t5\[html\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "duet-t5\[html\]"'):
         html_to_markdown("<p>x</p>")
     cached.cache_clear()

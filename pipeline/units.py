@@ -1,0 +1,64 @@
+"""Numbers as people read them, and rounded up; nothing here knows what they measure."""
+
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+
+@overload
+def round_up(value: int, multiple: int) -> int: ...
+@overload
+def round_up(value: npt.NDArray[np.int64], multiple: int) -> npt.NDArray[np.int64]: ...
+def round_up(value: Any, multiple: int) -> Any:
+    """Return the next multiple of a number, or of each in an array.
+
+    >>> round_up(32_109, 128), round_up(128, 128)
+    (32128, 128)
+    """
+    return -(-value // multiple) * multiple
+
+
+def percent(share: float) -> str:
+    """Return a share in hundredths.
+
+    >>> percent(0.0417)
+    '4.2 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in units that a person thinks in; seconds only below ten minutes.
+
+    >>> [duration(seconds) for seconds in (42.3, 154, 2_380, 100_000)]
+    ['42 s', '2 min 34 s', '40 min', '27 h 47 min']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 599.5:
+        return "{} min {} s".format(*divmod(round(seconds), 60))
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def gib(size: float) -> str:
+    """Return bytes as memory is counted.
+
+    >>> gib(3 << 29)
+    '1.50 GiB'
+    """
+    return f"{size / (1 << 30):,.2f} GiB"
+
+
+def file_size(size: float) -> str:
+    """Return bytes as disks are counted.
+
+    >>> file_size(999), file_size(125_400_000)
+    ('999 B', '125.4 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
