@@ -12,6 +12,7 @@ number of processes resumes from them, sharded or not, and ``from_pretrained`` l
 With ``--save-only-model`` there is neither optimizer, scheduler nor random state.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -25,13 +26,12 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import CheckpointError, DuetError, InputError
+from pipeline.errors import CheckpointError, DuetError
 from pipeline.fit.checkpoint.identity import differences
 from pipeline.fit.checkpoint.pretrained import STATE_FILE
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.fingerprint import sha256_of_file
 
 SCHEMA_VERSION = 3
 READ_SCHEMAS = (2, 3)
@@ -82,11 +82,6 @@ class Checkpoint:
                 whole = part | {"state": whole.get("state", {}) | part["state"]}
         return whole
 
-    def rng_state(self, process: int) -> dict[str, Any]:
-        """Return the generators of one of the processes that the run had."""
-        state: dict[str, Any] = self.load(rng_file(process, self.processes))
-        return state
-
 
 def damaged(where: Path, error: Exception) -> CheckpointError:
     """Return the error for a checkpoint whose content cannot be read."""
@@ -107,13 +102,11 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
         CheckpointError: There are checkpoints of this program, and none can be used: to start
             anew would replace them. Or the newest may not be read.
     """
-    unusable: list[tuple[Path, Exception]] = []
+    unusable: list[tuple[Path, ValueError]] = []
     for step, folder in sorted(_folders(output), reverse=True):
         try:
             return _read(folder, step)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
-            if isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError):
-                raise _denied(folder, error) from error
+        except ValueError as error:
             note(f"{folder.name} is incomplete or damaged ({error}); passed over")
             if (folder / MANIFEST).exists():
                 unusable.append((folder, error))
@@ -122,7 +115,7 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
         raise CheckpointError(
             "no checkpoint can be used",
             where=folder,
-            got=fault.got if isinstance(fault, DuetError) else fault,
+            got=fault,
             do="delete the checkpoints to start anew, or give another --output-dir",
         )
     return None
@@ -132,28 +125,18 @@ def checked_checkpoint(output: Path, step: int) -> Path:
     """Return the folder of the checkpoint of a step, which is complete.
 
     Raises:
-        CheckpointError: It is not there, or damaged.
+        CheckpointError: It is not there, or damaged, or may not be read.
     """
     folder = output / f"checkpoint-{step}"
     try:
         return _read(folder, step).folder
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+    except ValueError as error:
         raise CheckpointError(
             "the best checkpoint is not there, or damaged",
             where=folder,
-            got=error.got if isinstance(error, DuetError) else error,
+            got=error,
             do="put it back; or the same command without --load-best-model-at-end writes the last",
         ) from error
-
-
-def _denied(folder: Path, error: Exception) -> CheckpointError:
-    """Return the error for a checkpoint that is there, of which something may not be read."""
-    return CheckpointError(
-        "a checkpoint may not be read",
-        where=getattr(error, "filename", None) or getattr(error, "where", folder),
-        got="permission denied",
-        do="have its owner allow it (chmod -R a+rX), or give another --output-dir",
-    )
 
 
 def temporary_folder(output: Path, step: int) -> Path:
@@ -233,18 +216,11 @@ def delete_oldest(
     ]
     excess = max(len(older) - (limit - 1), 0)
     for folder in [folder for step, folder in older if step not in protected][:excess]:
-        # Renamed first, so that what is left is never taken for whole: see delete_leftovers.
+        # Renamed first, so that what is left is never taken for whole: see output.py.
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         with output_errors(folder):
             folder.rename(old)
             shutil.rmtree(old)
-
-
-def delete_leftovers(output: Path) -> None:
-    """Delete what a run that was killed left half written."""
-    for pattern in (".checkpoint-*.tmp", ".checkpoint-*.old", ".trained.*.tmp"):
-        for folder in output.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folders(output: Path) -> list[tuple[int, Path]]:
@@ -260,8 +236,23 @@ def _read(folder: Path, step: int) -> Checkpoint:
     """Read a checkpoint's manifest, and check the files that it names.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError, AttributeError, InputError: It is not complete.
+        ValueError: It is incomplete or damaged.
+        CheckpointError: It may not be read.
     """
+    try:
+        return _checked(folder, step)
+    except PermissionError as error:
+        raise CheckpointError(
+            "a checkpoint may not be read",
+            where=error.filename,
+            got="permission denied",
+            do="have its owner allow it (chmod -R a+rX), or give another --output-dir",
+        ) from error
+    except (OSError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(error) from error
+
+
+def _checked(folder: Path, step: int) -> Checkpoint:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["schema_version"] not in READ_SCHEMAS:
         raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
@@ -290,7 +281,7 @@ def _check_seals(folder: Path, seals: dict[str, Any]) -> None:
     """Hash files, several at a time.
 
     Raises:
-        ValueError, OSError, InputError: One is not as it was written, or cannot be read.
+        ValueError, OSError: One is not as it was written, or cannot be read.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hashing") as pool:
         found: Iterable[Any] = pool.map(lambda name: _seal(folder / name), seals)
@@ -301,9 +292,6 @@ def _check_seals(folder: Path, seals: dict[str, Any]) -> None:
 
 def _seal(path: Path) -> dict[str, Any]:
     """Return what tells a file from a damaged one."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-
-
-def rng_file(process: int, processes: int) -> str:
-    """Return the name of the file with the generators of a process."""
-    return "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}

@@ -1,11 +1,11 @@
 """The output folder of a run: made before anything takes time, and held while the run writes."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.fit.checkpoint.format import delete_leftovers
 from pipeline.store.atomic import locked_folder, output_errors
 
 
@@ -40,3 +40,10 @@ def holding_output(output: Path, *, is_main: bool) -> Iterator[None]:
     with locked_folder(output):
         delete_leftovers(output)
         yield
+
+
+def delete_leftovers(output: Path) -> None:
+    """Delete what a run that was killed left half written."""
+    for pattern in (".checkpoint-*.tmp", ".checkpoint-*.old", ".trained.*.tmp"):
+        for folder in output.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)

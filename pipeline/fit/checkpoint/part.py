@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline.fit.checkpoint.format import rng_file
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
 from pipeline.fit.checkpoint.pretrained import deal_files, weight_files
 from pipeline.fit.checkpoint.staging import (
@@ -25,7 +24,7 @@ from pipeline.fit.checkpoint.staging import (
     tensors_of,
     weights_of_model,
 )
-from pipeline.fit.checkpoint.train_state import TrainState, rng_state
+from pipeline.fit.checkpoint.train_state import TrainState, rng_file, rng_state
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.model.lora import is_adapted
 

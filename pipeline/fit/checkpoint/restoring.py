@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pipeline.errors import DuetError
 from pipeline.fit.checkpoint.format import Checkpoint, damaged
 from pipeline.fit.checkpoint.staging import map_tensors, tensors_of
-from pipeline.fit.checkpoint.train_state import restore_rng_state
+from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_file
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp import is_sharded, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
@@ -55,7 +55,7 @@ def restore(
             raise ValueError("the schedule is at another step")
         if checkpoint.processes != group.size:
             return False
-        restore_rng_state(checkpoint.rng_state(group.rank))
+        restore_rng_state(checkpoint.load(rng_file(group.rank, group.size)))
         return True
     except DuetError:
         raise

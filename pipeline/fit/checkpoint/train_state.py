@@ -169,3 +169,8 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def rng_file(process: int, processes: int) -> str:
+    """Return the name of the file with the generators of a process."""
+    return "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth"

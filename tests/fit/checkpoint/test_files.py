@@ -8,6 +8,7 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,16 +48,14 @@ def test_safetensors_are_the_librarys_own_bytes_and_hashed(tmp_path: Path) -> No
 def test_a_file_is_not_read_again_for_its_hash(
     config: FitConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.fit.checkpoint import format as checkpoints
-
     read: list[str] = []
-    hash_of = checkpoints.sha256_of_file
+    digest_of = hashlib.file_digest
 
-    def noted(path: Path) -> str:
-        read.append(path.name)
-        return hash_of(path)
+    def noted(file: Any, name: str) -> Any:
+        read.append(Path(file.name).name)
+        return digest_of(file, name)
 
-    monkeypatch.setattr(checkpoints, "sha256_of_file", noted)
+    monkeypatch.setattr(hashlib, "file_digest", noted)
     out = fit(changed(config, save_strategy="steps", max_steps=1))
     monkeypatch.undo()
     assert "config.json" in read

@@ -15,6 +15,7 @@ from pipeline.config import FitConfig, FitOptions
 from pipeline.errors import CheckpointError, DuetError, OutputError
 from pipeline.fit.checkpoint import format as checkpoints
 from pipeline.fit.checkpoint.format import delete_oldest, find_checkpoint
+from pipeline.fit.checkpoint.output import delete_leftovers
 from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_state
 from pipeline.fit.stage import fit
 from pipeline.store.atomic import locked_folder
@@ -567,7 +568,7 @@ def test_a_checkpoint_that_was_being_deleted_is_a_leftover(
         patch.setattr(checkpoints.shutil, "rmtree", stop)
         delete_oldest(tmp_path, 2, 1)
     assert [path.name[:13] for path in tmp_path.iterdir()] == [".checkpoint-1"]
-    checkpoints.delete_leftovers(tmp_path)
+    delete_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
