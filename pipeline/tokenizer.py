@@ -127,11 +127,18 @@ class TextTokenizer:
     def save(self, folder: Path, *, model_max_length: int) -> None:
         """Write the files that ``AutoTokenizer.from_pretrained(folder)`` loads."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (self.files | self._spiece()).items():
-            if name == "tokenizer_config.json":
-                config = json.loads(content) | {"model_max_length": model_max_length}
-                content = json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8")
+        for name, content in self.saved_files(model_max_length=model_max_length).items():
             (folder / name).write_bytes(content)
+
+    def saved_files(self, *, model_max_length: int) -> dict[str, bytes]:
+        """Return these files by name."""
+        files = self.files | self._spiece()
+        if "tokenizer_config.json" in files:
+            config = json.loads(files["tokenizer_config.json"])
+            config |= {"model_max_length": model_max_length}
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            files["tokenizer_config.json"] = text.encode("utf-8")
+        return files
 
     def _spiece(self) -> dict[str, bytes]:
         """Return the lossless tokenizer's ``spiece.model``, made only when it is saved.

@@ -18,8 +18,7 @@ from filelock import FileLock
 
 from pipeline.errors import PreparedFolderError
 from pipeline.logs import note
-from pipeline.prepare.file_index import is_settled
-from pipeline.prepare.files.sources import FileState
+from pipeline.prepare.files.sources import FileState, is_settled
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.manifest import read_manifest
 

@@ -7,7 +7,6 @@ changed a moment ago is not trusted: it might have changed again, within the clo
 """
 
 import contextlib
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +17,13 @@ from pipeline.logs import note
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.planning import Group
 from pipeline.prepare.files.segments import Piece, Segment
-from pipeline.prepare.files.sources import FileState, Source
+from pipeline.prepare.files.sources import FileState, Source, is_settled
 from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.fingerprint import key_of
 
-_TICK = 0.05  # seconds; a disk that counts whole seconds is given two
 PASSED_OVER = "passed over"
 _FIELDS = ("start", "end", "starts_at_anchor", "ends_file", "size")
-
-
-def is_settled(state: FileState) -> bool:
-    """Return whether a file's last change is so long ago that a later one would show."""
-    changed = max(state[1:3])
-    tick = _TICK if changed % 1_000_000_000 else 2.0
-    return 0 < changed < (time.time() - tick) * 1e9
 
 
 class FileIndex:

@@ -2,7 +2,6 @@
 
 import platform
 from collections import Counter
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.encode.dataset_stats import DatasetStats
 from pipeline.prepare.encode.segment_encoder import EVAL, TRAIN, EncodingSettings
 from pipeline.prepare.engines import make_engine
-from pipeline.prepare.engines.base import Engine, anchors
+from pipeline.prepare.engines.base import Engine, anchors, tokenizer_files
 from pipeline.prepare.engines.gc_tuning import rare_collections
 from pipeline.prepare.file_index import FileIndex
 from pipeline.prepare.files.file_kind import Kind
@@ -38,7 +37,7 @@ from pipeline.prepare.read.rejections import (
     rejection_line,
 )
 from pipeline.prepare.read.values import RejectedError
-from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import CHUNK_SCHEMA, REJECTED, ChunkCache
 from pipeline.store.fingerprint import ContentHash, key_of, rejected_frame
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
@@ -170,31 +169,20 @@ class _Preparation:
             self._kinds,
             lambda *stretch: engine.submit(anchors, *stretch),
         )
+        tokenizer = engine.submit(tokenizer_files)
         ordered = OrderedChunks(engine, planner.segments(self._groups), dedup=self._config.dedup)
         read = [i for i, kind in enumerate(self._kinds) if kind is not None]
         with (
             RejectedFile(folder / REJECTED) as rejected,
             ByteProgress("preparing", self._num_bytes(read)) as progress,
         ):
-            for done in self._then_the_tokenizer(ordered, folder):
+            for done in ordered:
                 prepared.add(chunks, done.chunk)
                 self._take(done, chunks, rejected)
                 progress.status = f"{self._stats.pairs:,} pairs"
                 progress.advance(done.segment.size)
+        write_files(folder / "tokenizer", tokenizer())
         return prepared.close()
-
-    def _then_the_tokenizer(self, ordered: OrderedChunks, folder: Path) -> Iterator[Done]:
-        """Write the tokenizer while workers encode the first segments; pass on the chunks."""
-        for number, done in enumerate(ordered):
-            if number == 0:
-                self._save_tokenizer(folder)
-            yield done
-
-    def _save_tokenizer(self, folder: Path) -> None:
-        with output_errors(folder):
-            self._tokenizer.save(
-                folder / "tokenizer", model_max_length=self._config.model_max_length
-            )
 
     def _take(self, done: Done, chunks: ChunkCache, rejected: RejectedFile) -> None:
         """Take in what is counted of a chunk, and what was left out of it."""

@@ -21,7 +21,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.atomic import output_errors, publish_folder, write_files
 from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.shards import ShardFile, ShardWriter
@@ -141,9 +141,7 @@ class ChunkCache:
         temporary = self.sibling()
         try:
             make_empty(temporary)
-            for name, content in contents.items():
-                with output_errors(temporary):
-                    (temporary / name).write_bytes(content)
+            write_files(temporary, contents)
             self.publish(chunk, temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

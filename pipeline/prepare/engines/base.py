@@ -43,6 +43,12 @@ def without(encoder: SegmentEncoder, *args: Any) -> Any:
     return encoder.without(*args)
 
 
+def tokenizer_files(encoder: SegmentEncoder) -> dict[str, bytes]:
+    """Return the files of the tokenizer, to be kept beside the rows."""
+    settings = encoder.settings
+    return settings.tokenizer.saved_files(model_max_length=settings.model_max_length)
+
+
 def anchors(encoder: SegmentEncoder, *args: Any) -> Any:
     """Find anchors in a stretch of a file: ``SegmentEncoder.anchors``."""
     return encoder.anchors(*args)

@@ -31,9 +31,10 @@ REACH = 1 << 16
 """How far before a stretch the choice of its anchors looks."""
 _DRAW = np.random.default_rng(7).integers(1, 1 << 63, _HASHED // 8, dtype=np.uint64) | np.uint64(1)
 
-# How far after an anchor a record is looked for; the second is for long ones.
-_NEAR, _FAR = 1 << 18, 1 << 20
-_STEP = 1 << 16
+# How far after an anchor a record is looked for; the second is for long ones, and for a long
+# conversation's first part after which the next one stands.
+_NEAR, _FAR = 1 << 18, 1 << 21
+_SHORT, _STEP = 1 << 12, 1 << 16  # how much of it is decoded at first
 
 Anchor = tuple[int, bool]
 """The offset of a byte, and whether it is strong."""
@@ -99,30 +100,32 @@ def record_after(read_at: ReadAt, anchor: int) -> int | None:
     """
     other = None
     for reach in (_NEAR, _FAR):
-        text = read_at(anchor, reach + _STEP)
-        for match in _BETWEEN.finditer(text, 0, min(reach, len(text))):
-            value = _decoded(text, match.start(1))
+        text, at = read_at(anchor, reach + _STEP), 0
+        while match := _BETWEEN.search(text, at, min(reach, len(text))):
+            start = match.start(1)
+            value, at = _decoded(text, start)
             if _is_first_part(value):
-                return anchor + match.start(1)
+                return anchor + start
             if other is None and _is_record(value):
-                other = anchor + match.start(1)
-        if other is not None:
-            break
+                other = anchor + start
     return other
 
 
-def _decoded(text: bytes, start: int) -> Any:
-    """Return the value at a place, or None."""
-    for size in (_STEP, len(text)):
+def _decoded(text: bytes, start: int) -> tuple[Any, int]:
+    """Return the value at a place, or None, and where to look for the next."""
+    for size in (_SHORT, _STEP, len(text)):
         try:
-            end = start + size
-            return DECODER.raw_decode(text[start:end].decode("utf-8", "surrogateescape"))[0]
+            piece = text[start : start + size].decode("utf-8", "surrogateescape")
+            value, end = DECODER.raw_decode(piece)
         except json.JSONDecodeError as error:
             if not may_go_on(error):
-                return None
+                break
         except (ValueError, RecursionError):
-            return None
-    return None
+            break
+        else:
+            # The bracket that ends it may be one that a record stands behind.
+            return value, start + len(piece[: end - 1].encode("utf-8", "surrogateescape"))
+    return None, start
 
 
 def _is_record(value: Any) -> bool:

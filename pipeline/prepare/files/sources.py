@@ -9,6 +9,7 @@ on a file system that is somewhere else.
 import glob
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Source:
 
 # What Hugging Face writes beside data.
 _OTHERS_OWN = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_TICK = 0.05  # seconds; a disk that counts whole seconds is given two
 _HELD_OUT = re.compile(r"(?:^|[-_./])(test|validation|eval|dev)(?:[-_./]|$)", re.IGNORECASE)
 
 
@@ -241,3 +243,10 @@ def states_of(sources: Sequence[Source]) -> list[FileState]:
             got=error.strerror or error,
             do="check that it stays where it is",
         ) from error
+
+
+def is_settled(state: FileState) -> bool:
+    """Return whether a file's last change is so long ago that a later one would show."""
+    changed = max(state[1:3])
+    tick = _TICK if changed % 1_000_000_000 else 2.0
+    return 0 < changed < (time.time() - tick) * 1e9

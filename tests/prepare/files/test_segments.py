@@ -210,3 +210,14 @@ def test_one_worker_and_two_and_three_give_the_same_bytes(tmp_path: Path, tiny_t
     folders = [prepared(path, tiny_t5, tmp_path / str(n), num_workers=n) for n in (1, 2, 3)]
     assert len(read_manifest(folders[0]).shards) > 1
     assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
+
+
+def test_a_cut_in_a_long_conversation_is_made_after_it() -> None:
+    """No conversation is joined over a cut where another begins within reach: none is read twice."""
+    parts = [json.dumps(record(f"long_{i}", "q" * 2000, "a" * 2000)) for i in range(1, 200)]
+    following = json.dumps(record("other", "q", "a"))
+    text = ",".join(["{}", *parts, following]).encode()
+
+    found = record_after(lambda start, size: text[start : start + size], 1)
+
+    assert found == len(text) - len(following)
