@@ -5,6 +5,7 @@ In the order of the data:
 files/           paths -> files, files -> segments, a segment -> the JSON values or rows in it
   sources          paths           -> files, in order
   file_kind        a file          -> how it is read, or what it is instead
+  file_index       knows the files that earlier runs read
   anchors          text            -> places where it may be cut, chosen by its content
   planning         files           -> segments
   segments         a segment       -> records and faults
@@ -13,14 +14,11 @@ files/           paths -> files, files -> segments, a segment -> the JSON values
 read/            a record -> a conversation, or the reason why it is none; parts -> conversations
 encode/          a segment -> its chunk of rows (segment_encoder: all that a worker does)
 engines/         where that is done: here, in other processes, on a Ray cluster
-ordering.py      segments        -> chunks, in order, joined, without repeats
+  ordering         segments        -> chunks, in order, joined, without repeats
 preparation.py   chunks          -> the prepared folder
-file_index.py    knows the files that earlier runs read
 cache.py         finds an earlier preparation, locks a new one
-stage.py         finds that folder, or has it made
-remarks.py       what is said afterwards
+stage.py         finds that folder, or has it made; copies it to a URL
 options.py       which settings decide the rows
-remote_output.py the prepared folder -> a URL
 memory.py        the same in memory, nothing on disk
 """
 

@@ -15,7 +15,8 @@ from pipeline.prepare.encode.segment_encoder import EVAL, TRAIN, EncodingSetting
 from pipeline.prepare.engines import make_engine
 from pipeline.prepare.engines.base import Engine, anchors, tokenizer_files
 from pipeline.prepare.engines.gc_tuning import rare_collections
-from pipeline.prepare.file_index import FileIndex
+from pipeline.prepare.engines.ordering import Done, OrderedChunks
+from pipeline.prepare.files.file_index import FileIndex
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.json_values import Fault, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
@@ -28,7 +29,6 @@ from pipeline.prepare.files.sources import (
     states_of,
 )
 from pipeline.prepare.options import row_options
-from pipeline.prepare.ordering import Done, OrderedChunks
 from pipeline.prepare.read.records import roles_with
 from pipeline.prepare.read.rejections import (
     RejectedFile,

@@ -1,5 +1,7 @@
 """The first stage as a whole: find the sources, and the folder prepared of them, or make it."""
 
+import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -7,14 +9,15 @@ from pipeline.config import PrepareConfig
 from pipeline.config_fields import is_url
 from pipeline.errors import ConfigError
 from pipeline.logs import note
-from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.cache import PreparedCache, lock_in
 from pipeline.prepare.files.sources import Source, find_sources, states_of
 from pipeline.prepare.options import row_options
-from pipeline.prepare.remarks import remarks
-from pipeline.prepare.remote_output import prepare_to_url
+from pipeline.prepare.read.remarks import remarks
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
+from pipeline.store.remote import RemotePath
 from pipeline.store.summary import summary
+from pipeline.store.uploading import upload
 from pipeline.tokenizer import source_files
 
 
@@ -33,8 +36,27 @@ def prepare(config: PrepareConfig) -> Path | str:
         OutputError: The result cannot be written. Nothing is published then.
     """
     if is_url(config.output_dir):
-        return prepare_to_url(config, prepare_here)
+        return _prepare_to_url(config)
     return prepare_here(config)
+
+
+def _prepare_to_url(config: PrepareConfig) -> str:
+    """Prepare in this user's cache folder, where chunks are kept, and copy the result."""
+    target = RemotePath.of(config.output_dir)
+    target.exists()  # credentials that are wrong are better known now than at the end
+    cache = cache_folder()
+    folder = prepare_here(dataclasses.replace(config, output_dir=str(cache)))
+    copy = target / folder.name
+    with lock_in(cache, f"upload-{key_of(copy.url)}"):
+        if not upload(folder, read_manifest(folder), copy):
+            note(f"complete there before: {copy}")
+    return copy.url
+
+
+def cache_folder() -> Path:
+    """Return where this user's programs keep what can be made again (XDG's rule)."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "duet-t5"
 
 
 def _sources(config: PrepareConfig) -> list[Source]:

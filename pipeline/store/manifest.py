@@ -89,9 +89,9 @@ def _names_in(folder: Path) -> set[str]:
 
 def _text_of(manifest: Manifest) -> str:
     """Return the content of ``manifest.json``; its own checksum is the last entry."""
-    fields = dataclasses.asdict(manifest)
+    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
     del fields["checksum"]
-    text = json.dumps(fields, indent=2, ensure_ascii=False)
+    text = json.dumps(fields, indent=2, ensure_ascii=False, default=dataclasses.asdict)
     return f'{text[:-2]},\n  "checksum": "{sha256_of_text(text)}"\n}}\n'
 
 

@@ -19,12 +19,12 @@ import zstandard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipeline.prepare.engines.ordering import OrderedChunks
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, NumberText, Record, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.segments import PieceReader, Segment, read_files, reading_at
 from pipeline.prepare.files.sources import Source, find_sources, recognize, states_of
-from pipeline.prepare.ordering import OrderedChunks
 from tests import forms
 from tests.prepare import test_fuzz
 from tests.prepare.helpers import cut_at

@@ -213,7 +213,7 @@ def test_one_worker_and_two_and_three_give_the_same_bytes(tmp_path: Path, tiny_t
 
 
 def test_a_cut_in_a_long_conversation_is_made_after_it() -> None:
-    """No conversation is joined over a cut where another begins within reach: none is read twice."""
+    """No conversation is joined over a cut where another begins near: none is read twice."""
     parts = [json.dumps(record(f"long_{i}", "q" * 2000, "a" * 2000)) for i in range(1, 200)]
     following = json.dumps(record("other", "q", "a"))
     text = ",".join(["{}", *parts, following]).encode()
