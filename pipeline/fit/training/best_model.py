@@ -18,7 +18,8 @@ class BestModelTracker:
     """Compares each evaluation with the best one before it."""
 
     output: Path
-    metric: str = "eval_loss"
+    metric: str | None = None
+    """The value of an evaluation that is compared; None: no best is looked for."""
     greater_is_better: bool = False
     keeps_best: bool = False
     """Whether the best checkpoint is kept, and is the trained model at the end."""
@@ -30,10 +31,14 @@ class BestModelTracker:
     @classmethod
     def from_config(cls, config: FitConfig) -> "BestModelTracker":
         """Return the one that the settings ask for."""
-        name = config.metric_for_best_model or "loss"
+        name = config.metric_for_best_model
+        if name is None and (config.load_best_model_at_end or config.early_stopping_patience):
+            name = "loss"
+        if name is not None and not name.startswith("eval_"):
+            name = f"eval_{name}"
         return cls(
             output=Path(config.output_dir),
-            metric=name if name.startswith("eval_") else f"eval_{name}",
+            metric=name,
             greater_is_better=bool(config.greater_is_better),
             keeps_best=config.load_best_model_at_end,
             patience=config.early_stopping_patience,
@@ -42,7 +47,7 @@ class BestModelTracker:
 
     def update(self, state: RunState, values: Mapping[str, float]) -> bool:
         """Take in an evaluation; return whether it is the best so far."""
-        if self.metric not in values:  # only other folders are evaluated
+        if self.metric is None or self.metric not in values:  # only other folders are evaluated
             return False
         value, best = values[self.metric], state.best_metric
         better = value == value if best is None else self._gain(value, best) > 0

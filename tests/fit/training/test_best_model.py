@@ -17,7 +17,7 @@ from tests.fit.helpers import Hooks, assert_same_weights, changed, state_of
 
 
 def track(values: list[float], **settings: Any) -> RunState:
-    best, state = BestModelTracker(output=Path("out"), **settings), RunState()
+    best, state = BestModelTracker(output=Path("out"), metric="eval_loss", **settings), RunState()
     for state.step, value in enumerate(values, 1):
         best.update(state, {"eval_loss": value})
         if state.stopped_early:
