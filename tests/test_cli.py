@@ -175,7 +175,9 @@ def test_ctrl_c_is_one_line_and_nothing_published(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.prepare.encode.segment_encoder.SegmentEncoder.encode", interrupted)
+    monkeypatch.setattr(
+        "pipeline.prepare.encode.segment_encoder.SegmentEncoder.encode", interrupted
+    )
     assert run(prepare_args(tiny_t5, tmp_path, SAMPLE)) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert not [p for p in (tmp_path / "processed").iterdir() if p.name != ".locks"]
