@@ -31,7 +31,7 @@ class BestModelTracker:
     @classmethod
     def from_config(cls, config: FitConfig) -> "BestModelTracker":
         """Return the one that the settings ask for."""
-        name = config.metric_for_best_model
+        name: str | None = config.metric_for_best_model
         if name is None and (config.load_best_model_at_end or config.early_stopping_patience):
             name = "loss"
         if name is not None and not name.startswith("eval_"):
