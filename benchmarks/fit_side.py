@@ -28,9 +28,8 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.flops import TRAINING, ModelFlops
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.throughput import matmul_peak, peak_memory
-from pipeline.fit.training.trainer import Trainer
+from pipeline.fit.training.trainer import Trainer, TrainerCallback
 
 ENDLESS = 10**6
 """Optimizer steps that no run gets to: the clock ends it."""

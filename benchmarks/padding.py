@@ -17,9 +17,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.micro_batches import MicroBatcher
-from pipeline.fit.data.sampler import BatchSampler, epoch_order
+from pipeline.fit.data.sampler import BatchSampler, IntArray, epoch_order
 from pipeline.fit.estimate.dry_run import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 

@@ -155,7 +155,7 @@ def sit(config: FitConfig, sittings: Sittings, said: Path) -> Path:
 def fit_until(config: FitConfig, last: int) -> None:
     """Run ``fit``, and send this process a signal when a step begins, the last; 0: never."""
     from pipeline.fit.stage import fit
-    from pipeline.fit.training.callback import TrainerCallback
+    from pipeline.fit.training.trainer import TrainerCallback
 
     class StopAt(TrainerCallback):
         def on_step_begin(self, step: int) -> None:

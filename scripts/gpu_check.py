@@ -28,8 +28,8 @@ if __name__ == "__main__":  # as a script: the repository is where it is importe
 
 from pipeline.config import FitConfig, PrepareConfig
 from pipeline.fit.device import data_sheet_peak, set_allocator, set_attention
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.throughput import matmul_peak
+from pipeline.fit.training.trainer import TrainerCallback
 from scripts.tiny_t5 import make_tiny_t5, read_texts
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,8 +35,8 @@ from pipeline.fit.model.lora import require_peft
 from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.trackers import check_trackers
+from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.hub_repo import HubRepo
 from pipeline.logs import note
 from pipeline.store.fingerprint import key_of

@@ -22,9 +22,9 @@ from pipeline.fit.data.prepared import open_data
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.stage import build_context, explained_errors
 from pipeline.fit.training.build import build_checkpointer, build_trainer
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS, OF_DATA_SHEET
+from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.store.manifest import Manifest, Shard, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 from pipeline.tokenizer import TextTokenizer

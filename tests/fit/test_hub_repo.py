@@ -16,7 +16,7 @@ from pipeline.cli import run
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, OutputError
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.hub_repo import HubRepo
 from tests.conftest import ROOT
 from tests.fit.helpers import changed

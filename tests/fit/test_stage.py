@@ -25,10 +25,9 @@ from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import architecture, build_model, quiet_transformers
 from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS
-from pipeline.fit.training.trainer import Trainer
+from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import (

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.collate import IGNORED, Batch
-from pipeline.fit.data.length_grouping import IntArray
+from pipeline.fit.data.sampler import IntArray
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
 from pipeline.units import round_up

@@ -17,8 +17,8 @@ import torch
 
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.micro_batches import MicroBatcher
+from pipeline.fit.data.sampler import IntArray
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.compile import BUCKET
 from pipeline.fit.model.loss import target_positions

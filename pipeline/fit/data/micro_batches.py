@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.fit.data.length_grouping import IntArray
+from pipeline.fit.data.sampler import IntArray
 from pipeline.units import round_up
 
 OVERHEAD_TOKENS = 256

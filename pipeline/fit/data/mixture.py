@@ -17,7 +17,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.length_grouping import IntArray
+from pipeline.fit.data.sampler import IntArray
 from pipeline.units import round_up
 
 

@@ -13,12 +13,11 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.prepared import open_data
-from pipeline.fit.data.sampler import BatchSampler
+from pipeline.fit.data.sampler import BatchSampler, IntArray
 from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.flops import training_passes

@@ -37,14 +37,13 @@ from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.best_model import BestModelTracker
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.optim import make_optimizer, make_schedule
 from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import ThroughputMeter
 from pipeline.fit.training.trackers import Trackers
-from pipeline.fit.training.trainer import Trainer
+from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer
 

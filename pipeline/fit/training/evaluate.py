@@ -16,9 +16,9 @@ import torch
 
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.loader import to_device
 from pipeline.fit.data.micro_batches import MicroBatcher
+from pipeline.fit.data.sampler import IntArray
 from pipeline.tokenizer import TextTokenizer
 
 

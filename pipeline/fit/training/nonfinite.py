@@ -6,7 +6,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.data.length_grouping import IntArray
+from pipeline.fit.data.sampler import IntArray
 
 _NAMED = 16
 """Rows that a message names."""

@@ -16,12 +16,33 @@ from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.signals import GracefulShutdown
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.best_model import BestModelTracker
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.step import PendingStep, StepResult, TrainingStep
 from pipeline.fit.training.throughput import ThroughputMeter
 from pipeline.logs import note
+
+
+class TrainerCallback:
+    """Hooks of a run, called in each process; what is not overridden does nothing.
+
+    The names are those of transformers' own. An error raised here ends the run as any other does.
+    """
+
+    def on_train_begin(self, trainer: "Trainer") -> None:
+        """Everything is built and restored; no step is taken yet."""
+
+    def on_step_begin(self, step: int) -> None:
+        """A step begins; counted from 1."""
+
+    def on_step_end(self, step: int, result: StepResult) -> None:
+        """A step is done, and nothing is logged, evaluated or saved after it yet."""
+
+    def on_save(self, step: int) -> None:
+        """The state after a step is copied, and is being written or is written."""
+
+    def on_prediction_step(self) -> None:
+        """A batch of an evaluation begins."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fit.data.length_grouping import IntArray
 from pipeline.fit.data.micro_batches import MicroBatcher
-from pipeline.fit.data.sampler import BatchSampler
+from pipeline.fit.data.sampler import BatchSampler, IntArray
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 from tests.fit.data.test_sampler import like_sharegpt
 

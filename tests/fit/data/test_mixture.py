@@ -13,7 +13,7 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.mixture import Mixture, Source, open_mixture
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import (
     assert_same_weights,

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fit.data import sampler as batching
-from pipeline.fit.data.length_grouping import IntArray, group_alike
-from pipeline.fit.data.sampler import BatchSampler, epoch_order, group_sizes, windows_of
+from pipeline.fit.data.sampler import (
+    BatchSampler,
+    IntArray,
+    epoch_order,
+    group_alike,
+    group_sizes,
+    windows_of,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 sides = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 70_000)), min_size=1, max_size=300)

@@ -7,8 +7,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
-from pipeline.fit.training.trainer import Trainer
+from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from scripts.ranks import run_in
 from tests.fit.helpers import changed
 

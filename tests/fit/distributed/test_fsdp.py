@@ -23,9 +23,8 @@ from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult
-from pipeline.fit.training.trainer import Trainer
+from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from pipeline.tokenizer import load_tokenizer
 from scripts.ranks import RankError, run_in
 from tests.fit.distributed.test_processes import torchrun

@@ -12,7 +12,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.stage import fit
 from pipeline.fit.training.best_model import BestModelTracker
-from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.trainer import TrainerCallback
 from tests.fit.helpers import Hooks, assert_same_weights, changed, state_of
 
 

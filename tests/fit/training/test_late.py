@@ -12,9 +12,8 @@ from pipeline.config import FitConfig
 from pipeline.errors import ModelError
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
 from pipeline.fit.training.step import StepResult, can_read_late
-from pipeline.fit.training.trainer import Trainer
+from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from scripts.ranks import run_in
 from tests.fit.helpers import assert_same_weights, changed, log_of
 

@@ -12,7 +12,7 @@ from pipeline.cli import run
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
 from pipeline.fit.stage import fit
-from pipeline.fit.training.callback import TrainerCallback
+from pipeline.fit.training.trainer import TrainerCallback
 from tests.fit.helpers import changed, state_of
 
 
