@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
 from pipeline.errors import CheckpointError, ConfigError
@@ -13,6 +15,7 @@ from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.stage import fit
 from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.trainer import TrainerCallback
+from tests.fit.distributed.test_processes import torchrun
 from tests.fit.helpers import Hooks, assert_same_weights, changed, state_of
 
 
@@ -124,3 +127,36 @@ def test_saves_that_do_not_fall_on_evaluations_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="evaluation"):
         fit(changed(evaluated, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--fsdp=full_shard",)])
+def test_two_processes_keep_the_same_best_as_one(
+    evaluated: FitConfig, still: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """With the largest loss as the best, which is the first, and an early end."""
+    config = changed(
+        evaluated,
+        model_name_or_path=str(still),
+        train_batch_size=4,
+        learning_rate=1e-2,
+        greater_is_better=True,
+        early_stopping_patience=3,
+    )
+    two = tmp_path / "two"
+    asked = ("--load-best-model-at-end", "--greater-is-better", "--early-stopping-patience=3")
+    steps = ("--eval-strategy=steps", "--eval-steps=1", "--save-steps=1", "--save-total-limit=1")
+    torchrun(changed(config, output_dir=str(two)), 2, *asked, *steps, *flags)
+    one = state_of(fit(config))
+    state = state_of(two)
+    assert (state["global_step"], state["best_global_step"]) == (4, 1)
+    assert (one["global_step"], one["best_global_step"]) == (4, 1)
+    assert state["best_metric"] == pytest.approx(one["best_metric"], rel=1e-4)
+    trained, best = (loaded(folder) for folder in (two, two / "checkpoint-1"))
+    assert all(torch.equal(trained[name], best[name]) for name in trained | best)
+
+
+def loaded(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that transformers finds in a folder, in one file or in several."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    return dict(model.state_dict())
