@@ -565,7 +565,6 @@ class TrainConfig(HubOptions, PrepareOptions, FitOptions):
             "data_path": (str(prepared),),
             "eval_data_path": (),  # records; they are the prepared folder's split eval
             "model_max_length": None,
-            "eval_data_path": (),  # raw records, which are the split eval of the folder now
         }
         return FitConfig(**values)
 
