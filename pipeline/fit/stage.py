@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.config_views import ModelSettings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, require_package
 from pipeline.fit.checkpoint.identity import run_identity
 from pipeline.fit.checkpoint.output import holding_output, make_output_folder
 from pipeline.fit.checkpoint.pretrained import MODEL_FILES
@@ -30,9 +30,8 @@ from pipeline.fit.distributed.signals import exit_code
 from pipeline.fit.estimate.dry_run import print_dry_run
 from pipeline.fit.model.adapter import base_name, with_adapter_settings
 from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
-from pipeline.fit.model.loading import architecture, base_weights
+from pipeline.fit.model.fingerprint import architecture, base_weights
 from pipeline.fit.model.lora import require_peft
-from pipeline.fit.model.quantizing import require_bitsandbytes, require_gpu
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
 from pipeline.fit.training.trackers import check_trackers
@@ -121,9 +120,9 @@ def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) ->
     if model.lora is not None:
         require_peft("--lora-r")
     if model.quantize:
-        require_bitsandbytes("--quantize")
+        require_package("bitsandbytes", where="--quantize", install='"duet-t5[quantize]"')
     if optim == "adamw_8bit":
-        require_bitsandbytes("--optim adamw_8bit")
+        require_package("bitsandbytes", where="--optim adamw_8bit", install='"duet-t5[quantize]"')
 
 
 def check_best(config: FitConfig, data: PreparedData) -> None:
@@ -164,11 +163,18 @@ def check_push(config: FitConfig) -> HubRepo | None:
 def check_device(model: ModelSettings, device: torch.device) -> None:
     """Refuse a device on which it would not be the same run.
 
+    bitsandbytes computes on a CPU, too, but evaluates there with weights that it has packed anew.
+
     Raises:
         ConfigError: Weights of four bits want a GPU.
     """
-    if model.quantize:
-        require_gpu(device)
+    if model.quantize and device.type in ("cpu", "mps"):
+        raise ConfigError(
+            "weights of four bits want a GPU",
+            where="--quantize",
+            got=f"this run is on the device {device.type}",
+            do="leave it out: LoRA alone runs anywhere; or start where there is a GPU",
+        )
 
 
 def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> RunContext:

@@ -12,8 +12,9 @@ import torch
 from pipeline.config import ExportConfig
 from pipeline.errors import ConfigError, DuetError, InputError, ModelError, require_package
 from pipeline.export import export
+from pipeline.fit.model.fingerprint import name_of_weights
 from pipeline.fit.model.loading import load_trained
-from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter, name_of_weights
+from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
 from pipeline.generation.config import GenerationOptions
 from pipeline.generation.engine.answer import Sampling
 from pipeline.generation.engine.ctranslate2_decoder import CTranslate2Decoder

@@ -22,7 +22,8 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.prepared import check_shards, open_data
 from pipeline.fit.distributed.launch import check_joined
 from pipeline.fit.model.embedding import is_tied
-from pipeline.fit.model.loading import architecture, build_model, quiet_transformers
+from pipeline.fit.model.fingerprint import architecture
+from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.token_ids import own_token_ids
 from pipeline.fit.stage import fit
 from pipeline.fit.training.step import StepResult

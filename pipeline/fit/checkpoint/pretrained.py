@@ -20,10 +20,10 @@ from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
 from pipeline.fit.checkpoint.staging import Weights, size_of, weights_of_model
 from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.model.fingerprint import files_of_index
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.lora import (
     ADAPTER_FILES,
-    files_of_index,
     is_adapted,
     is_adapter,
     save_adapter,

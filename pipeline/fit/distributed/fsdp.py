@@ -1,6 +1,6 @@
 """``--fsdp``: each process keeps its shard of the weights, their gradients and moments.
 
-torch's own FSDP2. Each layer of the stacks is a group, gathered when it runs and let go of after
+torch's own FSDP2. Each layer of the stacks is a group, gathered when it runs and resharded after
 it; the root holds the rest, so that the matrix that a tied T5 uses in four modules is in one group.
 The weights keep their names and their type: with ``--bf16`` autocast is around them, as without
 sharding, and layers are gathered in the type that it computes in.
@@ -9,21 +9,21 @@ Gradients are reduced to shards after each micro-batch, not after a step's last 
 between two micro-batches, they would take as much memory as what sharding saves.
 """
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed.fsdp
 from torch import nn
 
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
+from pipeline.fit.distributed.fsdp_alone import can_run_alone
 from pipeline.fit.distributed.load_once import receive_weights
 from pipeline.fit.model.loss import SummedTokenLoss
 
-_ALONE = ("set_custom_all_gather", "set_custom_reduce_scatter", "reset_iter_state")
-"""What ``without_communication`` calls: torch before 2.13 lacks some of it."""
+FULL_PRECISION = "relative_attention_bias"
+"""What of a layer is gathered in float32: the type of its gradient, a sum over all positions."""
 
 
 def sharding_of(
@@ -50,27 +50,25 @@ def sharding_of(
     """
     if asked is None or processes == 1:
         return None
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:
+    if not hasattr(torch.distributed.fsdp, "FSDPModule"):
         raise ConfigError(
             "this torch has no FSDP2",
             where="--fsdp",
             got=torch.__version__,
             do="install 2.6 or newer, or leave it out",
-        ) from None
+        )
     reasons = {
         "--torch-compile": (
             torch_compile,
-            "a compiled layer is not known to work sharded",
+            "torch took four minutes to compile a tiny T5's sharded layers",
         ),
         "--optim": (
             optim if optim == "adamw_8bit" else "",
-            "bitsandbytes keeps the moments of whole weights, in blocks",
+            "bitsandbytes keeps the moments of full tensors, in blocks",
         ),
         "--quantize": (quantize, "FSDP shards no weights of four bits"),
         "--auto-batch-size": (
-            auto_batch_size and not all(hasattr(FSDPModule, name) for name in _ALONE),
+            auto_batch_size and not can_run_alone(),
             "a process cannot try a size by itself before torch 2.13",
         ),
     }
@@ -117,9 +115,8 @@ def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Mo
     for layer in layers_of(model.model, sharding.layers):
         receive_weights(layer, accelerator.device)
         if policy is half:
-            # Sums over all positions are taken in its weight's type.
             for name, module in layer.named_modules():
-                if name.endswith("relative_attention_bias"):
+                if name.endswith(FULL_PRECISION):
                     fully_shard(module, mesh=mesh, mp_policy=full)
         fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard, mp_policy=policy)
     receive_weights(prepared, accelerator.device)
@@ -146,116 +143,32 @@ def layers_of(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
     return layers
 
 
-def gathered_bytes(model: Any, sharding: Sharding) -> int:
+def gathered_bytes(
+    model: Any, sharding: Sharding, *, bf16: bool = False, gradients: bool = False
+) -> int:
     """Return what a process gathers of a transformers model at most, beside its shards.
 
     That is the root's group, the layer that runs and the one that is gathered meanwhile; or all of
-    it, where layers are not let go of.
+    it, where layers are kept after the forward pass.
+
+    Args:
+        model: On any device.
+        sharding: How it is sharded.
+        bf16: Whether layers are gathered in bfloat16.
+        gradients: Count gradients before they are reduced, which never wait for another layer's.
     """
-    everything = _bytes(model)
-    if not sharding.reshard:
-        return everything
-    layers = sorted(map(_bytes, layers_of(model, sharding.layers)))
-    return everything - sum(layers) + sum(layers[-2:])
 
+    def size(module: nn.Module, *, half: bool = False) -> int:
+        return sum(
+            2 * weight.numel() if half and FULL_PRECISION not in name else weight.nbytes
+            for name, weight in module.named_parameters()
+            if weight.requires_grad or not gradients
+        )
 
-def _bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
-
-
-@contextlib.contextmanager
-def without_communication(model: nn.Module) -> Iterator[None]:
-    """Let a sharded model run forward and backward in this process alone, to see what fits.
-
-    The shards of others are taken to be this one's: memory is that of a pass with the others, and
-    no process waits for one that failed. Gradients are dropped, and what a pass that raised left
-    behind in FSDP with them: else its root never again ends a backward pass, and each gradient from
-    then on is wrong. A model that is not sharded is left alone.
-    """
-    modules = _fsdp_modules(model)
-    for module in modules:
-        module.set_custom_all_gather(_LocalAllGather())
-        module.set_custom_reduce_scatter(_LocalReduceScatter())
-    try:
-        yield
-    finally:
-        # First of the gathered parameters, which a failed pass has as it left them.
-        model.zero_grad(set_to_none=True)
-        for module in modules[:1]:  # the root
-            module.reset_iter_state()
-        model.zero_grad(set_to_none=True)
-        for module in modules:
-            module.set_custom_all_gather(_AllGather())
-            module.set_custom_reduce_scatter(_ReduceScatter())
-
-
-def can_run_alone(model: nn.Module) -> bool:
-    """Return whether ``without_communication`` works: torch before 2.13 lacks what it calls."""
-    return all(hasattr(module, name) for module in _fsdp_modules(model) for name in _ALONE)
-
-
-def _fsdp_modules(model: nn.Module) -> list[Any]:
-    """Return the modules that are a group each, the root first."""
-    return [module for module in model.modules() if hasattr(module, "set_requires_gradient_sync")]
-
-
-class _Communication:
-    """What ``FSDPModule.set_custom_all_gather`` asks for besides the operation itself."""
-
-    def allocate(
-        self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-
-class _AllGather(_Communication):
-    """torch's own."""
-
-    def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool
-    ) -> Any:
-        gather = torch.distributed.all_gather_into_tensor
-        return gather(output_tensor, input_tensor, group=group, async_op=async_op)
-
-
-class _LocalAllGather(_Communication):
-    """Gives this process's shard the places of all others, too; it lies in its own already."""
-
-    def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool
-    ) -> None:
-        for rank, place in enumerate(output_tensor.chunk(group.size())):
-            if rank != group.rank():
-                place.copy_(input_tensor)
-
-
-class _ReduceScatter(_Communication):
-    """torch's own."""
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: Any,
-        op: Any,
-        async_op: bool = False,
-    ) -> Any:
-        reduce = torch.distributed.reduce_scatter_tensor
-        return reduce(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
-
-
-class _LocalReduceScatter(_Communication):
-    """Takes this process's own gradient for the sum of all."""
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: Any,
-        op: Any,
-        async_op: bool = False,
-    ) -> None:
-        output_tensor.copy_(input_tensor.chunk(group.size())[group.rank()])
+    layers = layers_of(model, sharding.layers)
+    root = size(model) - sum(map(size, layers))
+    gathered = sorted(size(layer, half=bf16) for layer in layers)
+    return root + sum(gathered[-2:] if sharding.reshard or gradients else gathered)
 
 
 def resharded(model: nn.Module) -> nn.Module:

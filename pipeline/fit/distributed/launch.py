@@ -4,12 +4,14 @@ import contextlib
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from pipeline.errors import ConfigError, ProcessError
+from pipeline.fit.model.lora import quiet_bitsandbytes
 from pipeline.world import World
 
 _SECONDS_UNTIL_TOLD = 5.0
@@ -79,9 +81,12 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     AcceleratorState._reset_state()
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    # torch 2.13 has a new name for it, which accelerate does not know.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
     # Kept until the end of the forward pass, copies in bfloat16 would be a second model; no matrix
     # is used twice in a pass.
     autocast = AutocastKwargs(cache_enabled=False)
+    quiet_bitsandbytes()  # accelerate imports it where it is installed
     check_launcher(world)
     with told_while_waiting(world):
         accelerator = Accelerator(

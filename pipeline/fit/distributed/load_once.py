@@ -29,15 +29,14 @@ def load_once(load: Callable[[], Any], hosts: HostGroup) -> Any:
     """
     if hosts.size == 1:
         return load()
-    model = None
+    loaded: list[Any] = []
 
-    def structure() -> nn.Module:
-        nonlocal model
-        model = load()
-        return on_meta(model)
+    def load_and_outline() -> Any:
+        loaded.append(load())
+        return on_meta(loaded[0])
 
-    outline = hosts.run_on_first(structure)
-    return outline if model is None else model
+    structure = hosts.run_on_first(load_and_outline)
+    return loaded[0] if loaded else structure
 
 
 def on_meta(model: nn.Module) -> nn.Module:

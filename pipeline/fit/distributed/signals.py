@@ -32,7 +32,6 @@ class GracefulShutdown:
     """
 
     def __init__(self) -> None:
-        """Nothing was asked."""
         self._asked: signal.Signals | None = None
         self._when = 0.0
         self._before: dict[signal.Signals, Any] = {}
@@ -47,7 +46,6 @@ class GracefulShutdown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before.clear()

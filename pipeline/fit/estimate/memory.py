@@ -15,8 +15,8 @@ from pipeline.config_views import ModelSettings, Sharding
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed.fsdp import gathered_bytes
 from pipeline.fit.flops import ModelFlops, Side
+from pipeline.fit.model.lora import QUANTIZED, WHOLE
 from pipeline.fit.model.loss import GPU_CHUNK, is_chunked
-from pipeline.fit.model.quantizing import QUANTIZED, WHOLE
 from pipeline.fit.training.optim import EIGHT_BIT_FROM
 
 _FLOAT32 = 4
@@ -31,7 +31,7 @@ class Memory:
     parameters: int
     """The weights; under bf16 also their copies for the matrix products.
 
-    Of a model in shares, this process's and what it gathers at once.
+    Of a sharded model, this process's shards and what it gathers at once.
     """
     gradients: int
     optimizer: int
@@ -73,11 +73,11 @@ def training_memory(
     weights = sum(parameter.nbytes for parameter in model.parameters())
     weights -= sum(weight.nbytes for weight in in_four_bits)
     trained = sum(parameter.nbytes for parameter in _trained(model))
-    shares, gathered = processes, 0
-    if sharding is None:
-        shares = 1
-    else:
-        gathered = gathered_bytes(model, sharding)
+    shards, gathered, gradients = 1, 0, 0
+    if sharding is not None:
+        shards = processes
+        gathered = gathered_bytes(model, sharding, bf16=settings.bf16)
+        gradients = gathered_bytes(model, sharding, gradients=True)
     sizes = ModelFlops.of(model.config)
     copies = 0
     if settings.bf16 and sharding is None:  # sharded, it is gathered so
@@ -85,9 +85,9 @@ def training_memory(
         if settings.gradient_checkpointing:  # of one layer at a time
             copies //= sizes.encoder.layers + sizes.decoder.layers
     return Memory(
-        parameters=weights // shares + gathered + copies + round(quantized * QUANTIZED),
-        gradients=trained // shares + gathered,
-        optimizer=optimizer_bytes(model, optim) // shares,
+        parameters=weights // shards + gathered + copies + round(quantized * QUANTIZED),
+        gradients=trained // shards + gradients,
+        optimizer=optimizer_bytes(model, optim) // shards,
         activations=activation_bytes(
             sizes, shape, bf16=settings.bf16, checkpointing=settings.gradient_checkpointing
         ),

@@ -17,7 +17,7 @@ from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.ddp import keeps_gradients
-from pipeline.fit.distributed.fsdp import can_run_alone, without_communication
+from pipeline.fit.distributed.fsdp_alone import without_communication
 
 MOST_ROWS = 1_000_000
 """Rows of a run that are searched for the biggest micro-batch: half a minute, and only where the
@@ -35,11 +35,6 @@ def pays_off(device: torch.device) -> bool:
     There the machine swaps, or ends the process; and the trial costs as much as some steps.
     """
     return device.type != "cpu"
-
-
-def can_probe(model: torch.nn.Module) -> bool:
-    """Return whether a process can try by itself: where sharded, torch must let it."""
-    return can_run_alone(model)
 
 
 def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[Shape]:
@@ -157,7 +152,7 @@ def warm_up_ddp_buckets(
     """Let DistributedDataParallel put the gradients into the order that they come in.
 
     It does so after its first backward pass. Of more than two processes, the order in which a value
-    is summed, and so its rounding, depends on its place: the first step of a run that goes on would
+    is summed, and so its rounding, depends on its place: the first step of a resumed run would
     differ in the last bit from that step in a run that was not stopped.
 
     Args:

@@ -77,51 +77,36 @@ def find_base(adapter: Path) -> str:
     """Return the folder or hub name of the model that an adapter was trained on.
 
     Raises:
-        ModelError: It is not where the adapter says.
+        ModelError: The adapter's config does not tell, or it is not where that says.
     """
-    base = base_of(adapter)
+    base = _read(adapter).get("base_model_name_or_path")
     try:
-        got = "" if find_model_file(base, "config.json") else "no config.json"
+        found = base and find_model_file(base, "config.json")
+        got = "no config.json"
     except ModelError as error:
-        got = error.got
-    if got:
+        found, got = None, error.got
+    if not found:
         raise ModelError(
             "the model that an adapter was trained on cannot be found",
-            where=base,
-            got=got,
+            where=base or adapter,
+            got=got if base else "no base_model_name_or_path",
             do=f"put it there, or its place into {adapter / ADAPTER_FILES[1]} as "
             "base_model_name_or_path",
         )
-    return base
-
-
-def base_of(folder: Path) -> str:
-    """Return what an adapter's config calls its base.
-
-    Raises:
-        ModelError: The adapter's config does not tell.
-    """
-    try:
-        return str(_read(folder)["base_model_name_or_path"])
-    except KeyError as error:
-        raise _unreadable(folder, error) from error
+    return str(base)
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_FILES[1]
     try:
-        value = json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
-        return dict(value)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: Exception) -> ModelError:
-    return ModelError(
-        "an adapter's config cannot be read",
-        where=folder / ADAPTER_FILES[1],
-        got=repr(error),
-        do="copy the adapter's folder again",
-    )
+        raise ModelError(
+            "an adapter's config cannot be read",
+            where=path,
+            got=repr(error),
+            do="copy the adapter's folder again",
+        ) from error
 
 
 def _other_kind(folder: Path, got: str) -> ConfigError:

@@ -36,7 +36,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
 
 
 def is_of_the_compiler(error: Exception) -> bool:
-    """Tell whether a fault is torch's compiler's, which has many kinds of them."""
+    """Return whether an error is torch's compiler's, which has many kinds of them."""
     kinds = (kind.__module__ for kind in type(error).__mro__)
     return any(module.startswith(("torch._dynamo", "torch._inductor")) for module in kinds)
 

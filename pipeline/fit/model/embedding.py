@@ -6,7 +6,7 @@ overwrites its output matrix. Real Flan-T5 has 32,128 rows for 32,100 tokens: th
 tokenizer's nine pieces fit in the rows to spare, which are untrained, and nothing grows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,12 +40,13 @@ def smart_tokenizer_and_embedding_resize(
     from transformers import AddedToken
 
     num_trained = min(len(tokenizer), num_rows(model))
-    before = set(tokenizer.get_vocab().values())
+    before = tokenizer.get_vocab()
     tokenizer.add_special_tokens(dict(special_tokens_dict))
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in other_tokens])
-    ids = set(tokenizer.get_vocab().values())
-    grow_embedding(model, max(ids) + 1, num_trained)
-    start_new_rows(model, sorted(ids - before), num_trained)
+    vocabulary = tokenizer.get_vocab()
+    grow_embedding(model, max(vocabulary.values()) + 1, num_trained)
+    new = {token: i for token, i in vocabulary.items() if token not in before}
+    carry_over_rows(model, {}, new, num_trained)
 
 
 def embedding_weights(model: Any) -> list[nn.Parameter]:
@@ -58,7 +59,7 @@ def embedding_weights(model: Any) -> list[nn.Parameter]:
 
 
 def is_tied(model: Any) -> bool:
-    """Tell whether input and output share one matrix."""
+    """Return whether input and output share one matrix."""
     return len(embedding_weights(model)) == 1
 
 
@@ -74,6 +75,19 @@ def rows_for(vocab_size: int) -> int:
     32128
     """
     return round_up(vocab_size, MULTIPLE)
+
+
+def untie(model: Any) -> None:
+    """Give the output a matrix of its own, which transformers withholds from a fresh T5."""
+    output = model.get_output_embeddings()
+    # Flan-T5 does not scale the decoder's output: with the usual 1.0 logits would start at a
+    # spread of sqrt(d_model) and the loss far above the logarithm of the vocabulary.
+    spread = getattr(model.config, "initializer_factor", 1.0) * output.in_features**-0.5
+    output.weight = nn.Parameter(torch.randn_like(output.weight) * spread)
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter is output.weight:
+            tied.pop(name, None)
 
 
 def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:
@@ -105,41 +119,15 @@ def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:
     model.config.vocab_size = rows
 
 
-def start_new_rows(model: Any, new_ids: Iterable[int], num_trained: int) -> None:
-    """Set the rows of new tokens to the mean of the first ``num_trained`` rows, in place."""
-    move_rows(model, {}, new_ids, num_trained)
-
-
 @torch.no_grad()
-def move_rows(
-    model: Any, moves: Mapping[int, int], new_ids: Iterable[int], num_trained: int
-) -> None:
-    """Copy rows to the ids that their tokens have now, and start those of new tokens, in place.
-
-    Everything is read before anything is written: a row's new place may be another's old one.
-
-    Args:
-        model: The model, with rows enough.
-        moves: Old id -> new id.
-        new_ids: Ids of tokens that had no row.
-        num_trained: The rows whose mean a new row starts from are those below this.
-    """
-    new = list(new_ids)
-    for weight in embedding_weights(model):
-        mean = mean_row(weight, num_trained)
-        moved = weight[list(moves)].clone() if moves else None
-        weight[new] = mean
-        if moved is not None:
-            weight[list(moves.values())] = moved
-
-
 def carry_over_rows(
     model: Any, old_ids: Mapping[str, int], new_ids: Mapping[str, int], num_trained: int
 ) -> None:
     """Give each token the row it was trained in, where a model knew it under another id.
 
     FastChat-T5 was extended with some of the same pieces at other ids (``<`` at 32,101, newline
-    at 32,103). Tokens that the model did not know start from the mean of the trained rows.
+    at 32,103). Tokens that the model did not know start from the mean of the trained rows. All is
+    read before anything is written: a row's new place may be another's old one.
 
     Args:
         model: The model, with a row for each new id; changed in place.
@@ -152,7 +140,10 @@ def carry_over_rows(
         return
     moves = {old_ids[token]: i for token, i in changed.items() if token in old_ids}
     fresh = [i for token, i in changed.items() if token not in old_ids]
-    move_rows(model, moves, fresh, num_trained)
+    for weight in embedding_weights(model):
+        mean, moved = mean_row(weight, num_trained), weight[list(moves)]
+        weight[fresh] = mean
+        weight[list(moves.values())] = moved
 
 
 def mean_row(matrix: torch.Tensor, num_trained: int) -> torch.Tensor:

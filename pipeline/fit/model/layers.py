@@ -63,11 +63,10 @@ class FeedForward(nn.Module):
     """T5's feed-forward, with or without a gate.
 
     Args:
-        layer: transformers' own: its layers are taken over.
+        layer: transformers' own: its layers are taken over, with their names.
     """
 
     def __init__(self, layer: Any) -> None:
-        """Names stay, and so do those of the weights."""
         super().__init__()
         for name, child in layer.named_children():
             self.add_module(name, child)
@@ -81,3 +80,24 @@ class FeedForward(nn.Module):
         else:
             inner = layers.act(layers.wi_0(hidden)) * layers.wi_1(hidden)
         return layers.wo(layers.dropout(inner))
+
+
+def set_dropout(model: Any, rate: float) -> None:
+    """Set the dropout rate of all of a model's layers, and of its config."""
+    for name in ("dropout_rate", "dropout"):  # T5's, BART's
+        if hasattr(model.config, name):
+            setattr(model.config, name, rate)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "dropout", None), float):  # of attention weights
+            module.dropout = rate
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep each layer's input alone and compute the rest again in the backward pass."""
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in later transformers
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)

@@ -9,42 +9,69 @@ The nine pieces have untrained rows in Flan-T5, so a frozen embedding would neve
 PEFT trains chosen rows (``trainable_token_indices``), but takes every T5 for a tied one, for so
 says its config in transformers 5, and would put the rows of ``shared`` into an untied ``lm_head``.
 It leaves apart what has other indices: the same ones in another order are enough.
+
+With ``--quantize 4bit`` the frozen layers are in four bits (QLoRA): NF4 with its scales quantized
+again, 4.13 bits a weight in place of 32; a layer is expanded for each product. Embeddings, the
+output matrix with the rows of the new pieces, norms, and the layers that transformers keeps in
+float32 (T5's ``wo``) stay as they are.
 """
 
 import contextlib
-import hashlib
-import json
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pipeline.config_views import LoraSettings
 from pipeline.errors import ConfigError, ModelError, require_package
 from pipeline.fit.model.embedding import embedding_weights, is_tied
-from pipeline.fit.model.quantizing import quiet_bitsandbytes
-from pipeline.hub import find_model_file, permission_errors
+from pipeline.hub import permission_errors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
 """T5's matrices of attention and feed-forward; a model has some of them."""
-_PIECES, _PIECE_BYTES = 1024, 4096
-"""Of each file of weights, what names it: every matrix of a large model has some."""
+WHOLE = ("lm_head", "shared")
+"""What is never quantized: a piece of theirs is trained."""
+QUANTIZED = (4 + (8 + 32 / 256) / 64) / 32
+"""Of the bytes in float32. A block of 64 weights has a scale of 8 bits, 256 scales one of 32."""
 
 
 def require_peft(where: object) -> None:
-    """Refuse, before anything takes time, what needs a package that is not there.
-
-    Args:
-        where: What asked for it.
+    """Refuse what needs PEFT where it is not installed; ``where`` is what needs it.
 
     Raises:
-        ConfigError: PEFT is missing.
+        ConfigError: It is not.
     """
     quiet_bitsandbytes()  # PEFT imports it where it is installed
     require_package("peft", where=where, install='"duet-t5[peft]"')
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep off the terminal what it says, once imported, of kernels that it can do without."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def quantization(kind: Literal["4bit"] | None, *, bf16: bool) -> dict[str, Any]:
+    """Return what ``from_pretrained`` is told besides, so that it quantizes; nothing for nothing.
+
+    Each process loads onto its own GPU, where there is one: that is where bitsandbytes quantizes.
+    """
+    if kind is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    make: Any = BitsAndBytesConfig
+    config = make(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+        llm_int8_skip_modules=list(WHOLE),
+    )
+    return {"quantization_config": config, "dtype": torch.float32}
 
 
 def add_adapter(model: Any, lora: LoraSettings, new_ids: Sequence[int], *, name: str) -> Any:
@@ -62,6 +89,8 @@ def add_adapter(model: Any, lora: LoraSettings, new_ids: Sequence[int], *, name:
     require_peft("--lora-r")
     from peft import LoraConfig, TaskType, get_peft_model
 
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())  # the adapter is loaded from other folders, too
     rows = _trained_rows(model, list(new_ids)) if new_ids else None
     config = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
@@ -171,12 +200,12 @@ def _share_rows(model: Any, names: Sequence[str]) -> None:
 
 
 def is_adapted(model: Any) -> bool:
-    """Tell whether a model is one with an adapter."""
+    """Return whether a model is one with an adapter."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Tell whether a folder holds an adapter, not a whole model."""
+    """Return whether a folder holds an adapter, not a whole model."""
     with permission_errors():
         return (folder / ADAPTER_FILES[1]).is_file()
 
@@ -204,49 +233,6 @@ def restore_adapter(model: Any, folder: Path) -> None:
     if missing or result.unexpected_keys:
         name = [*missing, *result.unexpected_keys][0]
         raise ValueError(f"the adapter does not fit the model: {name}")
-
-
-def name_of_weights(name: str, cache_dir: str | None) -> str:
-    """Return a name of the weights in a model's files: a hash of their sizes and many pieces.
-
-    A checkpoint with an adapter goes on on this base alone. Hashing all of it would take as long
-    as loading it.
-
-    Raises:
-        ValueError, OSError: The files cannot be read.
-    """
-    digest = hashlib.sha256()
-    for path in _weight_files(name, cache_dir):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for i in range(_PIECES):
-                file.seek(i * size // _PIECES)
-                digest.update(file.read(_PIECE_BYTES))
-    return digest.hexdigest()[:24]
-
-
-def _weight_files(name: str, cache_dir: str | None) -> list[Path]:
-    """Return the files that transformers loads a model's weights from."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        if (path := find_model_file(name, whole, cache_dir)) is not None:
-            return [path]
-        if (path := find_model_file(name, f"{whole}.index.json", cache_dir)) is not None:
-            found = [find_model_file(name, part, cache_dir) for part in files_of_index(path)]
-            return [path for path in found if path is not None]
-    return []
-
-
-def files_of_index(index: Path) -> list[str]:
-    """Return the names of the files that an index says the weights are in.
-
-    Raises:
-        ValueError, OSError: It does not say.
-    """
-    try:
-        return sorted(map(str, set(json.loads(index.read_bytes())["weight_map"].values())))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index.name} is damaged: {error!r}") from error
 
 
 def merge_adapter(base: Any, folder: Path) -> Any:

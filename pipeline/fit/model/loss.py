@@ -45,7 +45,6 @@ class SummedTokenLoss(nn.Module):
     """
 
     def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
-        """The model stays as it is, with its weights under their own names."""
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
 
@@ -119,7 +118,7 @@ class SummedTokenLoss(nn.Module):
 
 
 def is_chunked(model: Any) -> bool:
-    """Tell whether a model's loss is worked out without all of its logits."""
+    """Return whether a model's loss is worked out without all of its logits."""
     bias = getattr(model.get_output_embeddings(), "bias", None)
     return model.config.model_type in _HEAD_IS_LAST and bias is None
 

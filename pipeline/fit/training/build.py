@@ -19,6 +19,7 @@ from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard
+from pipeline.fit.distributed.fsdp_alone import can_run_alone
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import receive_weights
 from pipeline.fit.distributed.signals import GracefulShutdown
@@ -27,7 +28,6 @@ from pipeline.fit.estimate.memory_probe import (
     MOST_ROWS,
     MemoryProbe,
     biggest,
-    can_probe,
     pays_off,
     warm_up_ddp_buckets,
 )
@@ -116,7 +116,7 @@ def build_trainer(
     cutter = cutter_of(data.train, max_rows=max_rows)
     wrapped.train()
     pays = pays_off(device) if probe_memory is None else probe_memory
-    if pays and can_probe(wrapped):
+    if pays and (ctx.sharding is None or can_run_alone()):
         steps = range(state.step, plan.total_steps)
         shapes = _biggest_of(steps, sampler, cutter, accelerator.num_processes)
         if (failed := probe.too_big(shapes)) is not None:
@@ -215,7 +215,7 @@ def _load_model(
     hosts: HostGroup,
 ) -> Any:
     if checkpoint is None:
-        return build_model(settings, tokenizer, say=note, hosts=hosts)
+        return build_model(settings, tokenizer, hosts=hosts)
     note(f"resuming from {checkpoint.folder.name}")
     try:
         return build_model(settings, tokenizer, checkpoint=checkpoint.folder, hosts=hosts)

@@ -479,8 +479,8 @@ def test_the_dry_run_counts_shares(
     everything = sum(parameter.nbytes for parameter in model.parameters())
     root = everything - sum(sizes)
 
-    def memory_of(processes: int, fsdp: str = "") -> Memory:
-        run = changed(tied_run, fsdp=fsdp)
+    def memory_of(processes: int, fsdp: str = "", **changes: Any) -> Memory:
+        run = changed(tied_run, fsdp=fsdp, **changes)
         asked = sharding_of(run.sharding, processes)
         return training_memory(
             model, run.model, run.optim, Shape(2, 9, 7), sharding=asked, processes=processes
@@ -488,12 +488,20 @@ def test_the_dry_run_counts_shares(
 
     memory = memory_of(4, "full_shard")
     assert memory.parameters == everything // 4 + root + sum(sorted(sizes)[-2:])
+    assert memory.gradients == memory.parameters
     assert memory.optimizer == 2 * everything // 4
     kept = memory_of(4, "shard_grad_op")
     assert kept.parameters == everything // 4 + everything
+    assert kept.gradients == memory.gradients
+    half = memory_of(4, "shard_grad_op", bf16=True)
+    biases = sum(p.nbytes for n, p in model.named_parameters() if "relative_attention_bias" in n)
+    assert half.parameters == everything // 4 + root + (sum(sizes) - biases) // 2 + biases
+    assert half.gradients == memory.gradients
     whole = memory_of(4)
     assert (whole.parameters, whole.gradients) == (everything, everything)
     assert memory_of(1, "full_shard") == whole
+    model.requires_grad_(False)
+    assert memory_of(4, "full_shard").gradients == 0
 
 
 def test_a_whole_tensor_is_its_own_share() -> None:

@@ -18,8 +18,7 @@ from pipeline.fit.estimate.memory import (
 from pipeline.fit.estimate.memory_probe import full_batch
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 from pipeline.fit.model.attention import share_bias
-from pipeline.fit.model.layers import fuse_layers
-from pipeline.fit.model.loading import checkpoint_activations
+from pipeline.fit.model.layers import checkpoint_activations, fuse_layers
 from pipeline.fit.model.loss import GPU_CHUNK, SummedTokenLoss
 from pipeline.fit.training.optim import make_optimizer
 from tests.fit.helpers import changed

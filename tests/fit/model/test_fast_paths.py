@@ -23,8 +23,8 @@ from pipeline.fit.data.collate import Batch, DataCollatorForSupervisedDataset
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.compile import BUCKET, compile_layers
-from pipeline.fit.model.layers import fuse_layers
-from pipeline.fit.model.loading import checkpoint_activations, quiet_transformers
+from pipeline.fit.model.layers import checkpoint_activations, fuse_layers
+from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from tests.fit.helpers import NOT_A_LEAF, changed, log_of, pad_to_multiple, tiny_bart, with_config

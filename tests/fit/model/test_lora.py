@@ -17,9 +17,10 @@ from pipeline.config import FitConfig
 from pipeline.config_views import LoraSettings
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.fit.estimate.memory import optimizer_bytes
-from pipeline.fit.model import lora
-from pipeline.fit.model.adapter import base_of, with_adapter_settings
-from pipeline.fit.model.loading import adapted, build_model, load_trained
+from pipeline.fit.model.adapter import find_base, with_adapter_settings
+from pipeline.fit.model.fingerprint import name_of_weights
+from pipeline.fit.model.loading import build_model, load_trained
+from pipeline.fit.model.lora import add_adapter, is_adapter
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.lossless import NEW_PIECES
@@ -223,7 +224,7 @@ def test_a_finished_run_has_nothing_to_do(
 def test_a_whole_model_takes_the_place_of_an_adapter(small: FitConfig) -> None:
     out = fit(changed(small, save_strategy="no"))
     fit(changed(small, lora_r=0, save_strategy="no"))
-    assert not lora.is_adapter(out)
+    assert not is_adapter(out)
     assert weights_of(out)
 
 
@@ -255,7 +256,7 @@ def test_an_adapter_finds_its_base_from_other_folders(
     monkeypatch.chdir(tmp_path)
     out = fit(changed(small, model_name_or_path="base", max_steps=1))
     monkeypatch.chdir(tiny)
-    assert base_of(out) == str(base.resolve())
+    assert find_base(out) == str(base.resolve())
     load_trained(out)
     base.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match="cannot be found") as error:
@@ -272,7 +273,7 @@ def test_an_adapter_finds_its_base_from_other_folders(
 def test_a_base_of_the_hub_keeps_its_name(small: FitConfig, tokenizer: TextTokenizer) -> None:
     whole = build_model(changed(small, lora_r=0).model, tokenizer)
     assert small.lora is not None
-    model = adapted(whole, small.lora, tokenizer, "org/some-t5")
+    model = add_adapter(whole, small.lora, [], name="org/some-t5")
     assert model.peft_config["default"].base_model_name_or_path == "org/some-t5"
 
 
@@ -378,6 +379,9 @@ def test_an_adapter_that_does_not_tell_its_base(small: FitConfig, tmp_path: Path
     values = json.loads(path.read_text("utf-8"))
     del values["base_model_name_or_path"]
     path.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(ModelError, match="no base_model_name_or_path"):
+        load_trained(broken)
+    path.write_text("[1]", "utf-8")
     with pytest.raises(ModelError, match="adapter's config"):
         load_trained(broken)
 
@@ -411,15 +415,15 @@ def test_the_name_of_weights_in_several_files(tiny: Path, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     parts = sorted(tmp_path.glob("*.safetensors"))
     assert len(parts) > 2
-    before = lora.name_of_weights(str(tmp_path), None)
+    before = name_of_weights(str(tmp_path), None)
     for part in (parts[0], parts[-1]):
         content = bytearray(part.read_bytes())
         content[-1] ^= 1
         part.write_bytes(content)
-        assert lora.name_of_weights(str(tmp_path), None) != before
+        assert name_of_weights(str(tmp_path), None) != before
         content[-1] ^= 1
         part.write_bytes(content)
-    assert lora.name_of_weights(str(tmp_path), None) == before
+    assert name_of_weights(str(tmp_path), None) == before
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": 3}'])
@@ -455,7 +459,7 @@ def test_training_starts_from_a_saved_adapter(
         assert torch.equal(found, value), (name, tail)
     fit(changed(second, dry_run=True))
     out = fit(changed(second, max_steps=2))
-    assert base_of(out) == base_of(first)
+    assert find_base(out) == find_base(first)
     after = adapter_of(out)
     assert after.keys() == saved.keys()
     assert any(not torch.equal(after[name], saved[name]) for name in saved)

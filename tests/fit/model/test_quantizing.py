@@ -18,7 +18,7 @@ from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.estimate.memory import quantized_weights, training_memory
 from pipeline.fit.model.loading import build_model
-from pipeline.fit.model.quantizing import QUANTIZED, quantization
+from pipeline.fit.model.lora import QUANTIZED, quantization
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import run_in
