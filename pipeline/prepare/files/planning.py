@@ -170,7 +170,7 @@ def _cut_packed(whole: Piece) -> Iterator[Piece]:
         text = b"".join(parts)
         limit = len(text) if ended else len(text) - _LOOKAHEAD
         last = 0
-        for place in _record_starts(_reader(text), limit):
+        for place in _record_starts(_reader(text), limit, len(text) if ended else None):
             yield replace(
                 whole,
                 start=0 if is_first else 1,
@@ -185,9 +185,12 @@ def _cut_packed(whole: Piece) -> Iterator[Piece]:
     yield replace(whole, start=0 if is_first else 1, content=text, error=error, indent=indent)
 
 
-def _record_starts(read_at: ReadAt, limit: int) -> Iterator[int]:
+def _record_starts(read_at: ReadAt, limit: int, end: int | None) -> Iterator[int]:
+    """Yield where segments start, before ``limit``; ``end``: of the file, where it is known."""
     last = 0
     for place in choose_anchors(find_anchors(read_at, 0, limit, anchors_module.USUAL)):
+        if end is not None and end - place < anchors_module.MIN:
+            break
         start = record_after(read_at, place)
         if start is not None and start > last and start < limit:
             yield start

@@ -4,6 +4,7 @@ The reader's own result for the whole text is the oracle; texts hold what looks 
 records.
 """
 
+import gzip
 import itertools
 import json
 import random
@@ -221,3 +222,24 @@ def test_a_cut_in_a_long_conversation_is_made_after_it() -> None:
     found = record_after(lambda start, size: text[start : start + size], 1)
 
     assert found == len(text) - len(following)
+
+
+def test_a_packed_file_is_cut_like_a_plain_one(tmp_path: Path, tiny_t5: Path) -> None:
+    text = json.dumps(generated(3_000, seed=4)).encode()
+
+    def read_at(start: int, size: int) -> bytes:
+        return text[start : start + size]
+
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 1 << 14)
+        last = list(choose_anchors(find_anchors(read_at, 0, len(text), anchors.USUAL)))[-1]
+        # Whole, and cut off where what follows the last anchor is too short for a segment.
+        for end in (len(text), last + anchors.MIN // 2):
+            plain, packed = tmp_path / f"{end}" / "x.json", tmp_path / f"{end}-packed" / "x.json"
+            for path, content in ((plain, text[:end]), (packed, gzip.compress(text[:end], 0))):
+                path.parent.mkdir()
+                path.write_bytes(content)
+            folders = [prepared(p, tiny_t5, p.parent / "out") for p in (plain, packed)]
+            rows = [shard.rows for shard in read_manifest(folders[0]).shards]
+            assert len(rows) > 3
+            assert rows == [shard.rows for shard in read_manifest(folders[1]).shards]
