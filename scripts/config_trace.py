@@ -21,6 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+if __name__ == "__main__":  # last: another revision's package may stand before it
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 
 @dataclass
 class Trace:
