@@ -39,6 +39,14 @@ from tests.fit.helpers import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def signal_at(step: int, number: signal.Signals) -> Hooks:
     """Send this process a signal when a step begins."""
     return Hooks(step_begin=lambda now: now == step and os.kill(os.getpid(), number))
