@@ -215,7 +215,7 @@ def test_what_a_run_was_made_of_is_written_down(config: FitConfig, prepared: Pat
 def test_everything_is_said_on_stderr(
     config: FitConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(changed(config, tf32=True, fsdp="full_shard auto_wrap"))
+    fit(changed(config, tf32=True, fsdp="full_shard auto_wrap", eval_strategy=None))
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
@@ -223,6 +223,7 @@ def test_everything_is_said_on_stderr(
     assert "note: --tf32 means nothing on this device; ignored" in lines
     assert sum("--fsdp means nothing in one process" in line for line in lines) == 1
     assert sum(line.startswith("step 3/6: loss ") for line in lines) == 1
+    assert [line.count("eval loss") for line in lines if "eval loss" in line] == [1]
 
 
 def test_a_bar_on_a_terminal(

@@ -104,7 +104,7 @@ class Reporter:
         shown += [
             f"{name.replace('_', ' ')} {value:.4g}"
             for name, value in values.items()
-            if name.startswith("eval_") and name.endswith("_loss")
+            if name.startswith("eval_") and name.endswith("_loss") and name not in _WORDS
         ]
         return f"step {step}/{self._total}: " + ", ".join(shown)
 
