@@ -358,7 +358,7 @@ def full_memory(check: Check) -> Iterator[str]:
     torch.distributed.init_process_group(backend, rank=0, world_size=1)
     try:
         config = check.config(BASE, "full")
-        model: Any = build_model(config.model, load_tokenizer(f"{config.data_path}/tokenizer"))
+        model: Any = build_model(config.model, load_tokenizer(f"{config.data_path[0]}/tokenizer"))
         sharded = shard(
             SummedTokenLoss(model),
             Sharding(layers=(), reshard=True),
