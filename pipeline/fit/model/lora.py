@@ -105,6 +105,10 @@ def add_adapter(model: Any, lora: LoraSettings, new_ids: Sequence[int], *, name:
         torch.manual_seed(lora.seed)
         adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = name
+    layer: Any
+    for layer in adapted.modules():
+        if hasattr(layer, "cast_input_dtype_enabled"):
+            layer.cast_input_dtype_enabled = False  # it would undo the one cast of ``fuse_layers``
     if rows is not None:
         _share_rows(adapted.get_base_model(), list(rows))
     return adapted

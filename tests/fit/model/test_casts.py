@@ -8,8 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
+from pipeline.config_views import LoraSettings
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.layers import fuse_layers
+from pipeline.fit.model.lora import add_adapter
 
 ROWS, LENGTH, WIDTH = 2, 10, 24
 
@@ -66,6 +68,18 @@ def test_an_encoder_layer(kind: str) -> None:
     plain = of_a_layer("encoder", kind)
     assert plain[torch.bfloat16] >= 4 + matrices - 2 + 1
     assert plain[torch.float32] >= 2 + matrices - 2 + 1
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+def test_an_adapted_layer_has_the_casts_of_a_plain_one(kind: str) -> None:
+    """PEFT's layers would each cast their input to float32, and autocast back."""
+
+    def adapt(model: Any) -> None:
+        add_adapter(model, LoraSettings(r=4), (), name="t5")
+
+    for side in ("encoder", "decoder"):
+        found = of_a_layer(side, kind, share_bias, fuse_layers, adapt)
+        assert found == of_a_layer(side, kind, share_bias, fuse_layers)
 
 
 def test_a_decoder_layer() -> None:
