@@ -128,3 +128,28 @@ def test_a_run_of_two_processes_goes_on_to_the_bit_and_in_one_too(
     assert all((weights_of(two)[name] == weights[name]).all() for name in weights)
     fit(changed(config, output_dir=str(other)))
     assert state_of(other)["global_step"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit"])
+def test_a_run_of_one_process_goes_on_in_two(
+    config: FitConfig, still: Path, tmp_path: Path, optim: str
+) -> None:
+    import shutil
+
+    changes = {"optim": optim, "train_batch_size": 4, "learning_rate": 1e-3}
+    one = fit(
+        changed(
+            config, model_name_or_path=str(still), save_strategy="steps", save_steps=3, **changes
+        )
+    )
+    two = shutil.copytree(one, tmp_path / "two")
+    shutil.rmtree(two / "checkpoint-6")
+    (two / "trainer_state.json").unlink()
+    again = changed(config, model_name_or_path=str(still), output_dir=str(two), **changes)
+    said = torchrun(again, 2, f"--optim={optim}", "--save-steps=3", "--eval-strategy=no")
+    assert "begun on 1 process, resumed on 2" in said
+    for first, second in zip(log_of(one), log_of(two), strict=True):
+        assert second == pytest.approx(first, rel=1e-5)
+    for name, tensor in weights_of(one).items():
+        assert (weights_of(two)[name] - tensor).abs().max() < 1e-6, name
