@@ -8,24 +8,13 @@ from pipeline.prepare.read.html import html_version
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
     """Return what decides the rows, as the fingerprint and the manifest have it."""
-    return part_options(config) | reading_options(config)
-
-
-def reading_options(config: PrepareOptions) -> dict[str, Any]:
-    """Return what decides which conversations records become."""
-    return {
-        "join_parts": config.join_parts,
-        "dedup": config.dedup,
-        "role": config.extra_roles(),
-        "clean_html": html_version() if config.clean_html else None,
-    }
-
-
-def part_options(config: PrepareOptions) -> dict[str, Any]:
-    """Return what decides the rows of conversations that are read, joined and chosen already."""
     return {
         "model_max_length": config.model_max_length,
         "max_target_length": config.target_length,
         "eval_fraction": config.eval_fraction,
         "train_turns": config.train_turns,
+        "join_parts": config.join_parts,
+        "dedup": config.dedup,
+        "role": config.extra_roles(),
+        "clean_html": html_version() if config.clean_html else None,
     }

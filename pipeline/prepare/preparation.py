@@ -11,9 +11,14 @@ from pipeline.errors import InputError
 from pipeline.logs import ByteProgress, note
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.encode.dataset_stats import DatasetStats
-from pipeline.prepare.encode.segment_encoder import EVAL, TRAIN, EncodingSettings
+from pipeline.prepare.encode.segment_encoder import (
+    EVAL,
+    TRAIN,
+    EncodingSettings,
+    SegmentEncoder,
+)
 from pipeline.prepare.engines import make_engine
-from pipeline.prepare.engines.base import Engine, anchors, tokenizer_files
+from pipeline.prepare.engines.base import Engine, tokenizer_files
 from pipeline.prepare.engines.gc_tuning import rare_collections
 from pipeline.prepare.engines.ordering import Done, OrderedChunks
 from pipeline.prepare.files.file_index import FileIndex
@@ -116,6 +121,7 @@ class _Preparation:
 
     def _run(self, temporary: Path, chunks: ChunkCache, engine: Engine) -> Path:
         self._groups = group_files(self._sources, self._states)
+        self._group_of = {file: group for group in self._groups for file in group.files}
         engine.expect(self._num_bytes(range(len(self._sources))))
         self._tokenizer = load_tokenizer(self._config.model_name_or_path, self._config.cache_dir)
         settings = encoding_settings(self._config, self._tokenizer)
@@ -167,7 +173,7 @@ class _Preparation:
             self._sources,
             self._states,
             self._kinds,
-            lambda *stretch: engine.submit(anchors, *stretch),
+            lambda *stretch: engine.submit(SegmentEncoder.anchors, *stretch),
         )
         tokenizer = engine.submit(tokenizer_files)
         ordered = OrderedChunks(engine, planner.segments(self._groups), dedup=self._config.dedup)
@@ -229,11 +235,10 @@ class _Preparation:
         counts.records, counts.rejected = counts.records + 1, counts.rejected + 1
 
     def _note_group(self, done: Done) -> None:
-        """Put down what a group of files became, where all of the segment is of one group."""
-        files = {piece.file for piece in done.segment.pieces}
-        for group in self._groups:
-            if files & set(group.files):
-                group.segments.append((done.segment, done.chunk.key))
+        """Put down with a segment's group of files what became of the segment."""
+        groups = (self._group_of[piece.file] for piece in done.segment.pieces)
+        for group in {id(group): group for group in groups}.values():
+            group.segments.append((done.segment, done.chunk.key))
 
     def _check_unchanged(self) -> None:
         """Refuse what was read of a file that is not the one that the run began with."""
@@ -244,8 +249,7 @@ class _Preparation:
 
     def _is_same(self, file: int) -> bool:
         """Return whether what was read of a file still stands in it; a link changes its state."""
-        group = next(group for group in self._groups if file in group.files)
-        for segment, key in group.segments:
+        for segment, key in self._group_of[file].segments:
             for piece in segment.pieces:
                 if piece.file == file and piece.content is None:
                     reader = PieceReader(piece)

@@ -4,6 +4,7 @@ This is all that a worker does, whatever machine it is on: it finds where its se
 ends, hashes it, and takes the chunk that is kept under that hash, or reads, joins and encodes.
 """
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -65,9 +66,7 @@ class SegmentEncoder:
     """
 
     def __init__(self, settings: EncodingSettings, cache: ChunkCache) -> None:
-        """Make the pair encoder with the first segment that is not kept."""
         self._settings, self.cache = settings, cache
-        self._made_pair_encoder: PairEncoder | None = None
 
     def anchors(self, source: Source, start: int, end: int, usual: int) -> list[Anchor]:
         """Return the anchors in a stretch of a file."""
@@ -152,19 +151,16 @@ class SegmentEncoder:
         """The settings."""
         return self._settings
 
-    @property
-    def _pair_encoder(self) -> PairEncoder:
-        if self._made_pair_encoder is None:
-            settings = self._settings
-            self._made_pair_encoder = PairEncoder(
-                settings.tokenizer,
-                settings.model_max_length,
-                settings.target_length,
-                last_turn_only=settings.last_turn_only,
-            )
-        return self._made_pair_encoder
-
-    pair_encoder = _pair_encoder
+    @functools.cached_property
+    def pair_encoder(self) -> PairEncoder:
+        """What encodes conversations; made with the first segment that is not kept."""
+        settings = self._settings
+        return PairEncoder(
+            settings.tokenizer,
+            settings.model_max_length,
+            settings.target_length,
+            last_turn_only=settings.last_turn_only,
+        )
 
 
 class _Reading:

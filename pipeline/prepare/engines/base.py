@@ -1,7 +1,7 @@
 """Where segments are encoded: what every engine does. It maps; what and in which order is not its.
 
-A task is a function of this package; an engine calls it with the SegmentEncoder of the process that
-it runs in, and with the arguments that it was submitted with.
+A task is a method of SegmentEncoder, or a function of this package that takes one; an engine calls
+it with the encoder of the process that it runs in, and with the arguments it was submitted with.
 """
 
 from collections.abc import Callable
@@ -33,22 +33,7 @@ class Engine(Protocol):
         """Let all workers go, without waiting for what they have not begun."""
 
 
-def encode(encoder: SegmentEncoder, *args: Any) -> Any:
-    """Encode a segment: ``SegmentEncoder.encode``."""
-    return encoder.encode(*args)
-
-
-def without(encoder: SegmentEncoder, *args: Any) -> Any:
-    """Leave conversations out of a chunk: ``SegmentEncoder.without``."""
-    return encoder.without(*args)
-
-
 def tokenizer_files(encoder: SegmentEncoder) -> dict[str, bytes]:
     """Return the files of the tokenizer, to be kept beside the rows."""
     settings = encoder.settings
     return settings.tokenizer.saved_files(model_max_length=settings.model_max_length)
-
-
-def anchors(encoder: SegmentEncoder, *args: Any) -> Any:
-    """Find anchors in a stretch of a file: ``SegmentEncoder.anchors``."""
-    return encoder.anchors(*args)

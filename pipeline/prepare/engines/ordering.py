@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipeline.prepare.encode.segment_encoder import DIGEST_SIZE, unpacked
-from pipeline.prepare.engines.base import Engine, encode, without
+from pipeline.prepare.encode.segment_encoder import DIGEST_SIZE, SegmentEncoder, unpacked
+from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.files.segments import Segment
 from pipeline.prepare.read.joining import joins
 from pipeline.store.chunk_cache import Chunk
@@ -64,7 +64,7 @@ class OrderedChunks:
             seen.add(digest)
         if not repeats:
             return lambda: done.chunk
-        return self._engine.submit(without, done.chunk, repeats)
+        return self._engine.submit(SegmentEncoder.without, done.chunk, repeats)
 
     def _joined(self) -> Iterator[Done]:
         """Yield the segments that no conversation goes on from one to the next of."""
@@ -95,7 +95,7 @@ class OrderedChunks:
     def _read_again(self, segment: Segment) -> Done:
         """Read a segment in one piece with as many of the next as it takes to be clean."""
         more = 0
-        while (chunk := self._engine.submit(encode, segment)()) is None:
+        while (chunk := self._engine.submit(SegmentEncoder.encode, segment)()) is None:
             more = max(2 * more, 1)
             for _ in range(more):
                 following = self._next_of_file(segment)
@@ -117,7 +117,7 @@ class OrderedChunks:
             segment = next(self._segments, None)
             if segment is None:
                 break
-            self._under_way.append((segment, self._engine.submit(encode, segment)))
+            self._under_way.append((segment, self._engine.submit(SegmentEncoder.encode, segment)))
         return self._under_way.popleft() if self._under_way else None
 
 

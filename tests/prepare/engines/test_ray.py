@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, DuetError
-from pipeline.prepare.engines.base import encode
+from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines.ray import run_on_node
 from pipeline.prepare.stage import prepare
 from tests.conftest import ROOT, SAMPLE, record
@@ -272,4 +272,4 @@ def test_an_address_that_cannot_be_used_is_refused(engine: str, address: str) ->
 def test_a_node_with_other_libraries_is_refused() -> None:
     settings = SimpleNamespace(hex=lambda: "name")
     with pytest.raises(DuetError, match="a node has other libraries than the driver"):
-        run_on_node({"pyarrow": "0.1"}, [settings], encode, ())
+        run_on_node({"pyarrow": "0.1"}, [settings], SegmentEncoder.encode, ())
