@@ -584,7 +584,7 @@ class VerifyConfig(Settings):
     """Settings of ``duet verify``: check a folder against its manifest."""
 
     folder: str = option(
-        help="A prepared folder, a checkpoint, or a folder with checkpoints.", positional=True
+        help="A prepared folder, a checkpoint, or the output folder of fit.", positional=True
     )
 
 

@@ -1,73 +1,108 @@
-"""Checks a folder against its manifest, byte for byte: ``duet verify``."""
+"""Checks a folder against the sizes and hashes in it, byte for byte: ``duet verify``."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import VerifyConfig
 from pipeline.errors import InputError
-from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.manifest import FILENAME, verify_prepared
+from pipeline.store.seals import FileSeal, find_difference, read_sealed_json
 
 CHECKPOINT = "checkpoint.json"
+TRAINED = "checksums.json"
+_STATE = "trainer_state.json"
+_OLD_CHECKPOINT = {"schema_version", "identity", "processes", "progress", "files"}
+"""The keys of a ``checkpoint.json`` that vouches for the other files alone."""
 
 
 def verify(config: VerifyConfig) -> Iterator[str]:
     """Yield a line for each folder that is as it was written.
 
     Args:
-        config: The folder: a prepared one, a checkpoint, or a run's with checkpoints in it.
+        config: The folder: a prepared one, a checkpoint, or a run's output folder: the trained
+            model in it and its checkpoints.
 
     Raises:
         PreparedFolderError: A prepared folder is not as it was written.
-        InputError: There is nothing to check against, or a checkpoint is not as it was written.
+        InputError: There is nothing to check against, or a checkpoint or the trained model is not
+            as it was written.
     """
     folder = Path(config.folder)
     if (folder / FILENAME).is_file():
-        files, size = verify_prepared(folder)
-        yield _line(folder, files, size)
+        yield _line(folder, *verify_prepared(folder))
         return
-    checkpoints = [folder] if (folder / CHECKPOINT).is_file() else _checkpoints(folder)
-    if not checkpoints:
-        raise InputError(
-            "nothing to check against",
-            where=folder,
-            got=f"neither {FILENAME} nor a checkpoint with {CHECKPOINT} in it"
-            if folder.is_dir()
-            else "no such folder",
-            do="give a prepared folder, or the --output-dir of fit with its checkpoints",
-        )
-    for checkpoint in checkpoints:
-        yield _line(checkpoint, *_verify_checkpoint(checkpoint))
+    if (folder / CHECKPOINT).is_file():
+        yield _verify(folder / CHECKPOINT)
+        return
+    checkpoints = _checkpoints(folder)
+    if (folder / TRAINED).is_file():
+        yield _verify(folder / TRAINED)
+    elif (folder / _STATE).is_file() and checkpoints:
+        yield f"{folder}: the trained model is an older version's, without {TRAINED}: not checked"
+    elif not checkpoints:
+        raise _nothing_to_check(folder)
+    for path in checkpoints:
+        yield _verify(path)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{CHECKPOINT}")]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    found = folder.glob(f"checkpoint-*/{CHECKPOINT}")
+    return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
 
 
-def _verify_checkpoint(folder: Path) -> tuple[int, int]:
-    """Return how many files of how many bytes are as ``checkpoint.json`` has them."""
-    path = folder / CHECKPOINT
+def _verify(path: Path) -> str:
+    """Check the files that a ``checkpoint.json`` or ``checksums.json`` names, and it itself."""
     try:
-        seals = json.loads(path.read_text(encoding="utf-8"))["files"]
-        for name, seal in seals.items():
-            file = folder / name
-            found = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
-            if found != seal:
-                raise _damaged(file, f"SHA-256 {found['sha256']}, not {seal['sha256']}")
-        return len(seals), sum(seal["bytes"] for seal in seals.values())
+        fields, own_size = _read(path)
+        seals = {name: FileSeal(**seal) for name, seal in fields["files"].items()}
+        difference = find_difference(path.parent, seals)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, path, error) from error
+    if difference:
+        raise _damaged(path, *difference)
+    size = own_size + sum(seal.bytes for seal in seals.values())
+    return _line(path.parent, len(seals) + bool(own_size), size)
 
 
-def _damaged(path: Path, got: object) -> InputError:
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what a file says, and its size; 0 of an older version's, which has no checksum."""
+    try:
+        return read_sealed_json(path), path.stat().st_size
+    except ValueError:
+        fields = json.loads(path.read_bytes())
+        if path.name == CHECKPOINT and set(fields) == _OLD_CHECKPOINT:
+            return fields, 0
+        raise
+
+
+def _damaged(record: Path, where: Path, got: object) -> InputError:
+    if record.name == CHECKPOINT:
+        return InputError(
+            "a checkpoint is not as it was written",
+            where=where,
+            got=got,
+            do="delete it: a run goes on from the one before it",
+        )
     return InputError(
-        "a checkpoint is not as it was written",
-        where=path,
+        "a trained model is not as it was written",
+        where=where,
         got=got,
-        do="delete it: a run goes on from the one before it",
+        do=f"copy it again; or delete {_STATE}, and the command that trained it writes it again "
+        "from the last checkpoint",
     )
+
+
+def _nothing_to_check(folder: Path) -> InputError:
+    got = f"neither {FILENAME} nor {TRAINED}, nor a checkpoint with {CHECKPOINT} in it"
+    do = "give a prepared folder, a checkpoint, or the --output-dir of fit"
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "no such folder"
+    elif (folder / _STATE).is_file():
+        got = f"a trained model without {TRAINED}, as older versions wrote it"
+        do = "compare it with the place that it was copied from"
+    return InputError("nothing to check against", where=folder, got=got, do=do)
 
 
 def _line(folder: Path, files: int, size: int) -> str:

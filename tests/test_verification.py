@@ -1,7 +1,7 @@
 """``duet verify``: whatever changes in a folder is noticed, and named."""
 
-import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import VerifyConfig
 from pipeline.errors import DuetError, InputError, PreparedFolderError
 from pipeline.store.fingerprint import sha256_of_file
+from pipeline.store.seals import sealed_json
 from pipeline.verification import verify
 from tests.conftest import ROOT
 
@@ -33,18 +34,28 @@ def test_a_whole_folder_is_a_line(folder: Path) -> None:
     ]
 
 
-def test_a_flipped_byte_anywhere_is_noticed(folder: Path) -> None:
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+def flip_each(folder: Path, names: Iterable[str], regions: int = REGIONS) -> None:
+    """Flip a bit in each region of each file, one at a time: each is noticed."""
+    for name in names:
+        path = folder / name
         content = path.read_bytes()
-        places = {len(content) * i // REGIONS for i in range(REGIONS)} if content else set()
+        places = {len(content) * i // regions for i in range(regions)} if content else set()
         for at in sorted({*places, *({len(content) - 1} if content else ())}):
             changed = bytearray(content)
             changed[at] ^= 1
             path.write_bytes(changed)
-            with pytest.raises(PreparedFolderError):
+            with pytest.raises(DuetError):
                 check(folder)
         path.write_bytes(content)
     assert check(folder)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_flipped_byte_anywhere_is_noticed(folder: Path) -> None:
+    flip_each(folder, files_of(folder))
 
 
 def test_a_file_that_is_gone_or_new_is_named(folder: Path) -> None:
@@ -63,7 +74,8 @@ def test_the_checkpoints_of_a_run_are_checked(tmp_path: Path) -> None:
         checkpoint.mkdir()
         (checkpoint / "weights").write_bytes(b"w" * 100)
         seal = {"bytes": 100, "sha256": sha256_of_file(checkpoint / "weights")}
-        (checkpoint / "checkpoint.json").write_text(json.dumps({"files": {"weights": seal}}))
+        text = sealed_json({"files": {"weights": seal}})
+        (checkpoint / "checkpoint.json").write_text(text)
     assert [line.partition(":")[0] for line in check(tmp_path)] == [
         str(tmp_path / "checkpoint-9"),
         str(tmp_path / "checkpoint-10"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import PreparedFolderError
 from pipeline.store.atomic import write_file
-from pipeline.store.fingerprint import sha256_of_file, sha256_of_text
+from pipeline.store.seals import FileSeal, find_difference, read_sealed_json, sealed_json
 
 SCHEMA_VERSION = 2
 FILENAME = "manifest.json"
@@ -23,19 +23,6 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileSeal:
-    """What tells a file from a damaged one."""
-
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "FileSeal":
-        """Return the seal of a file as it is."""
-        return cls(path.stat().st_size, sha256_of_file(path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +75,10 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _text_of(manifest: Manifest) -> str:
-    """Return the content of ``manifest.json``; its own checksum is the last entry."""
+    """Return the content of ``manifest.json``."""
     fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
     del fields["checksum"]
-    text = json.dumps(fields, indent=2, ensure_ascii=False, default=dataclasses.asdict)
-    return f'{text[:-2]},\n  "checksum": "{sha256_of_text(text)}"\n}}\n'
+    return sealed_json(fields)
 
 
 def verify_prepared(folder: Path) -> tuple[int, int]:
@@ -105,21 +91,20 @@ def verify_prepared(folder: Path) -> tuple[int, int]:
         PreparedFolderError: A file is missing, not as it was written, or was not there.
     """
     manifest = read_manifest(folder)
-    text = _text_of(manifest)
-    if text.encode() != (folder / FILENAME).read_bytes():
-        raise _not_as_written(folder / FILENAME, "another checksum")
+    try:
+        read_sealed_json(folder / FILENAME)
+    except ValueError as error:
+        raise _not_as_written(folder / FILENAME, error) from error
     seals = manifest.files | {s.path: FileSeal(s.bytes, s.sha256) for s in manifest.shards}
-    for name in sorted(_names_in(folder) | seals.keys()):
-        if name not in seals:
-            raise _not_as_written(folder / name, "a file that was not there")
-        found = FileSeal.of(folder / name) if (folder / name).is_file() else None
-        if found != seals[name]:
-            got = f"SHA-256 {found.sha256}, not {seals[name].sha256}" if found else "no such file"
-            raise _not_as_written(folder / name, got)
-    return len(seals) + 1, sum(seal.bytes for seal in seals.values()) + len(text.encode())
+    if difference := find_difference(folder, seals):
+        raise _not_as_written(*difference)
+    for name in sorted(_names_in(folder) - seals.keys()):
+        raise _not_as_written(folder / name, "a file that was not there")
+    size = (folder / FILENAME).stat().st_size
+    return len(seals) + 1, sum(seal.bytes for seal in seals.values()) + size
 
 
-def _not_as_written(path: Path, got: str) -> PreparedFolderError:
+def _not_as_written(path: Path, got: object) -> PreparedFolderError:
     return PreparedFolderError(
         "a prepared folder is not as it was written",
         where=path,

@@ -32,6 +32,7 @@ from pipeline.fit.checkpoint.pretrained import STATE_FILE
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, publish_folder
+from pipeline.store.seals import sealed_json
 
 SCHEMA_VERSION = 3
 READ_SCHEMAS = (2, 3)
@@ -175,7 +176,7 @@ def publish_checkpoint(
             "progress": state.progress(),
             "files": dict(sorted((seals | {path.name: _seal(path) for path in others}).items())),
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_text(sealed_json(manifest), encoding="utf-8")
     _make_way(final)
     publish_folder(temporary, final)
 

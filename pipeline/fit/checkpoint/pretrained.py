@@ -3,8 +3,8 @@
     model.safetensors  config.json  generation_config.json  the tokenizer's files
 
 Large weights are ``model-0000N-of-0000M.safetensors`` and ``model.safetensors.index.json``. The
-output folder itself also gets ``README.md`` (``card.py``), ``run.json`` and, last,
-``trainer_state.json``: each file is whole or not there.
+output folder itself also gets ``README.md`` (``model_card.py``), ``run.json``, ``checksums.json``
+and, last, ``trainer_state.json``: each file is whole or not there.
 """
 
 import contextlib
@@ -30,11 +30,14 @@ from pipeline.fit.model.lora import (
 )
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, sync_folder, write_file
+from pipeline.store.fingerprint import sha256_of_text
+from pipeline.store.seals import FileSeal, sealed_json
 from pipeline.tokenizer import TOKENIZER_FILES, copy_tokenizer
 
 K = TypeVar("K")
 STATE_FILE = "trainer_state.json"
 RUN_FILE = "run.json"
+SEALS_FILE = "checksums.json"
 MAX_SHARD_BYTES = 5 * 1000**3
 """Weights of more are several files with an index, which every loader of this layout knows."""
 _WEIGHTS = (
@@ -68,7 +71,9 @@ def writing_errors(where: Path) -> Iterator[None]:
             ) from error
 
 
-def save_model(folder: Path, model: Any, tokenizer: Path, weights: Weights | None = None) -> None:
+def save_model(
+    folder: Path, model: Any, tokenizer: Path, weights: Weights | None = None
+) -> dict[str, FileSeal]:
     """Write a model and its tokenizer into a folder, not atomically.
 
     Args:
@@ -77,9 +82,13 @@ def save_model(folder: Path, model: Any, tokenizer: Path, weights: Weights | Non
         tokenizer: The folder that the tokenizer's files are copied from.
         weights: What is written in place of the model's own, which may be changing or sharded.
 
+    Returns:
+        The seals of the files that were hashed while they were written: large weights.
+
     Raises:
         OutputError: It cannot be written.
     """
+    seals = {}
     weights = weights or weights_of_model(model)
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +99,9 @@ def save_model(folder: Path, model: Any, tokenizer: Path, weights: Weights | Non
                 tensors = {name: weights.tensors[name].detach().cpu() for name in names}
                 with HashedFile(folder / file) as target:
                     write_safetensors(tensors, target)
+                seals[file] = FileSeal(**target.seal())
         copy_tokenizer(tokenizer, folder)
+    return seals
 
 
 def weight_files(sizes: Mapping[str, int], writers: int = 1) -> dict[str, list[str]]:
@@ -198,9 +209,10 @@ def write_trained(
         OutputError: It cannot be written.
     """
     temporary = output / f".trained.{os.getpid()}.tmp"
-    save_model(temporary, model, tokenizer, weights)
+    seals = save_model(temporary, model, tokenizer, weights)
     if best is not None:
         _take_weights(best, temporary)
+        seals = {}
     with output_errors(output):
         (output / STATE_FILE).unlink(missing_ok=True)  # until it is back, this is not complete
         new = sorted(path.name for path in temporary.iterdir())
@@ -213,6 +225,10 @@ def write_trained(
         shutil.rmtree(temporary)
     text = json.dumps(run_metadata, indent=2, ensure_ascii=False, default=str)
     write_file(output / RUN_FILE, text + "\n")
+    seals |= {name: FileSeal.of(output / name) for name in {*new, RUN_FILE}.difference(seals)}
+    state = trainer_state.encode()
+    seals[STATE_FILE] = FileSeal(len(state), sha256_of_text(trainer_state))
+    write_file(output / SEALS_FILE, sealed_json({"files": dict(sorted(seals.items()))}))
     write_file(output / STATE_FILE, trainer_state)
 
 
