@@ -106,16 +106,15 @@ class RemotePath:
         """Yield the files below a folder, and the parts of their paths there."""
         with _faults(InputError, self.url):
             found = self.fs.find(self.path, detail=True)
-        own = f"/{self.name}/"
         for name, info in found.items():
-            below = name.partition(own)[2] if own in name else name
-            yield tuple(below.split("/")), self._found(info)
+            yield tuple(self._below(name).split("/")), self._found(info)
 
     def glob(self) -> list["RemotePath"]:
-        """Return what this path matches as a glob, sorted."""
+        """Return what this path matches as a glob, sorted; hidden ones only if it says so."""
         with _faults(InputError, self.url):
             infos = self.fs.glob(self.path, detail=True)
-        return [self._found(infos[name]) for name in sorted(infos)]
+        hidden = "/." in self.path
+        return [self._found(infos[n]) for n in sorted(infos) if hidden or "/." not in n]
 
     def open(self, mode: Literal["rb"]) -> io.BufferedReader:
         """Open a file for reading, as a stream.
@@ -138,8 +137,7 @@ class RemotePath:
         """
         with _faults(InputError, self.url):
             found = self.fs.find(self.path, detail=True)
-        # Some write what is before this folder's name in another way than it was given.
-        return {path.partition(f"/{self.name}/")[2]: info["size"] for path, info in found.items()}
+        return {self._below(path): info["size"] for path, info in found.items()}
 
     def put(self, source: Path) -> None:
         """Write a local file's content here, over what is there.
@@ -166,6 +164,14 @@ class RemotePath:
             info: dict[str, Any] = self.fs.info(self.path)
             return info
         return None
+
+    def _below(self, name: str) -> str:
+        """Return a name that the file system gave without this folder's own."""
+        own = f"{self.path.rstrip('/')}/"
+        # Some write what is before a folder's name in another way than it was given.
+        return (
+            name.removeprefix(own) if name.startswith(own) else name.partition(f"/{self.name}/")[2]
+        )
 
     def _found(self, info: dict[str, Any]) -> "RemotePath":
         path = RemotePath(self.fs.unstrip_protocol(info["name"]), info["name"], self.fs)

@@ -19,6 +19,8 @@ UTF-16 or UTF-32."""
 _SNIFF = 1 << 16
 _ARROW_STREAM = re.compile(rb"\xff{4}[\x08-\xff][\x00-\xff]{2}\x00", re.DOTALL)
 _LINE_OF_A_VALUE = re.compile(rb"(?m)^[{\[]")
+_MARKDOWN = re.compile(rb"\[!?\[?[^\]\"{]*\]\(")
+"""A link or a badge, with which many a README begins: no JSON has ``](``."""
 _HTML = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 
@@ -80,7 +82,7 @@ def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
     packed = is_packed(head)
     text = _unpacked_head(path) if packed else head.removeprefix(b"\xef\xbb\xbf")
     stripped = text.lstrip(b" \t\r\n,")
-    if stripped[:1] in (b"[", b"{"):
+    if stripped[:1] in (b"[", b"{") and not _MARKDOWN.match(stripped):
         return "packed json" if packed else "json"
     found = _no_data(text, stripped)
     if is_named and found is _TEXT and _LINE_OF_A_VALUE.search(text):

@@ -167,7 +167,9 @@ def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
             )
         return [path], True
     if not glob.has_magic(given):
-        raise InputError("no such path", where=given, got="nothing there", do="check --data-path")
+        raise InputError(
+            "no such path", where=given, got="nothing there", do=f"check --data-path{_hint(given)}"
+        )
     matches = path.glob() if isinstance(path, RemotePath) else _local_glob(given)
     files = [match for match in matches if match.is_file()]
     if not files:
@@ -176,6 +178,15 @@ def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
             "a glob that matches nothing", where=given, got=got, do="check --data-path"
         )
     return files, False
+
+
+def _hint(given: str) -> str:
+    """Return how a data set of the hub is called, where a path looks as if one was meant."""
+    if given.startswith("hf://"):
+        return ": hf://datasets/OWNER/NAME; a private data set needs hf auth login"
+    if re.fullmatch(r"[\w-]+/[\w-]+", given):
+        return f"; a data set of the hub is hf://datasets/{given}"
+    return ""
 
 
 def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:

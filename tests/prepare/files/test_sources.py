@@ -36,6 +36,12 @@ def test_a_folder_gives_its_files_by_name(folder: Path, capsys: pytest.CaptureFi
     assert lines == ["note: passed over, text that is no JSON: README.md"]
 
 
+@pytest.mark.parametrize("readme", ["[![CI](x.svg)](https://ci.example)\n", "[Chats](x.html)\n"])
+def test_a_readme_that_begins_with_a_badge_or_a_link_is_no_json(folder: Path, readme: str) -> None:
+    (folder / "README.md").write_text(readme)
+    assert names(str(folder)) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
+
+
 def test_a_path_that_exists_is_no_glob(folder: Path) -> None:
     assert names(str(folder / "c[1].json")) == ["c[1].json"]
 
