@@ -9,6 +9,9 @@ that of its optimizer steps (``fit_side.py``). First how fast: a few steps of ea
 Then how good: each side trains for ``--minutes``, and the weights that it had at times are
 evaluated afterwards, all by the same code. A side that was stopped in the middle starts again.
 
+``--quality-sides ours ours-muon`` shows ``--optim muon`` against ``--optim``, at equal time and
+each at a rate of its own (``docs/benchmarks/muon.md``).
+
 With ``--quality-sides`` and the three settings of the reference, one side trains on rows that
 the reference's preprocessing made of the same conversations (``fit_reference.py``).
 """
@@ -27,7 +30,8 @@ from fit_page import write
 from fit_reference import BYTES, reference_folder
 
 SIDE = Path(__file__).with_name("fit_side.py")
-SIDES = ("ours", "ours-ungrouped", "random", "grouped")
+SIDES = ("ours", "ours-ungrouped", "ours-muon", "random", "grouped")
+DEFAULT_SIDES = [side for side in SIDES if side != "ours-muon"]
 REFERENCE = "reference"
 SHAPES = {
     "tiny": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2},
@@ -46,7 +50,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="that are timed")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES)
     parser.add_argument("--rows", type=int, nargs="*", default=[8, 32], help="rows per step")
     parser.add_argument("--rows-at-once", type=int, default=8, help="of full length, on the device")
     parser.add_argument("--rows-per-run", type=int, default=256, help="rows that are timed")
@@ -55,10 +59,15 @@ def main() -> None:
     parser.add_argument("--snapshots", type=int, default=5, help="in that time, evaluated")
     parser.add_argument("--quality-rows", type=int, default=8, help="rows per step, by time")
     parser.add_argument(
-        "--quality-sides", nargs="+", choices=(*SIDES, REFERENCE), default=SIDES, help="by time"
+        "--quality-sides",
+        nargs="+",
+        choices=(*SIDES, REFERENCE),
+        default=DEFAULT_SIDES,
+        help="by time",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--muon-learning-rate", type=float, default=5e-3, help="of ours-muon")
     parser.add_argument("--warmup-steps", type=int, default=20)
     parser.add_argument(
         "--clock",
@@ -114,6 +123,7 @@ def quality(args: argparse.Namespace) -> None:
 def settings_of(args: argparse.Namespace, side: str, seed: int, model: Path) -> dict[str, Any]:
     names = ["bf16", "rows_at_once", "learning_rate", "warmup_steps", "optim"]
     names += ["clock", "keep_freed"]
+    names += ["muon_learning_rate"] if side == "ours-muon" else []
     return {name: getattr(args, name) for name in names} | {
         "side": side,
         "seed": seed,

@@ -18,11 +18,12 @@ from pipeline.store.manifest import read_manifest
 LABELS = {
     "ours": "`duet fit`",
     "ours-ungrouped": "`duet fit --no-group-by-length`",
+    "ours-muon": "`duet fit --optim muon`",
     "random": "`Seq2SeqTrainer`, random order",
     "grouped": "`Seq2SeqTrainer`, `group_by_length`",
     "reference": "`Seq2SeqTrainer` on the rows of `train_flant5`",
 }
-COLORS = dict(zip(LABELS, ("C0", "C2", "C3", "C1", "C7"), strict=True))
+COLORS = dict(zip(LABELS, ("C0", "C2", "C4", "C3", "C1", "C7"), strict=True))
 METHOD = """\
 Made by `just bench fit`. Each side is a process of its own and all run in turn, from the same \
 weights, with the same optimizer, rate and rows per step, on the rows of the same prepared folder. \
@@ -194,6 +195,9 @@ def quality_note(results: Results) -> str:
         f"{settings['rows']} rows per step, learning rate {settings['learning_rate']:g} after "
         f"{settings['warmup_steps']} steps. {QUALITY_NOTE}"
     )
+    rates = {r["settings"]["muon_learning_rate"] for r in results if side_of(r) == "ours-muon"}
+    if rates:
+        words += f" With Muon the learning rate is {', '.join(f'{rate:g}' for rate in rates)}."
     sizes = {side: f"{group[0]['eval_bytes']:,}" for side, group in by(results, side_of).items()}
     if "reference" in sizes and "ours" in sizes:
         words += " " + REFERENCE_NOTE.format(theirs=sizes["reference"], ours=sizes["ours"])

@@ -50,12 +50,16 @@ class Clock:
         self._now = CLOCKS[settings["clock"]]
         self._paused = 0.0
         self.model: Any = None
+        self.optimizer: Any = None
+        """Where it is set, the steps of others do not count: it may be made of two."""
         self.ends: list[float] = []
         """When each step was done, in seconds since the first was, pauses left out."""
         self.snapshots: list[dict[str, Any]] = []
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, optimizer: Any, *_: Any) -> None:
         """Take in that an optimizer has done a step."""
+        if self.optimizer not in (None, optimizer):
+            return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = self._now()
@@ -102,8 +106,8 @@ def main() -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-class ModelOf(TrainerCallback):
-    """Shows a clock the model that is trained."""
+class ShowTo(TrainerCallback):
+    """Shows a clock the model that is trained, and its optimizer."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -111,6 +115,7 @@ class ModelOf(TrainerCallback):
     def on_train_begin(self, trainer: Trainer) -> None:
         model: Any = trainer.model
         self._clock.model = getattr(model, "module", model).model
+        self._clock.optimizer = trainer.train_state.optimizer
 
 
 def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any:
@@ -121,12 +126,12 @@ def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any
         output_dir=settings["output"],
         per_device_train_batch_size=settings["rows_at_once"],
         train_batch_size=settings["rows"],
-        group_by_length=settings["side"] == "ours",
+        group_by_length=settings["side"] != "ours-ungrouped",
         eval_strategy="no",
         **common(settings),
     )
     with contextlib.suppress(DoneError):
-        fit(config, callback=ModelOf(clock))
+        fit(config, callback=ShowTo(clock))
     plan = BatchSampler(
         *data.lengths,
         rows_per_step=settings["rows"],
@@ -174,7 +179,10 @@ def common(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that both trainers have, by the names that both have."""
     names = ("learning_rate", "warmup_steps", "bf16", "optim", "seed")
     schedule = {"lr_scheduler_type": "constant_with_warmup", "save_strategy": "no"}
-    return {name: settings[name] for name in names} | schedule | {"max_steps": ENDLESS}
+    values = {name: settings[name] for name in names} | schedule | {"max_steps": ENDLESS}
+    if rate := settings.get("muon_learning_rate"):
+        values |= {"optim": "muon", "learning_rate": rate}
+    return values
 
 
 class Drawn:

@@ -49,7 +49,7 @@ Scheduler = Literal[
     "cosine_with_min_lr",
     "warmup_stable_decay",
 ]
-Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "muon"]
 Strategy = Literal["no", "steps", "epoch"]
 RoleName = Literal["human", "assistant", "system", "tool"]
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -250,8 +250,8 @@ class FitOptions(Settings):
     )
     optim: Optimizer = option(
         "adamw_torch",
-        help="Optimizer: adamw_torch, adamw_torch_fused, adafactor, or adamw_8bit (8-bit states, "
-        "bitsandbytes).",
+        help="Optimizer: adamw_torch, adamw_torch_fused, adafactor, adamw_8bit (8-bit states, "
+        "bitsandbytes), or muon (for the matrices of the layers; AdamW for the rest).",
     )
     adam_beta1: float = option(0.9, share(), help="Beta1 of AdamW, 0 to 1.")
     adam_beta2: float = option(0.999, share(), help="Beta2 of AdamW, 0 to 1.")

@@ -111,10 +111,10 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
 
 
 def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) -> None:
-    """Refuse what needs a package that is not there.
+    """Refuse what needs a package that is not there, or a newer torch.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: It is not installed, or too old.
     """
     check_trackers(trackers)
     if model.lora is not None:
@@ -123,6 +123,13 @@ def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) ->
         require_package("bitsandbytes", where="--quantize", install='"duet-t5[quantize]"')
     if optim == "adamw_8bit":
         require_package("bitsandbytes", where="--optim adamw_8bit", install='"duet-t5[quantize]"')
+    if optim == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ConfigError(
+            "this torch has no Muon",
+            where="--optim muon",
+            got=torch.__version__,
+            do="install 2.9 or newer, or use --optim adamw_torch",
+        )
 
 
 def check_best(config: FitConfig, data: PreparedData) -> None:

@@ -490,3 +490,12 @@ def test_eight_bits_without_bitsandbytes_is_one_line(
     with pytest.raises(ConfigError, match="package is missing") as caught:
         fit(changed(config, optim="adamw_8bit"))
     assert caught.value.where == "--optim adamw_8bit"
+
+
+def test_muon_with_an_older_torch_is_one_line(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match="no Muon") as caught:
+        fit(changed(config, optim="muon"))
+    assert caught.value.where == "--optim muon"

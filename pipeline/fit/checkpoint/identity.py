@@ -121,7 +121,7 @@ def check_identity(
 def _can_change(name: str, before: Any, now: Any, *, step: int) -> bool:
     """Return whether there is a meaning in resuming with another value."""
     if name == "--optim":  # the two of AdamW in full keep the same state
-        return not {"adafactor", "adamw_8bit"}.intersection((before, now))
+        return {before, now} <= {"adamw_torch", "adamw_torch_fused"}
     if name == "steps in all":
         return bool(now >= step)
     return name not in _OTHER_RUN and not name.startswith("--lora-")

@@ -198,9 +198,12 @@ def _memory(memory: Memory) -> Iterator[str]:
     remarks = {
         "activations": "about, of the largest micro-batch; more on a CPU",
         "loss": "at most, of the largest micro-batch",
+        "update": "of the largest matrix, when activations and loss are gone",
     }
     for field in dataclasses.fields(memory):
         size = getattr(memory, field.name)
+        if field.name == "update" and not size:
+            continue
         yield table_row(field.name, gib(size), remarks.get(field.name, ""))
     yield table_row("memory", gib(memory.total), "about, on each device")
 

@@ -6,7 +6,7 @@ trained here, but for attention's scores, 5 bytes each, which no kernel of a GPU
 norm keeps less, too, and what dropout drew takes a byte: how much that is was not measured.)
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pipeline.fit.distributed.fsdp import gathered_bytes
 from pipeline.fit.flops import ModelFlops, Side
 from pipeline.fit.model.lora import QUANTIZED, WHOLE
 from pipeline.fit.model.loss import GPU_CHUNK, is_chunked
-from pipeline.fit.training.optim import EIGHT_BIT_FROM
+from pipeline.fit.training.optim import EIGHT_BIT_FROM, muon_matrices
 
 _FLOAT32 = 4
 _KEPT_UNDER_BF16 = 2.6
@@ -39,11 +39,14 @@ class Memory:
     """What the layers keep of the largest micro-batch for the backward pass."""
     loss: int
     """What its loss takes: logits, and the gradient of the output matrix."""
+    update: int = 0
+    """What the optimizer's step takes beside its state, when activations and loss are gone."""
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """The most at one time."""
+        passing = max(self.activations + self.loss, self.update)
+        return self.parameters + self.gradients + self.optimizer + passing
 
 
 def training_memory(
@@ -92,6 +95,7 @@ def training_memory(
             sizes, shape, bf16=settings.bf16, checkpointing=settings.gradient_checkpointing
         ),
         loss=loss_bytes(sizes, shape, chunked=is_chunked(model)),
+        update=newton_schulz_bytes(model) if optim == "muon" else 0,
     )
 
 
@@ -125,7 +129,7 @@ def optimizer_bytes(model: torch.nn.Module, optim: str) -> int:
 
     AdamW keeps two values a weight. In 8 bits they take a byte each, with a float32 for each block
     of 256, but those of small weights and of embeddings, which stay in float32. Adafactor keeps a
-    value for each row and column of a matrix.
+    value for each row and column of a matrix, Muon one for each weight of the matrices it trains.
 
     Args:
         model: A transformers model.
@@ -134,9 +138,12 @@ def optimizer_bytes(model: torch.nn.Module, optim: str) -> int:
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
+    by_muon = {id(weight) for weight in muon_matrices(model)} if optim == "muon" else set()
 
     def size(weight: torch.nn.Parameter) -> int:
         """Return what is kept of one weight."""
+        if id(weight) in by_muon:
+            return weight.nbytes
         if optim == "adafactor" and weight.dim() == 2:
             return weight.element_size() * sum(weight.shape)
         if optim == "adafactor":
@@ -150,6 +157,16 @@ def optimizer_bytes(model: torch.nn.Module, optim: str) -> int:
         return 2 * weight.nbytes
 
     return sum(map(size, _trained(model)))
+
+
+def newton_schulz_bytes(model: torch.nn.Module) -> int:
+    """Return what Muon takes to orthogonalize the update of its largest matrix, in bytes.
+
+    The update in float32, its iterate before and after in bfloat16, and two products of the
+    shorter side's square. Matrices come one after another.
+    """
+    shapes = (sorted(weight.shape) for weight in muon_matrices(model))
+    return max((8 * short * long + 4 * short * short for short, long in shapes), default=0)
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

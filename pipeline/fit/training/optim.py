@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def make_optimizer(model: nn.Module, options: OptimizerSettings) -> torch.optim.
         options: The optimizer's name and values.
 
     Raises:
-        ConfigError: The device has no fused AdamW.
+        ConfigError: The optimizer cannot have these values, or this device has no kernels for it.
     """
     groups = parameter_groups(model, options.weight_decay)
     if options.optim == "adafactor":
@@ -61,7 +61,7 @@ def make_optimizer(model: nn.Module, options: OptimizerSettings) -> torch.optim.
             groups, lr=options.learning_rate, scale_parameter=False, relative_step=False
         )
         return optimizer
-    make = _adamw_8bit if options.optim == "adamw_8bit" else _adamw
+    make = {"adamw_8bit": _adamw_8bit, "muon": _muon}.get(options.optim, _adamw)
     try:
         return make(model, groups, options)
     except (RuntimeError, ValueError) as error:
@@ -106,6 +106,72 @@ def _adamw_8bit(
         if isinstance(module, nn.Embedding):
             kept.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer
+
+
+def _muon(
+    model: nn.Module, groups: list[dict[str, Any]], options: OptimizerSettings
+) -> torch.optim.Optimizer:
+    matrices = muon_matrices(model)
+    ids = {id(matrix) for matrix in matrices}
+    rest = [
+        {**group, "params": [weight for weight in group["params"] if id(weight) not in ids]}
+        for group in groups
+    ]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        # Its updates are then about as large as AdamW's, so that one rate is right for both.
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonWithAdamW(muon, _adamw(model, rest, options))
+
+
+def muon_matrices(model: nn.Module) -> list[torch.Tensor]:
+    """Return the weights that Muon trains: of the linear layers inside the blocks.
+
+    An output matrix is none of them, tied or not; nor are the tables of embeddings and of relative
+    positions. With LoRA they are the two matrices of each adapted layer.
+    """
+    output = cast(Any, model).get_output_embeddings()
+    outside = {id(weight) for weight in output.parameters()} if output is not None else set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            outside.add(id(module.weight))
+    return [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        if module.weight.requires_grad and id(module.weight) not in outside
+    ]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for some weights and AdamW for the others, as one optimizer.
+
+    Its groups and state are those of the two: the same objects, Muon's first. So a schedule, a
+    checkpoint and ``zero_grad`` meet one optimizer.
+    """
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
+        self._parts = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # by ``load_state_dict``, with groups and state made anew
+        self._share()
+
+    def _share(self) -> None:
+        muon, adamw = self._parts
+        count = len(muon.param_groups)
+        muon.__setstate__({"state": self.state, "param_groups": self.param_groups[:count]})
+        adamw.__setstate__({"state": self.state, "param_groups": self.param_groups[count:]})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step of both; there is no closure."""
+        for part in self._parts:
+            part.step()
 
 
 def _adamw_values(options: OptimizerSettings) -> dict[str, Any]:

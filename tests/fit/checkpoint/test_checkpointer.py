@@ -39,7 +39,7 @@ def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -
     monkeypatch.setattr(Part, "write", written)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor", "muon"])
 def test_what_is_written_late_is_the_state_at_its_step(
     run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
 ) -> None:

@@ -63,7 +63,9 @@ def fit_and_stop(config: FitConfig, saves: int = 1, run: Callable[..., Path] = f
         run(config, callback=Hooks(save=stop))
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"])
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "muon"]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
 ) -> None:
@@ -138,6 +140,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": 0.0}, "--weight-decay"),
     ({"max_grad_norm": 2.0}, "--max-grad-norm"),
     ({"optim": "adafactor"}, "--optim"),
+    ({"optim": "muon"}, "--optim"),
     ({"bf16": True}, "--bf16"),
     ({"from_scratch": True}, "--from-scratch"),
     ({"adam_beta1": 0.8}, "--adam-beta1"),
@@ -255,6 +258,7 @@ def test_a_run_goes_on_with_other_settings_where_it_is_told_to(
     [
         ({"num_data": 12}, "rows to train on"),
         ({"optim": "adafactor"}, "--optim"),
+        ({"optim": "muon"}, "--optim"),
         ({"max_steps": 5, "learning_rate": 1.0}, "steps in all"),
     ],
 )

@@ -117,9 +117,10 @@ def test_two_shares_are_the_run_of_one_whole_and_it_goes_on_from_them(
             {"optim": "adafactor", "max_grad_norm": 0.2},
             ("--optim=adafactor", "--max-grad-norm=0.2"),
         ),
+        ({"optim": "muon", "max_grad_norm": 0.2}, ("--optim=muon", "--max-grad-norm=0.2")),
         ({"weight_decay": 0.1, "optim": "adamw_torch_fused"}, ("--fsdp=shard_grad_op",)),
     ],
-    ids=["untied", "checkpointing", "adafactor", "shard_grad_op"],
+    ids=["untied", "checkpointing", "adafactor", "muon", "shard_grad_op"],
 )
 def test_shares_are_the_run_of_a_whole_and_go_both_ways(
     run: FitConfig, tmp_path: Path, changes: dict[str, Any], flags: tuple[str, ...]

@@ -131,9 +131,16 @@ def test_a_run_of_two_processes_goes_on_to_the_bit_and_in_one_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit"])
+@pytest.mark.parametrize(
+    ("optim", "rel", "weights"),
+    [
+        ("adamw_torch", 1e-5, 1e-6),
+        ("adamw_8bit", 1e-5, 1e-6),
+        ("muon", 1e-4, 1e-4),  # it rounds to bfloat16 what it makes its update of
+    ],
+)
 def test_a_run_of_one_process_goes_on_in_two(
-    config: FitConfig, still: Path, tmp_path: Path, optim: str
+    config: FitConfig, still: Path, tmp_path: Path, optim: str, rel: float, weights: float
 ) -> None:
     import shutil
 
@@ -150,6 +157,6 @@ def test_a_run_of_one_process_goes_on_in_two(
     said = torchrun(again, 2, f"--optim={optim}", "--save-steps=3", "--eval-strategy=no")
     assert "begun on 1 process, resumed on 2" in said
     for first, second in zip(log_of(one), log_of(two), strict=True):
-        assert second == pytest.approx(first, rel=1e-5)
+        assert second == pytest.approx(first, rel=rel)
     for name, tensor in weights_of(one).items():
-        assert (weights_of(two)[name] - tensor).abs().max() < 1e-6, name
+        assert (weights_of(two)[name] - tensor).abs().max() < weights, name

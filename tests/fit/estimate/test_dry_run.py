@@ -57,6 +57,11 @@ def test_the_command_prints_a_table_and_writes_nothing(
     assert sorted(path for folder in (prepared, tmp_path) for path in folder.rglob("*")) == before
 
 
+def test_muons_update_has_a_line(config: FitConfig) -> None:
+    assert "update" not in table(config)
+    assert table(changed(config, optim="muon"))["update"].endswith("activations and loss are gone")
+
+
 def test_the_figures_are_the_runs(config: FitConfig, prepared: Path) -> None:
     config = changed(config, max_steps=-1, num_train_epochs=2, train_batch_size=8)
     found, dataset = table(config), SupervisedDataset(prepared)

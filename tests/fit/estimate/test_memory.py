@@ -1,10 +1,14 @@
 """What training takes is what torch's own optimizers keep, and about what the layers do."""
 
+import dataclasses
+import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSeq2SeqLM, T5Config
 
 from pipeline.config import FitConfig
@@ -12,6 +16,7 @@ from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.estimate.memory import (
     activation_bytes,
     loss_bytes,
+    newton_schulz_bytes,
     optimizer_bytes,
     training_memory,
 )
@@ -41,7 +46,7 @@ def model_of(**changes: Any) -> Any:
     return auto.from_config(T5Config(**values | changes)).train()
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor", "muon"])
 def test_an_optimizer_keeps_that_much(config: FitConfig, still: Path, optim: Any) -> None:
     config, model = changed(config, optim=optim), load(still)
     optimizer = make_optimizer(model, config.optimizer)
@@ -55,6 +60,49 @@ def test_an_optimizer_keeps_that_much(config: FitConfig, still: Path, optim: Any
         if not name.startswith("qmap")  # a table of 256 values, which all weights share
     ]
     assert optimizer_bytes(model, optim) == sum(value.nbytes for value in kept)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, and the most of them at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self._users: Counter[int] = Counter()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor) and all(result is not each for each in args):
+            storage = result.untyped_storage()
+            address = storage.data_ptr()
+            self._sizes[address] = storage.nbytes()
+            self._users[address] += 1  # a view is one more of the same
+            weakref.finalize(result, self._freed, address)
+            self.most = max(self.most, sum(self._sizes.values()))
+        return result
+
+    def _freed(self, address: int) -> None:
+        self._users[address] -= 1
+        if not self._users[address]:
+            del self._sizes[address]
+
+
+def test_muons_step_takes_that_much_beside_its_state(config: FitConfig, still: Path) -> None:
+    config, model = changed(config, optim="muon"), load(still)
+    optimizer = make_optimizer(model, config.optimizer)
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    with PeakMemory() as peak:
+        optimizer.step()
+    assert peak.most == pytest.approx(newton_schulz_bytes(model), rel=0.01)
+    memory = training_memory(model, config.model, "muon", Shape(1, 4, 3))
+    assert memory.update == newton_schulz_bytes(model)
+    huge = dataclasses.replace(memory, update=memory.total)
+    kept = memory.parameters + memory.gradients + memory.optimizer
+    assert memory.total == kept + memory.activations + memory.loss
+    assert huge.total == kept + memory.total, "activations and loss are gone by then"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -23,6 +23,7 @@ from pipeline.fit.model.loading import build_model, load_trained
 from pipeline.fit.model.lora import add_adapter, is_adapter
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
+from pipeline.fit.training.optim import muon_matrices
 from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.checkpoint.test_resume import fit_and_stop
@@ -175,9 +176,11 @@ def test_a_newline_is_written_after_lora(
         assert torch.allclose(merged(input_ids=ids, labels=labels).logits, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch", "muon"])
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
-    small: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: FitConfig, tmp_path: Path, optim: str
 ) -> None:
+    small = changed(small, optim=optim)
     whole = fit(small)
     again = changed(small, output_dir=str(tmp_path / "again"))
     fit_and_stop(again)
@@ -300,6 +303,18 @@ def test_an_embedding_gets_no_adapter(
     assert offered == "give some of k, o, q, v, wi_0, wi_1, wo"
     assert "lm_head" in reason
     assert "shared are trained anyway" in reason
+
+
+def test_muon_trains_the_matrices_of_the_adapter(
+    small: FitConfig, tokenizer: TextTokenizer
+) -> None:
+    model = build_model(small.model, tokenizer)
+    ids = {id(weight) for weight in muon_matrices(model)}
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {name for name, weight in trained.items() if id(weight) in ids} == {
+        name for name in trained if ".lora_A." in name or ".lora_B." in name
+    }
+    assert len(ids) < len(trained), "the rows of the new pieces are AdamW's"
 
 
 def test_dry_run_counts_what_is_trained(small: FitConfig, tokenizer: TextTokenizer) -> None:

@@ -14,6 +14,7 @@ from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.training.optim import (
     make_optimizer,
     make_schedule,
+    muon_matrices,
     parameter_groups,
     warmup_steps,
 )
@@ -128,6 +129,72 @@ def test_adamw_8bit_is_near_adamw_and_keeps_embeddings_whole(
     assert kept["shared.weight"] == torch.float32
     assert kept["lm_head.weight"] == torch.uint8
     assert kept["encoder.final_layer_norm.weight"] == torch.float32
+
+
+def test_muon_is_torchs_for_the_matrices_of_the_layers_and_adamw_for_the_rest(
+    model: Any, still: Path, config: FitConfig
+) -> None:
+    """Two optimizers by hand, each with its own schedule, give the same weights to the bit."""
+    config = changed(config, optim="muon", weight_decay=0.2, adam_beta2=0.95, warmup_steps=2)
+    optimizer = make_optimizer(model, config.optimizer)
+    ours = scheduled(model, [optimizer], [make_schedule(optimizer, config.schedule, 6)])
+
+    with quiet_transformers():
+        other = AutoModelForSeq2SeqLM.from_pretrained(still)
+    by_hand: dict[str, list[torch.nn.Parameter]] = {"muon": [], "decayed": [], "spared": []}
+    for name, weight in other.named_parameters():
+        spared = "layer_norm" in name or "relative_attention_bias" in name
+        kind = "spared" if spared else "muon" if ".block." in name else "decayed"
+        by_hand[kind].append(weight)
+    assert [weight.dim() for weight in by_hand["muon"]] == [2] * (2 * 7 + 2 * 11)
+    adjust: Any = {"adjust_lr_fn": "match_rms_adamw"}
+    muon = torch.optim.Muon(by_hand["muon"], lr=1e-2, weight_decay=0.2, **adjust)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": by_hand["decayed"], "weight_decay": 0.2},
+            {"params": by_hand["spared"], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        fused=True,
+    )
+    two: list[torch.optim.Optimizer] = [muon, adamw]
+    theirs = scheduled(other, two, [make_schedule(each, config.schedule, 6) for each in two])
+    assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+
+
+def scheduled(
+    model: Any, optimizers: list[torch.optim.Optimizer], schedules: list[Any]
+) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        for each in (*optimizers, *schedules):
+            each.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_an_output_matrix_is_not_muons(tied: Path, model: Any) -> None:
+    with quiet_transformers():
+        models = (model, AutoModelForSeq2SeqLM.from_pretrained(tied))
+    for each in models:
+        found = names(each, [{"weight_decay": 0.0, "params": muon_matrices(each)}])[0][1]
+        inside = {name for name, weight in each.named_parameters() if ".block." in name}
+        assert found == {n for n in inside if "norm" not in n and "relative" not in n}
+
+
+def test_muon_keeps_half_of_adamws_state_in_one_optimizer(model: Any, config: FitConfig) -> None:
+    optimizer = make_optimizer(model, changed(config, optim="muon").optimizer)
+    steps(model, optimizer)
+    kept = {name: set(optimizer.state[p]) for name, p in model.named_parameters()}
+    of_adamw = {"step", "exp_avg", "exp_avg_sq"}
+    for name, values in kept.items():
+        by_muon = ".block." in name and "norm" not in name and "relative" not in name
+        assert values == ({"momentum_buffer"} if by_muon else of_adamw), name
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_adafactor_is_the_trainers(
