@@ -24,7 +24,7 @@ from pipeline.config import (
 )
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
-from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig
+from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
 from pipeline.logs import note
 from pipeline.world import World
 
@@ -93,6 +93,12 @@ def _eval(config: EvalConfig) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
+def _serve(config: ServeConfig) -> int:
+    from pipeline.generation.server.stage import serve
+
+    return serve(config)
+
+
 def _export(config: ExportConfig) -> None:
     from pipeline.export import export
 
@@ -146,6 +152,11 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         EvalConfig,
         _eval,
         "Judge trained models on known answers.",
+    ),
+    "serve": (
+        ServeConfig,
+        _serve,
+        "Answer over HTTP, as OpenAI's API does, and on a chat page.",
     ),
     "export": (
         ExportConfig,

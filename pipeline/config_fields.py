@@ -71,7 +71,13 @@ LOCAL_OUTPUT = Bound(
 _FINITE = Bound(math.isfinite, "give a finite number")
 
 
-def option(default: Any = REQUIRED, *bounds: Bound, help: str, positional: bool = False) -> Any:
+def option(
+    default: Any = REQUIRED,
+    *bounds: Bound,
+    help: str,
+    positional: bool = False,
+    secret: bool = False,
+) -> Any:
     """Make a field of a settings class, with the help that a user reads.
 
     Args:
@@ -79,9 +85,10 @@ def option(default: Any = REQUIRED, *bounds: Bound, help: str, positional: bool 
         bounds: What the value must be.
         help: One or two sentences.
         positional: Whether it is given without a flag.
+        secret: Whether its value is left out where the settings are printed.
     """
     metadata = {"help": help, "positional": positional, "bounds": bounds}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def flag(name: str) -> str:

@@ -38,12 +38,12 @@ class Arguments(NamedTuple):
     notes: list[str]
 
 
-def command_of(config_class: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
+def command_of(config_class: type[Any], run: Callable[[Any], Any]) -> Callable[..., Any]:
     """Return the function that Typer makes a command of: one flag a field, help from the field."""
 
-    def command(**values: Any) -> None:
+    def command(**values: Any) -> Any:
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        run(config_class(**given))
+        return run(config_class(**given))
 
     hints = typing.get_type_hints(config_class)
     # What must be given comes first in the help.

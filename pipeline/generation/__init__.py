@@ -2,5 +2,5 @@
 
 config (settings of the commands), model (a folder to an engine), source (conversations to ids, as
 training makes them), conversations (files to them), chat, generate with journal and progress (many
-answers), evaluate (how good they are).
+answers), server (HTTP), evaluate (how good they are).
 """

@@ -114,6 +114,28 @@ class GenerateConfig(GenerationOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeConfig(GenerationOptions):
+    """Settings of ``duet serve``: a trained model behind OpenAI's HTTP interface."""
+
+    model: str = option(REQUIRED, NAMED, help=_TRAINED, positional=True)
+    host: str = option(
+        "127.0.0.1",
+        NAMED,
+        help="Address to listen on. One that other machines reach wants an API key.",
+    )
+    port: int = option(8000, at_least(0), at_most(65535), help="Port to listen on; 0: any free.")
+    api_key: str | None = option(
+        None,
+        secret=True,
+        help="Key that every request must bring. The environment variable DUET_API_KEY is safer: "
+        "others on this machine can see flags.",
+    )
+    max_queue: int = option(
+        256, at_least(1), help="Requests that may wait; more are told to come again (429)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig(GenerationOptions):
     """Settings of ``duet eval``: how good trained models are on known answers."""
 

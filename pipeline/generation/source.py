@@ -33,6 +33,11 @@ class SourceEncoder:
         """
         return _last_row(self._encoder, conversation)
 
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a text that is all of an encoder row, as stock tokenizers give them."""
+        (ids,) = self._tokenizer.encode_batch([text])
+        return [*self._tokenizer.prefix_ids, *ids, self._tokenizer.eos_id]
+
     def dropped_turns(self, conversation: Conversation) -> int:
         """Return how many of the oldest turns the window has no room for."""
         whole = _pair_encoder(self._tokenizer, _UNLIMITED)

@@ -1,0 +1,104 @@
+"""Servers as a user starts them: processes of their own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from openai import OpenAI
+
+from pipeline.tokenizer import TextTokenizer
+from scripts.tiny_t5 import SAMPLE, read_texts
+
+KEY = "a-key-of-the-tests-7319"
+ENDLESS = 1000
+"""Tokens of an answer that lasts for many seconds."""
+
+
+class Server:
+    """A running ``duet serve``."""
+
+    def __init__(self, folder: Path, log: Path, *flags: str, key: str | None = None) -> None:
+        self.log, self.key = log, key
+        command = [sys.executable, "-m", "pipeline", "serve", str(folder), "--port", "0", *flags]
+        env = os.environ | ({"DUET_API_KEY": key} if key else {})
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
+        self.url = self._url()
+
+    def _url(self) -> str:
+        for _ in range(1200):
+            if found := re.search(r"answers at (http://\S+:\d+)/", self.log.read_text()):
+                return found[1]
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def client(self, **settings: Any) -> OpenAI:
+        """Return OpenAI's client of it, which tries each request once."""
+        options = {"api_key": self.key or "none", "max_retries": 0, "timeout": 120} | settings
+        return OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def metric(self, name: str) -> float:
+        """Return a figure of ``/metrics``."""
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {self.key}"}
+        text = httpx2.get(f"{self.url}/metrics", headers=headers).text
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        assert found, text
+        return float(found[1])
+
+    def wait_until(self, name: str, is_right: Callable[[float], bool]) -> None:
+        """Wait until a figure of ``/metrics`` is right."""
+        for _ in range(600):
+            if is_right(self.metric(name)):
+                return
+            time.sleep(0.05)
+        raise AssertionError((name, self.metric(name)))
+
+    def memory(self, kind: str = "VmRSS") -> int:
+        """Return the bytes that it takes; ``VmHWM``: that it took at most."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(rf"{kind}:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that wants a key."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with Server(trained, log, "--max-new-tokens", str(ENDLESS), key=KEY) as running:
+        yield running
+        assert KEY not in log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="session")
+def endless(plain_model: Any, tokenizer: TextTokenizer) -> str:
+    """A prompt whose answer does not end by itself."""
+    import torch
+
+    for text in read_texts(SAMPLE)[:40]:
+        prompt = text[:60]
+        (ids,) = tokenizer.encode_batch([prompt])
+        row = torch.tensor([[*ids, tokenizer.eos_id]])
+        output = plain_model.generate(row, max_new_tokens=150, num_beams=1)
+        if output.shape[1] == 151 and output[0, -1] != tokenizer.eos_id:
+            return prompt
+    raise AssertionError("each answer ends")
