@@ -110,7 +110,7 @@ def print_table(
                 "",
             )
             for how, key in (
-                ("as FastChat's server calls it", "exact_as_served"),
+                ("with the options of FastChat's server", "exact_as_served"),
                 ("by its defaults", "exact_by_default"),
             )
         ),

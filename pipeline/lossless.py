@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.charsmap import ends_lines, starts_lines
 from pipeline.errors import TokenizerError
 
 NEW_PIECES = ("\n", "\t", "<", "\\", "^", "`", "{", "}", "~")
@@ -173,33 +174,40 @@ def with_new_pieces(vocabulary: T5Vocabulary) -> list[tuple[str, float]]:
 
 
 def build_spiece(vocabulary: T5Vocabulary) -> bytes:
-    """Return the same pieces as a SentencePiece model, for converters that want one.
+    """Return the same pieces as a SentencePiece model, for readers that want one.
 
-    SentencePiece has one dummy ``▁`` a text, not one a line, so a converter that encodes whole
-    texts with it must split them at newlines and tabs to get the same ids.
+    SentencePiece has one dummy ``▁`` a text, not one a line: ``charsmap.py`` gives it the others,
+    but for a text that begins or ends with a newline or a tab, which has one ``▁`` more there. Of
+    several ways to cut a word with the same score, it may take another one.
     """
     spm = _protobuf()
     proto = spm.ModelProto()
     pieces = with_new_pieces(vocabulary)
-    kinds = spm.ModelProto.SentencePiece
     for piece, score in pieces:
-        kind = kinds.NORMAL
-        if piece == "<unk>":
-            kind = kinds.UNKNOWN
-        elif piece in SPECIALS or _is_sentinel(piece):
-            kind = kinds.CONTROL
-        elif piece in NEW_PIECES:
-            kind = kinds.USER_DEFINED
-        proto.pieces.add(piece=piece, score=score, type=kind)
+        proto.pieces.add(piece=piece, score=score, type=_kind_of(piece, spm))
     trainer = proto.trainer_spec
     trainer.model_type, trainer.vocab_size = spm.TrainerSpec.UNIGRAM, len(pieces)
     trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, 2, -1
     trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = SPECIALS
-    normalizer = proto.normalizer_spec
-    normalizer.name, normalizer.precompiled_charsmap = "nmt_nfkc", vocabulary.charsmap
+    normalizer, denormalizer = proto.normalizer_spec, proto.denormalizer_spec
+    normalizer.name = "nmt_nfkc"
+    normalizer.precompiled_charsmap = starts_lines(vocabulary.charsmap)
     normalizer.add_dummy_prefix, normalizer.escape_whitespaces = True, True
     normalizer.remove_extra_whitespaces = False
+    denormalizer.precompiled_charsmap = ends_lines()
+    denormalizer.add_dummy_prefix, denormalizer.escape_whitespaces = False, False
+    denormalizer.remove_extra_whitespaces = False
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _kind_of(piece: str, spm: Any) -> int:
+    kinds = spm.ModelProto.SentencePiece
+    if piece == "<unk>":
+        return int(kinds.UNKNOWN)
+    if piece in SPECIALS or _is_sentinel(piece):
+        return int(kinds.CONTROL)
+    # The map does not see what is the user's: a newline must be a piece like any other.
+    return int(kinds.USER_DEFINED if piece in NEW_PIECES[2:] else kinds.NORMAL)
 
 
 def _protobuf() -> Any:

@@ -1,5 +1,6 @@
 """The lossless tokenizer: literal ids, round trip, and identity with what AutoTokenizer loads."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -240,6 +241,26 @@ def test_the_saved_spiece_model_has_the_same_pieces(
     assert pieces == [real_tokenizer.backend.id_to_token(i) for i in range(32109)]
     line = "if (a < b) { x = `c` ^ ~d; }  // e\\f"
     assert processor.encode(line) == real_tokenizer.encode_batch([line])[0]
+    assert pieces[32100:] == list(NEW_PIECES)
+
+
+def test_the_saved_spiece_model_gives_the_same_ids_and_texts(
+    any_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    any_tokenizer.save(tmp_path, model_max_length=64)
+    processor = SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    middles = ["".join(m) for size in range(6) for m in itertools.product("\n\t a<", repeat=size)]
+    middles += ["\n" * 31, "\n" * 3 + "\t" * 28, "\n\t" * 4, "\n    </s>\n", "\r\n", "\n\u00a0"]
+    texts = [f"x{middle}y" for middle in middles]
+    ids = any_tokenizer.encode_batch(texts)
+    assert processor.encode(texts) == ids
+    assert processor.decode(ids) == [any_tokenizer.decode(each) for each in ids]
+    # Where it is known to differ: a text's first and last newline, a run that is too long.
+    space = processor.piece_to_id("▁")
+    assert processor.encode("\nx")[:1] == [space] == processor.encode("x\n")[-1:]
+    assert processor.encode("x" + "\n" * 32 + "y").count(space) == 3
 
 
 def test_a_tokenizer_extended_the_old_way_becomes_this_one(

@@ -85,6 +85,7 @@ def model_card(metadata: dict[str, Any], state: RunState) -> str:
         f"# {Path(settings['output_dir']).resolve().name}",
         "",
         f"Fine-tuned from `{_base_name(settings)}` on conversations with duet-t5.",
+        "Load the tokenizer with `AutoTokenizer`: other classes may lose newlines and spaces.",
         "",
         "## Data",
         "",
