@@ -18,6 +18,7 @@ from pipeline.prepare.read.records import (
     RecordCounts,
     parse_record,
 )
+from pipeline.prepare.read.remedies import REMEDIES
 from pipeline.prepare.read.tool_calls import CALL_KEYS
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.summary import MEANINGS
@@ -82,6 +83,10 @@ def test_the_keys_are_those_of_the_code() -> None:
 
 def test_the_files_without_records_are_those_of_the_code() -> None:
     assert table("what it is") == [[found.what, found.do] for found in NO_DATA]
+
+
+def test_the_advice_is_that_of_the_code() -> None:
+    assert {quoted(row[0])[0]: row[1] for row in table("commonest reason")} == REMEDIES
 
 
 def test_the_reasons_are_those_of_the_summary() -> None:

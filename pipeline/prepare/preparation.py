@@ -38,9 +38,11 @@ from pipeline.prepare.read.records import roles_with
 from pipeline.prepare.read.rejections import (
     RejectedFile,
     content_of,
+    in_words,
     parse_line,
     rejection_line,
 )
+from pipeline.prepare.read.remedies import remedy_for
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import CHUNK_SCHEMA, REJECTED, ChunkCache
@@ -219,7 +221,7 @@ class _Preparation:
         name = self._sources[file].name
         rejected.write(name, position, rest)
         self._first_rejection = (
-            self._first_rejection or f"; the first: {name}, record {position}: {rest[:300]}"
+            self._first_rejection or f"; the first, record {position} of {name}: {in_words(rest)}"
         )
 
     def _end_file(self, file: int, rejected: RejectedFile) -> None:
@@ -292,7 +294,7 @@ class _Preparation:
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),
             got=f"{records} records, {rejected} rejected ({reasons}){self._first_rejection}",
-            do="give ShareGPT records with a human turn and an assistant turn after it",
+            do=remedy_for(stats.all_reasons()),
         )
 
     def _manifest(self, fingerprint: str, shards: list[Shard]) -> Manifest:

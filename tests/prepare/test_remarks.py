@@ -1,15 +1,20 @@
 """What is said after a preparation."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline
 from pipeline.config import InspectConfig, PrepareConfig
+from pipeline.errors import InputError
 from pipeline.inspection import inspect_prepared
+from pipeline.prepare.read.remedies import REMEDIES
 from pipeline.store.manifest import read_manifest
 from tests.conftest import record
 
@@ -22,9 +27,9 @@ def prepare(tmp_path: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]) -
 
     def run(records: list[Any], **options: Any) -> list[str]:
         (tmp_path / "x.json").write_text(json.dumps(records))
+        options.setdefault("data_path", (str(tmp_path / "x.json"),))
         pipeline.prepare(
             PrepareConfig(
-                data_path=(str(tmp_path / "x.json"),),
                 model_name_or_path=str(tiny_t5),
                 output_dir=str(tmp_path / "out"),
                 **options,
@@ -47,6 +52,50 @@ def test_plain_records_are_not_remarked_on(prepare: Prepare) -> None:
 def test_another_form_is_said_once(prepare: Prepare) -> None:
     more = [{"question": f"q{i}", "answer": "a"} for i in range(3)]
     assert prepare([*GOOD, *more]) == ["x.json: 3 of 23 records read as {question, answer}"]
+
+
+def test_a_file_that_ends_too_early_is_said(prepare: Prepare, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(GOOD * 9), whole, row_group_size=20)
+    content = bytearray(whole.getvalue())
+    content[len(content) // 2 : len(content) // 2 + 99] = bytes(99)
+    (tmp_path / "y.parquet").write_bytes(content)
+    (tmp_path / "z.json").write_text(json.dumps(GOOD)[:-60])
+    paths = tuple(str(tmp_path / name) for name in ("x.json", "y.parquet", "z.json"))
+    damaged, cut = prepare(GOOD, data_path=paths)
+    assert damaged.startswith("y.parquet: broken_parquet, the file is cut off or damaged (")
+    assert damaged.endswith("; what should stand after that is not in the data")
+    assert cut.startswith("z.json: cut_off, the file ends inside a record; what should stand after")
+
+
+CAUSES = {
+    "broken_json": b'{"id" 1}\n{"id" 2}\n',
+    "cut_off": json.dumps(GOOD)[:30].encode(),
+    "invalid_utf8": json.dumps(GOOD[:1]).encode().replace(b"q0", b"\xe9"),
+    "broken_parquet": b"PAR1" + bytes(100),
+    "broken_arrow": b"ARROW1" + bytes(100),
+    "no_turns": b'{"conversations": []}',
+    "not_text": json.dumps(GOOD[0] | {"images": ["a.png"]}).encode(),
+    "unknown_role": json.dumps(record("a", "q", "a", roles=("x", "y"))).encode(),
+    "wrong_shape": b'{"text": "x"}\n{"text": "y"}\n{"conversations": []}',
+    "answer_without_question": json.dumps(record("a", "a", roles=("gpt",))).encode(),
+    "question_without_answer": json.dumps(record("a", "q")).encode(),
+    "empty_answer": json.dumps(record("a", "q", "\u200b")).encode(),
+    "unknown_answer": json.dumps(record("a", "q", UNKNOWN)).encode(),
+    "not_trained": json.dumps(
+        [{"role": "user", "content": "q"}, {"role": "ai", "content": "a", "weight": 0}]
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("reason", REMEDIES)
+def test_the_advice_fits_the_cause(prepare: Prepare, tmp_path: Path, reason: str) -> None:
+    (tmp_path / "y").write_bytes(CAUSES[reason])
+    with pytest.raises(InputError, match="no pair is left") as raised:
+        prepare([], data_path=(str(tmp_path / "y"),))
+    assert raised.value.do == REMEDIES[reason]
+    assert f"({reason} " in raised.value.got or f", {reason} " in raised.value.got
+    assert '"reason"' not in raised.value.got, "in words, not in JSON"
 
 
 def test_more_than_a_tenth_rejected_is_said_with_the_commonest_detail(prepare: Prepare) -> None:

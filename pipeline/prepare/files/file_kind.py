@@ -21,6 +21,7 @@ _ARROW_STREAM = re.compile(rb"\xff{4}[\x08-\xff][\x00-\xff]{2}\x00", re.DOTALL)
 _LINE_OF_A_VALUE = re.compile(rb"(?m)^[{\[]")
 _MARKDOWN = re.compile(rb"\[!?\[?[^\]\"{]*\]\(")
 """A link or a badge, with which many a README begins: no JSON has ``](``."""
+_WITHOUT_MARK = re.compile(rb"[\[{]\x00|\x00{1,3}[\[{]")
 _HTML = re.compile(rb"<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 
@@ -42,6 +43,11 @@ _BINARIES = {
 }
 _TAR = NoData("a tar archive", "unpack it, and give the files in it")
 _EMPTY = NoData("an empty file", "give the whole export; a download may have failed")
+_BROKEN = NoData(
+    "a compressed file that is cut off or damaged",
+    "get the whole file again; a download may have failed",
+)
+_WIDE = NoData("UTF-16 or UTF-32 without a byte-order mark", "save the file as UTF-8")
 _LFS = NoData(
     "a git-lfs pointer, not the file itself", "run git lfs pull where it lies, then start again"
 )
@@ -54,7 +60,7 @@ _BINARY = NoData(
     "a binary file of no known kind", "give ShareGPT records as JSON, JSON Lines or Parquet"
 )
 
-NO_DATA = (*_BINARIES.values(), _TAR, _EMPTY, _LFS, _PAGE, _CSV, _TEXT, _BINARY)
+NO_DATA = (*_BINARIES.values(), _TAR, _EMPTY, _BROKEN, _WIDE, _LFS, _PAGE, _CSV, _TEXT, _BINARY)
 """Everything that a file without records may be."""
 
 
@@ -80,7 +86,13 @@ def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
     if head.startswith(b"ARROW1") or _ARROW_STREAM.match(head):
         return "arrow"
     packed = is_packed(head)
-    text = _unpacked_head(path) if packed else head.removeprefix(b"\xef\xbb\xbf")
+    text, is_broken = (
+        _unpacked_head(path) if packed else (head.removeprefix(b"\xef\xbb\xbf"), False)
+    )
+    if is_broken and not text.strip():
+        return _BROKEN
+    if _WITHOUT_MARK.match(text):
+        return _WIDE
     stripped = text.lstrip(b" \t\r\n,")
     if stripped[:1] in (b"[", b"{") and not _MARKDOWN.match(stripped):
         return "packed json" if packed else "json"
@@ -90,8 +102,8 @@ def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
     return found
 
 
-def _unpacked_head(path: AnyPath) -> bytes:
-    """Return the first bytes of the text, unpacked, as far as they can be had."""
+def _unpacked_head(path: AnyPath) -> tuple[bytes, bool]:
+    """Return the first bytes of the text, unpacked, and whether that is all that can be had."""
     head = b""
     try:
         for chunk in read_text(path):
@@ -99,8 +111,8 @@ def _unpacked_head(path: AnyPath) -> bytes:
             if head.strip() or len(head) >= _SNIFF:
                 break
     except BrokenStreamError:
-        pass
-    return head[:_SNIFF]
+        return head[:_SNIFF], True
+    return head[:_SNIFF], False
 
 
 def _no_data(text: bytes, stripped: bytes) -> NoData:

@@ -75,7 +75,7 @@ def read_rows(path: AnyPath, kind: Kind, start: int, end: int) -> Iterator[Recor
                     yield record
     except _BROKEN as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Fault(position, f"broken_{kind}", detail)
+        yield Fault(position, f"broken_{kind}", f"the file is cut off or damaged ({detail})")
 
 
 def rows_digest(path: AnyPath, kind: Kind, start: int, end: int) -> str:

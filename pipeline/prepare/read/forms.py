@@ -218,6 +218,8 @@ def turns_in(record: Record) -> tuple[str | None, list[Any], list[str]]:
         value = parsed(value, "turns")
         if value is None or value == []:
             continue
+        if isinstance(value, dict) and value and all(map(str.isdecimal, value)):
+            raise wrong_shape(f'"{key}" is a column of a table; write it with orient="records"')
         if not isinstance(value, list):
             raise wrong_shape(f'"{key}" is a list, not {kind_of(value)}')
         return key, value, looked_at

@@ -9,6 +9,8 @@ from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.atomic import output_errors
 
+_SHOWN = 200  # characters of a record
+
 
 class RejectedFile:
     """Writes ``rejected.jsonl``, one line of JSON a record."""
@@ -57,6 +59,21 @@ def parse_line(line: str) -> tuple[int, int, str]:
     """Return the parts of what ``rejection_line`` gave."""
     piece, position, rest = line.rstrip("\n").split("\t", 2)
     return int(piece), int(position), rest
+
+
+def in_words(rest: str) -> str:
+    """Return what ``rejection_line`` ends with for people: why, and how the record begins.
+
+    >>> in_words('"reason": "cut_off", "detail": "in a record", "text": "{\\\\"id\\\\""')
+    'cut_off: in a record; {"id"'
+    """
+    why, found, what = rest.partition(', "record": ')
+    if not found:
+        why, found, what = rest.partition(', "text": ')
+        what = json.loads(what) if found else ""
+    fields = json.loads(f"{{{why}}}")
+    shown = f"; {what[:_SHOWN]}" + ("…" if what[_SHOWN:] else "") if what else ""
+    return f"{fields['reason']}: {fields['detail']}{shown}"
 
 
 def content_of(found: Record | Fault, error: RejectedError) -> str:

@@ -7,6 +7,8 @@ from pipeline.prepare.read.forms import nearest_form
 from pipeline.store.manifest import Manifest
 from pipeline.store.rejected import RejectionKind, rejection_kinds
 
+_ENDS = ("cut_off", "broken_parquet", "broken_arrow")
+"""Reasons for which the rest of a file is not read."""
 _MUCH_REJECTED = 0.1
 _MUCH_UNKNOWN = 0.01
 _FAR_OFF = 0.5  # of the share that was asked for, above it or below
@@ -22,9 +24,22 @@ def remarks(manifest: Manifest, folder: Path) -> Iterator[str]:
     for source in manifest.sources:
         for form, count in source.get("forms", {}).items():
             yield f"{source['name']}: {count:,} of {source['records']:,} records read as {form}"
+    yield from _incomplete(manifest, folder)
     yield from _rejected(manifest, folder)
     yield from _unknown(manifest)
     yield from _splits(manifest)
+
+
+def _incomplete(manifest: Manifest, folder: Path) -> Iterator[str]:
+    if manifest.counts["reasons"].keys().isdisjoint(_ENDS):
+        return
+    for kind in rejection_kinds(folder):
+        if kind.reason in _ENDS:
+            more = f", and {kind.count - 1:,} more files" if kind.count > 1 else ""
+            yield (
+                f"{kind.example['file']}{more}: {kind.reason}, {kind.detail}; what should stand "
+                "after that is not in the data"
+            )
 
 
 def _rejected(manifest: Manifest, folder: Path) -> Iterator[str]:

@@ -76,6 +76,10 @@ def test_files_of_one_name_are_told_apart(folder: Path) -> None:
         (b"x" * 257 + b"ustar" + bytes(300), "a tar archive"),
         (b"\x7fELF\x00\x01", "a binary file"),
         (gzip.compress(b"a,b\n1,2\n", mtime=0), "a table of text"),
+        (gzip.compress(b"[1]", mtime=0)[:12], "a compressed file that is cut off"),
+        (gzip.compress(b"", mtime=0), "an empty file"),
+        ("[]".encode("utf-16-le"), "UTF-16 or UTF-32 without a byte-order mark"),
+        ("{}".encode("utf-32-be"), "UTF-16 or UTF-32 without a byte-order mark"),
     ],
 )
 def test_a_named_file_that_is_no_data_is_an_error_that_says_what_it_is(
