@@ -405,11 +405,10 @@ def test_a_full_disk_publishes_nothing(
 
 def test_what_a_killed_run_left_is_cleaned_up(prepare: Callable[..., Path], tmp_path: Path) -> None:
     folder = prepare(SAMPLE)
-    key = json.loads(next((tmp_path / "processed" / ".index").iterdir()).read_text())
-    assert key["fingerprint"] == folder.name
-    name = next((tmp_path / "processed" / ".index").iterdir()).stem
+    (index,) = filter(Path.is_file, (tmp_path / "processed" / ".index").iterdir())
+    assert json.loads(index.read_text())["fingerprint"] == folder.name
     shutil.rmtree(folder)
-    left = tmp_path / "processed" / f".tmp-{name}-1" / "prepared" / "train"
+    left = tmp_path / "processed" / f".tmp-{index.stem}-1" / "prepared" / "train"
     left.mkdir(parents=True)
     (left / "shard-00000.arrow").write_bytes(b"half")
     assert prepare(SAMPLE) == folder
