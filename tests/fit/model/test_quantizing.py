@@ -19,6 +19,7 @@ from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.estimate.memory import quantized_weights, training_memory
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.lora import QUANTIZED, quantization
+from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import run_in
@@ -166,6 +167,21 @@ def test_it_trains_as_lora_on_the_rounded_weights(
     first, second = (load_file(out / "adapter_model.safetensors") for out in (one, other))
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=0, atol=1e-4)
+
+
+@needs_bitsandbytes
+def test_in_bfloat16_its_layers_take_and_give_bfloat16(
+    small: FitConfig, tokenizer: TextTokenizer
+) -> None:
+    """Such a layer gives the type that it takes, and what it gives is kept for the backward."""
+    model = build_model(changed(small, bf16=True).model, tokenizer)
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+    for layer in layers(model):
+        layer.register_forward_hook(lambda _, args, made: seen.add((args[0].dtype, made.dtype)))
+    ids = torch.arange(2, 10).view(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        SummedTokenLoss(model)(ids, torch.ones_like(ids), ids).backward()
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
 
 
 @needs_bitsandbytes
