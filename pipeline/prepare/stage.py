@@ -10,7 +10,7 @@ from pipeline.config_fields import is_url
 from pipeline.errors import ConfigError
 from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache, lock_in
-from pipeline.prepare.files.sources import Source, find_sources, states_of
+from pipeline.prepare.files.sources import FileState, Source, find_sources, states_of
 from pipeline.prepare.options import row_options
 from pipeline.prepare.read.remarks import remarks
 from pipeline.store.fingerprint import key_of, sha256_of_file
@@ -90,11 +90,12 @@ def prepare_here(config: PrepareConfig) -> Path:
     cache = PreparedCache(Path(config.output_dir), key)
     folder = cache.find()
     if folder is None:
-        # Imported late: what was prepared before is found in half the time without it.
-        from pipeline.prepare.preparation import make_prepared_folder
+        if config.engine == "ray":
+            from pipeline.prepare.engines.ray import in_own_process
 
-        with cache.lock(key):
-            folder = cache.find() or make_prepared_folder(config, sources, states, cache)
+            folder = in_own_process(_make, config, sources, states, cache)
+        else:
+            folder = _make(config, sources, states, cache)
     else:
         note("prepared before, from the same files with the same options")
     manifest = read_manifest(folder)
@@ -102,3 +103,14 @@ def prepare_here(config: PrepareConfig) -> Path:
     for line in remarks(manifest, folder):
         note(line)
     return folder
+
+
+def _make(
+    config: PrepareConfig, sources: list[Source], states: list[FileState], cache: PreparedCache
+) -> Path:
+    """Make the prepared folder, unless another process did, which had the lock."""
+    # Imported late: what was prepared before is found in half the time without it.
+    from pipeline.prepare.preparation import make_prepared_folder
+
+    with cache.lock(cache.key):
+        return cache.find() or make_prepared_folder(config, sources, states, cache)

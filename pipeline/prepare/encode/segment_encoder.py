@@ -22,8 +22,7 @@ from pipeline.prepare.encode.encoding import PairEncoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
-from pipeline.prepare.files.segments import PieceReader, Segment, reading_at
-from pipeline.prepare.files.sources import Source
+from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record
 from pipeline.prepare.read.rejections import content_of, rejection_line
@@ -68,9 +67,9 @@ class SegmentEncoder:
     def __init__(self, settings: EncodingSettings, cache: ChunkCache) -> None:
         self._settings, self.cache = settings, cache
 
-    def anchors(self, source: Source, start: int, end: int, usual: int) -> list[Anchor]:
+    def anchors(self, whole: Piece, start: int, end: int, usual: int) -> list[Anchor]:
         """Return the anchors in a stretch of a file."""
-        with reading_at(source.path) as read_at:
+        with reading_at(whole.source.path) as read_at:
             return find_anchors(read_at, start, end, usual)
 
     def encode(self, segment: Segment) -> Chunk | None:

@@ -134,7 +134,7 @@ def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
     _settings_file, _cache = settings_file, cache
     # A worker a core is enough; threads in each would fight for them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     collect_rarely()
     # What a worker holds needs no taking apart: a tenth of a second in which the run would wait.
     atexit.register(os._exit, 0)
@@ -144,7 +144,7 @@ def _nothing() -> None:
     """Make a pool start its processes."""
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process with its parent: one that was killed cannot tell its workers to stop."""
     parent = multiprocessing.parent_process()
     if parent is not None:

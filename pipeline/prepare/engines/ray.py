@@ -1,41 +1,95 @@
 """Runs tasks on a Ray cluster: plain tasks, each reading its own stretch of a file.
 
 A node that sees the chunk cache's folder writes its chunks there; another one sends them, as bytes.
-A file that a node cannot see is sent to it, piece by piece.
+JSON that a node cannot see is sent to it, piece by piece; Parquet and Arrow are then encoded here,
+and here repeats are taken out of a chunk.
 
-Ray ends this process, without a word of ours, when its cluster's head has been gone for a minute:
-so while a result is waited for, the head is looked after, and its end is said in one line.
+Ray ends a process that uses it, without a word, when that process loses its node, or its cluster's
+head. So a run with Ray is a process of its own, which ``in_own_process`` starts and waits for.
 """
 
 import contextlib
-import importlib.util
-import io
 import logging
+import multiprocessing
 import os
 import platform
-import signal
 import socket
+import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError, DuetError
+from pipeline.errors import ConfigError, DuetError, require_package
 from pipeline.logs import note
 from pipeline.prepare.encode.segment_encoder import EncodingSettings, SegmentEncoder
 from pipeline.prepare.engines.base import Task
-from pipeline.prepare.engines.local import usable_cores
-from pipeline.prepare.files.segments import Segment
+from pipeline.prepare.engines.local import end_with_parent, hidden_main, usable_cores
+from pipeline.prepare.files.segments import Piece, Segment
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.chunk_cache import Chunk, ChunkCache
 
+T = TypeVar("T")
+
 _RETRIES = 3
 _SECONDS_TO_CONNECT = 10.0
+_SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 5.0
-_SECONDS_WITHOUT_HEAD = 30.0
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # How long Ray's processes wait for a head that is gone, in seconds; else 60, also those that
+    # a killed run leaves.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+}
+
+
+def in_own_process(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a new process, which may use Ray; return its result.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        DuetError: What the function raises, or the process was ended.
+    """
+    require_package("ray", where="--engine ray", install="'duet-t5[ray]'")
+    context = multiprocessing.get_context("spawn")
+    outcomes, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(theirs, function, args))
+    with hidden_main():
+        process.start()
+    theirs.close()
+    try:
+        outcome = outcomes.recv()
+    except EOFError:
+        process.join()
+        outcome = _died(f"it ended the process that used it (exit code {process.exitcode})")
+    finally:
+        process.join(_SECONDS_TO_END)
+        process.kill()
+    if isinstance(outcome, BaseException):
+        raise outcome
+    result: T = outcome
+    return result
+
+
+def _call(outcomes: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    # What Ray itself says of its workers and its connections goes nowhere; what Python says, on.
+    sys.stderr = os.fdopen(os.dup(2), "w", 1, encoding="utf-8", errors="backslashreplace")
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    warnings.simplefilter("ignore")  # Ray's own, about itself
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        outcomes.send(function(*args))
+    except Exception as error:
+        outcomes.send(error)
+    except KeyboardInterrupt:  # the parent has it, too
+        pass
 
 
 class RayEngine:
@@ -50,78 +104,102 @@ class RayEngine:
     """
 
     def __init__(self, cache: ChunkCache, address: str | None, num_workers: int | None) -> None:
-        """Start nothing yet.
-
-        Raises:
-            ConfigError: Ray is not installed.
-        """
-        if importlib.util.find_spec("ray") is None:
-            raise ConfigError(
-                "Ray is not installed",
-                where="--engine ray",
-                got="no package ray",
-                do="pip install 'duet-t5[ray]'",
-            )
         if address is not None and num_workers is not None:
             note("--num-workers means nothing on a cluster that runs already; ignored")
-        self._cache, self._address, self._num_workers = cache, address, num_workers
-        self._cluster: _Cluster | None = None
-        self._silence = contextlib.ExitStack()
+        self._cache, self._num_workers = cache, num_workers
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._ray: Any = None
+        self._num_cpus, self._looked = 0, 0.0
 
     @property
     def slots(self) -> int:
         """How many tasks may be under way: all CPUs busy, and each with one to go on with."""
-        return 2 * max(self._cluster.num_cpus if self._cluster else 1, 1)
+        return 2 * max(self._num_cpus, 1)
 
     def expect(self, num_bytes: int) -> None:
         """Do nothing: a cluster that runs has its workers."""
 
     def use(self, settings: EncodingSettings) -> None:
         """Join the cluster, or start one, and hand it the settings."""
-        # Ray prints on stdout what becomes of its workers; stdout is for the result.
-        nowhere = self._silence.enter_context(io.StringIO())
-        self._silence.enter_context(contextlib.redirect_stdout(nowhere))
-        self._cluster = _Cluster(self._address or os.environ.get("RAY_ADDRESS"), self._num_workers)
-        ray = self._cluster.ray
-        token = os.urandom(8).hex()
-        marker = self._cache.temporary / "marker"
+        import ray
+
+        self._ray = ray
+        self._encoder = SegmentEncoder(settings, self._cache)
+        token, marker = os.urandom(8).hex(), self._cache.temporary / "marker"
         write_file(marker, token, is_durable=False)
-        self._context = ray.put((settings, self._cache, str(marker), token))
-        options = {"max_retries": _RETRIES, "num_cpus": 1}
+        with _clear_errors(ray.exceptions):
+            self._join()
+            self._node = ray.get_runtime_context().get_node_id()
+            self._look()
+            context = ray.put((settings, self._cache, marker, token, Path.cwd()))
+        self._context = libraries(), [context]
+        # Else Ray fills this node first.
+        options = {"max_retries": _RETRIES, "scheduling_strategy": "SPREAD"}
         self._remote = ray.remote(**options)(run_on_node)
+        if not self._num_cpus:
+            note("the Ray cluster has no CPU yet; waiting for a node that has")
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task."""
-        assert self._cluster is not None, "use() comes first"
-        with _clear_errors(self._cluster.ray.exceptions):
-            ref = self._remote.remote(libraries(), [self._context], task, args)
+        with _clear_errors(self._ray.exceptions):
+            ref = self._remote.remote(*self._context, task, args)
         return lambda: self._receive(ref, task, args)
 
     def close(self) -> None:
-        """Leave the cluster, without waiting for what is under way."""
-        if self._cluster is not None:
-            self._cluster.close()
-        self._silence.close()
+        """Leave the cluster, without waiting for what is under way; end a Ray of its own."""
+        if self._ray is not None:
+            self._ray.shutdown()
 
     def _receive(self, ref: Any, task: Task, args: tuple[Any, ...]) -> Any:
-        assert self._cluster is not None, "use() comes first"
-        ray = self._cluster.ray
-        with _clear_errors(ray.exceptions):
-            while not ray.wait([ref], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
-                self._cluster.check()
-            result, contents = ray.get(ref)
-        self._cluster.check()
-        if result == _UNSEEN:
-            with _clear_errors(ray.exceptions):
-                sent = tuple(a.with_content() if isinstance(a, Segment) else a for a in args)
-                again = self._remote.remote(libraries(), [self._context], task, sent)
-            return self._receive(again, task, sent)
+        with _clear_errors(self._ray.exceptions):
+            while not self._ray.wait([ref], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+                self._look()
+            result, contents = self._ray.get(ref)
+            self._look()
+        if result == UNSEEN:
+            sent = tuple(a.with_content() if isinstance(a, Segment) else a for a in args)
+            if all(isinstance(a, Segment) and a.has_content() for a in sent):
+                return self.submit(task, *sent)()
+            return task(self._encoder, *args)
         if contents is not None:
             self._cache.receive(result, contents)
         return result
 
+    def _join(self) -> None:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        address = self._address
+        try:
+            if address is not None and ":" in address:  # Ray itself would wait for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+            own = {} if address else {"num_cpus": self._num_workers or usable_cores()}
+            try:
+                self._ray.init(address, **own, **quiet)
+            except ValueError:  # a cluster runs on this machine, and has the CPUs that it has
+                self._ray.init(address, **quiet)
+        # Where no head answers, Ray sends this process a SIGTERM, which it makes an exit.
+        except (Exception, SystemExit) as error:
+            said = "no answer" if isinstance(error, SystemExit) else _first_line(error)
+            raise ConfigError(
+                "no Ray cluster can be joined or started",
+                where="--ray-address",
+                got=f"{address or 'none given'}: {said}",
+                do="start it (ray start --head, and on the other nodes ray start --address "
+                "HOST:PORT), with the same Ray and Python everywhere, and give HOST:PORT",
+            ) from error
 
-_UNSEEN = "a file is not seen from here"
+    def _look(self) -> None:
+        """See, now and then, whether this machine is in the cluster; count its CPUs anew."""
+        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return
+        nodes = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+        if self._node not in nodes:  # Ray itself may go on waiting for good
+            raise _died("this machine is no node of it any more")
+        self._num_cpus = int(sum(node["Resources"].get("CPU", 0) for node in nodes.values()))
+        self._looked = time.monotonic()
+
+
+UNSEEN = "a file is not seen from here"
 _worker: tuple[str, SegmentEncoder, bool, Any] | None = None
 """The context's name, its encoder, whether it writes into the driver's cache, and its folder: one a
 worker process, made by its first task."""
@@ -145,9 +223,10 @@ def run_on_node(
         DuetError: This node has other libraries, or the task cannot be done.
     """
     encoder, shares_cache = _encoder(driver_has, context[0])
-    for segment in args:
-        if isinstance(segment, Segment) and not segment.is_visible():
-            return _UNSEEN, None
+    for arg in args:
+        is_file = isinstance(arg, Piece | Segment)
+        if (is_file and not arg.is_visible()) or (isinstance(arg, Chunk) and not shares_cache):
+            return UNSEEN, None
     result = task(encoder, *args)
     if isinstance(result, Chunk) and not shares_cache:
         return result, encoder.cache.contents(result)
@@ -173,99 +252,19 @@ def _encoder(driver_has: dict[str, str], context: Any) -> tuple[SegmentEncoder, 
 
         # A worker a core is enough; threads in each would fight for them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        settings, cache, marker, token = ray.get(context)
-        shares_cache, folder = _has(Path(marker), token), None
+        settings, cache, marker, token, folder = ray.get(context)
+        shares_cache, temporary = False, None
+        with contextlib.suppress(OSError):  # where it is, paths mean what they mean to the driver
+            os.chdir(folder)
+        with contextlib.suppress(OSError):
+            shares_cache = marker.read_text(encoding="utf-8") == token
         if not shares_cache:
             with output_errors(Path(tempfile.gettempdir())):
-                folder = tempfile.TemporaryDirectory(prefix="duet-")
-            cache = ChunkCache(Path(folder.name) / "chunks", Path(folder.name) / "temporary")
-        _worker = context.hex(), SegmentEncoder(settings, cache), shares_cache, folder
+                temporary = tempfile.TemporaryDirectory(prefix="duet-")
+            own = Path(temporary.name)
+            cache = ChunkCache(own / "chunks", own / "temporary")
+        _worker = context.hex(), SegmentEncoder(settings, cache), shares_cache, temporary
     return _worker[1], _worker[2]
-
-
-def _has(marker: Path, token: str) -> bool:
-    """Return whether this node sees the folder that the driver works in."""
-    try:
-        return marker.read_text(encoding="utf-8") == token
-    except OSError:
-        return False
-
-
-class _Cluster:
-    """A connection to Ray: joined or started, watched, and let go again."""
-
-    def __init__(self, address: str | None, num_cpus: int | None) -> None:
-        warnings.simplefilter("ignore")  # Ray's own, about itself
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
-        self.ray: Any = ray
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            if address and ":" in address:
-                _knock(_split(address))  # Ray itself would wait for minutes
-            with _quiet():
-                self._connect(address, num_cpus)
-        # Where no head answers, Ray sends this process a SIGTERM, which it makes an exit.
-        except (Exception, SystemExit) as error:
-            raise _no_cluster(address, error) from error
-        finally:
-            for number, handler in handlers.items():
-                with contextlib.suppress(ValueError, TypeError):  # only the main thread may
-                    signal.signal(number, handler)
-        context = ray.get_runtime_context()
-        self._head, self._node = _split(context.gcs_address), context.get_node_id()
-        self._looked = self._seen = time.monotonic()
-        self.num_cpus = self._count_cpus()
-        if not self.num_cpus:
-            note("the Ray cluster has no CPU yet; waiting for a node that has")
-
-    def check(self) -> None:
-        """Look, now and then, whether the cluster is there; count its CPUs anew."""
-        now = time.monotonic()
-        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
-            return
-        try:
-            _knock(self._head)
-        except OSError as error:
-            if now - self._seen > _SECONDS_WITHOUT_HEAD:
-                raise _died(f"its head does not answer: {error}") from error
-        else:
-            self._seen = now
-            self.num_cpus = self._count_cpus()
-        self._looked = time.monotonic()
-
-    def close(self) -> None:
-        """Leave the cluster; end a Ray of its own."""
-        self.ray.shutdown()
-
-    def _connect(self, address: str | None, num_cpus: int | None) -> None:
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-        if address is not None:
-            self.ray.init(address, **quiet)
-            return
-        try:
-            self.ray.init(num_cpus=num_cpus or usable_cores(), **quiet)
-        except ValueError:  # a cluster runs on this machine, and it has the CPUs that it has
-            self.ray.init(**quiet)
-
-    def _count_cpus(self) -> int:
-        nodes = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
-        if self._node not in nodes:  # Ray itself may go on waiting for good
-            raise _died("this machine is no node of it any more")
-        return int(sum(node["Resources"].get("CPU", 0) for node in nodes.values()))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Ray prints while it starts from stdout, which is for the result."""
-    before = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(before, 1)
-        os.close(before)
 
 
 @contextlib.contextmanager
@@ -289,7 +288,7 @@ def _clear_errors(errors: Any) -> Iterator[None]:
             got=_first_line(error),
             do="give the nodes more memory; finished chunks are kept",
         ) from error
-    except errors.RayError as error:
+    except (errors.RayError, OSError) as error:  # the latter of a socket to Ray's own processes
         raise _died(f"{type(error).__name__}: {_first_line(error)}") from error
 
 
@@ -302,25 +301,5 @@ def _died(got: object) -> DuetError:
     )
 
 
-def _no_cluster(address: str | None, error: BaseException) -> ConfigError:
-    said = "no answer" if isinstance(error, SystemExit) else _first_line(error)
-    return ConfigError(
-        "no Ray cluster can be joined or started",
-        where="--ray-address",
-        got=f"{address or 'none given'}: {said}",
-        do="start it (ray start --head, and on the other nodes ray start --address HOST:PORT), "
-        "with the same Ray and Python everywhere, and give HOST:PORT of its head",
-    )
-
-
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _knock(address: tuple[str, int]) -> None:
-    socket.create_connection(address, _SECONDS_TO_CONNECT).close()
+    return str(error).partition("\n")[0]

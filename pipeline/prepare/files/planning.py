@@ -29,7 +29,7 @@ _BLOCK = 1 << 24
 _LOOKAHEAD = 1 << 21
 _AHEAD = 4  # blocks that are looked through before they are needed
 
-FindAnchors = Callable[[Source, int, int, int], Callable[[], list[Anchor]]]
+FindAnchors = Callable[[Piece, int, int, int], Callable[[], list[Anchor]]]
 """Starts to look for the anchors of a stretch of a file, of segments of a usual size; returns a
 function that waits for them."""
 
@@ -145,7 +145,7 @@ class Planner:
         under_way = deque[Callable[[], list[Anchor]]]()
         for start in range(0, whole.end, _BLOCK):
             end = min(start + _BLOCK, whole.end)
-            under_way.append(self._find(whole.source, start, end, anchors_module.USUAL))
+            under_way.append(self._find(whole, start, end, anchors_module.USUAL))
             if len(under_way) > _AHEAD:
                 yield from under_way.popleft()()
         while under_way:

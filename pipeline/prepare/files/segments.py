@@ -77,9 +77,9 @@ class Piece:
         )
 
     def is_visible(self) -> bool:
-        """Return whether the file can be seen from here, with the size that it had."""
+        """Return whether the file can be seen from here, with the size and time that it had."""
         try:
-            return self.source.state()[0] == self.state[0]
+            return self.source.state()[:2] == self.state[:2]
         except (OSError, InputError):
             return False
 
@@ -122,6 +122,10 @@ class Segment:
     def with_content(self) -> "Segment":
         """Return the segment with the bytes of its pieces, to be read where they cannot be seen."""
         return replace(self, pieces=tuple(piece.with_content() for piece in self.pieces))
+
+    def has_content(self) -> bool:
+        """Return whether all that is to be read of it came with it."""
+        return all(piece.content is not None for piece in self.pieces)
 
     def goes_on_in(self, other: "Segment") -> bool:
         """Return whether the other one begins in the file that this one ends in."""

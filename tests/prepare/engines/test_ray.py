@@ -1,17 +1,18 @@
-"""Parts encoded on Ray: the bytes of a local run, whatever dies on the way."""
+"""Segments encoded on Ray: the bytes of a local run, whatever dies on the way."""
 
 import contextlib
 import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,9 @@ import pytest
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, DuetError
 from pipeline.prepare.encode.segment_encoder import SegmentEncoder
-from pipeline.prepare.engines.ray import run_on_node
+from pipeline.prepare.engines.ray import UNSEEN, libraries, run_on_node
 from pipeline.prepare.stage import prepare
+from pipeline.store.chunk_cache import Chunk, ChunkCache
 from tests.conftest import ROOT, SAMPLE, record
 
 Command = Callable[..., list[str]]
@@ -31,15 +33,15 @@ Start = Callable[[list[str]], Run]
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of four parts, more or less."""
+    """An export of four segments; the last one repeats conversations of the first."""
     words = SAMPLE.read_text(encoding="utf-8").split()
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("export") / "export.json"
     records = [
         record(f"c{i}", *(" ".join(rng.choices(words, k=150)) for _ in range(6)))
-        for i in range(1_000)
+        for i in range(3_000)
     ]
-    path.write_text(json.dumps(records), encoding="utf-8")
+    path.write_text(json.dumps(records + records[:20]), encoding="utf-8")
     return path
 
 
@@ -52,10 +54,7 @@ def command(
         pytest.skip("Ray is not installed: pip install '.[ray]'")
 
     def line(name: str, *more: str) -> list[str]:
-        python = [sys.executable, "-W", "error", "-m", "pipeline", "prepare"]
-        paths = ["--data-path", str(export), "--model-name-or-path", str(tiny_t5)]
-        rows = ["--eval-fraction", "0.1", "--model-max-length", "256"]
-        return [*python, *paths, *rows, "--output-dir", str(tmp_path / name), *more]
+        return line_of(export, tiny_t5, tmp_path / name, *more)
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -63,6 +62,13 @@ def command(
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         yield line
+
+
+def line_of(data: object, model: Path, output: Path, *more: str) -> list[str]:
+    python = [sys.executable, "-W", "error", "-m", "pipeline", "prepare"]
+    paths = ["--data-path", str(data), "--model-name-or-path", str(model)]
+    rows = ["--eval-fraction", "0.1", "--model-max-length", "256"]
+    return [*python, *paths, *rows, "--output-dir", str(output), *more]
 
 
 @pytest.fixture
@@ -81,10 +87,23 @@ def start() -> Iterator[Start]:
         run.communicate()
 
 
-@pytest.fixture
-def local(command: Command, start: Start) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def local(
+    export: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """All files of a run in one process."""
-    return files(ended(start(command("local", "--num-workers", "1"))))
+    output = tmp_path_factory.mktemp("local")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = line_of(export, tiny_t5, output, "--num-workers", "1")
+    subprocess.run(line, check=True, env=environment, capture_output=True)
+    assert len(chunks_in(output)) == 5  # one of them again, without what it repeats
+    (folder,) = output.glob("[!.]*")
+    return files(str(folder))
+
+
+def chunks_in(output: Path) -> dict[Path, int]:
+    """Return the chunks that are kept, with their numbers on the disk."""
+    return {path: path.stat().st_ino for path in output.glob(".chunks/*/*/chunk.json")}
 
 
 def ended(run: Run) -> str:
@@ -153,25 +172,27 @@ def test_a_worker_that_is_killed_changes_no_byte(
 
 
 @pytest.mark.slow
-def test_a_cluster_that_dies_is_one_line_and_finished_parts_are_kept(
-    command: Command, start: Start, local: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize("dead", [("raylet/raylet",), ("raylet/raylet", "gcs/gcs_server")])
+def test_a_cluster_that_dies_is_one_line_and_finished_chunks_are_kept(
+    dead: tuple[str, ...],
+    command: Command,
+    start: Start,
+    local: dict[str, bytes],
+    tmp_path: Path,
 ) -> None:
     run = start(command("ray", "--num-workers", "1", "--engine", "ray"))
-    chunks = tmp_path / "ray" / ".chunks"
-    while run.poll() is None and not list(chunks.glob("*/*/chunk.json")):
+    while run.poll() is None and not chunks_in(tmp_path / "ray"):
         time.sleep(0.001)
-    os.kill(run.pid, signal.SIGSTOP)  # else it might end before the cluster does
-    for pid in wait_for(run, "raylet/raylet --", "gcs/gcs_server --"):
+    for pid in wait_for(run, *(f"{name} --" for name in dead)):
         os.kill(pid, signal.SIGKILL)
-    os.kill(run.pid, signal.SIGCONT)
     out, err = run.communicate(timeout=300)
     assert (run.returncode, out) == (1, "")
     (line,) = said(err)
     assert line.startswith("error: the Ray cluster died")
-    kept = {path: path.stat().st_ino for path in chunks.glob("*/*/chunk.json")}
-    assert kept
+    kept = chunks_in(tmp_path / "ray")
+    assert 0 < len(kept) < 5
     assert files(ended(start(command("ray", "--num-workers", "1")))) == local
-    assert all(path.stat().st_ino == inode for path, inode in kept.items())
+    assert chunks_in(tmp_path / "ray").items() >= kept.items()
 
 
 @pytest.mark.slow
@@ -215,6 +236,26 @@ def test_a_node_that_dies_changes_no_byte(
         assert files(ended(run)) == local
 
 
+@pytest.mark.slow
+def test_a_node_that_sees_no_file_is_sent_bytes_and_sends_some(
+    command: Command, start: Start, local: dict[str, bytes], export: Path, tmp_path: Path
+) -> None:
+    hidden = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*hidden, "true"]).returncode:
+        pytest.skip("this system makes no mount namespace: unshare --map-root-user --mount")
+    (tmp_path / "ray").mkdir()
+    mounts = [f"mount -t tmpfs x {folder}" for folder in (export.parent, tmp_path / "ray")]
+    without_them = [*hidden, " && ".join([*mounts, 'exec "$0" "$@"'])]
+    address = free_address()
+    with (
+        node(start, "--head", "--port", address.partition(":")[2], num_cpus=0),
+        node(start, "--address", address, before=without_them) as other,
+    ):
+        assert not Path(f"/proc/{other.pid}/root{export}").exists()
+        run = start(command("ray", "--engine", "ray", "--ray-address", address))
+        assert files(ended(run)) == local
+
+
 def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -222,10 +263,12 @@ def free_address() -> str:
 
 
 @contextlib.contextmanager
-def node(start: Start, *options: str) -> Iterator[Run]:
-    """Run a node of a cluster, with one CPU."""
-    line = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
-    run = start([*line, *options])
+def node(
+    start: Start, *options: str, num_cpus: int = 1, before: Sequence[str] = ()
+) -> Iterator[Run]:
+    """Run a node of a cluster."""
+    line = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+    run = start([*before, *line, "--num-cpus", str(num_cpus), *options])
     try:
         wait_for(run, "ray::RuntimeEnvAgent")
         yield run
@@ -255,7 +298,7 @@ def test_without_ray_there_is_one_line(
     with pytest.raises(ConfigError) as raised:
         prepare(config)
     assert str(raised.value) == (
-        "error: Ray is not installed; where: --engine ray; got: no package ray; "
+        "error: a package is missing; where: --engine ray; got: no ray; "
         "do: pip install 'duet-t5[ray]'"
     )
 
@@ -273,3 +316,17 @@ def test_a_node_with_other_libraries_is_refused() -> None:
     settings = SimpleNamespace(hex=lambda: "name")
     with pytest.raises(DuetError, match="a node has other libraries than the driver"):
         run_on_node({"pyarrow": "0.1"}, [settings], SegmentEncoder.encode, ())
+
+
+def test_a_node_that_does_not_see_the_cache_takes_nothing_out_of_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    context = SimpleNamespace(hex=lambda: "a run")
+    driver = ChunkCache(tmp_path / "chunks", tmp_path / "temporary")
+    sent = (SimpleNamespace(), driver, tmp_path / "marker", "token", tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda _: sent))
+    chunk = Chunk(key="k", files={}, content={})
+    found = run_on_node(libraries(), [context], SegmentEncoder.without, (chunk, [0]))
+    assert found == (UNSEEN, None)
