@@ -7,6 +7,7 @@ its first tokens and its blank line. If the last turn is too long beside it, it 
 as many of its last tokens as fit.
 """
 
+import functools
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def saved_length(tokenizer_or_config: Any) -> int:
     return length if isinstance(length, int) and length < 1 << 20 else DEFAULT_LENGTH
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Window:
     """Sizes and constant ids of an encoder row.
 
@@ -49,7 +50,7 @@ class Window:
     blank_line: Ids
     """What a header that is cut ends with."""
 
-    @property
+    @functools.cached_property
     def room(self) -> int:
         """Most ids of header and turns together."""
         return self.length - len(self.prefix) - len(self.prompt) - len(self.eos)

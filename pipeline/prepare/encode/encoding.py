@@ -45,7 +45,6 @@ class PairEncoder:
         *,
         last_turn_only: bool = False,
     ) -> None:
-        """Tokenize the constants."""
         self._target_length, self._last_turn_only = target_length, last_turn_only
         self.schema = row_schema(tokenizer.vocab_size)
         dtype = self.schema.field("labels").type.value_type.to_pandas_dtype()
@@ -68,25 +67,27 @@ class PairEncoder:
         each = [PairCounts() for _ in conversations]
         found = [self._source(c, own) for c, own in zip(conversations, each, strict=True)]
         sources = [source for source in found if source]
-        counted = (own for source, own in zip(found, each, strict=True) if source)
         lines = self._tokenizer.encode([line for source in sources for line in source.lines])
         unknown = self._unknowns.lines(lines)
         rows, at = _Rows(), 0
+        doubted = list[tuple[PairCounts, str]]()
         for source, alone in zip(sources, self._answers_alone(sources, lines), strict=True):
             end = at + len(source.lines)
             turns = TurnIds(lines.ids, lines.starts[at : end + 1].tolist())
             doubtful = {i for i in source.answers if at + source.line_of(i) in unknown}
-            own = next(counted)
-            answers = self._answers(source, turns, alone, doubtful, own)
-            for row in self._pairs(source, turns, answers, own):
+            answers = self._answers(source, turns, alone, doubtful, doubted)
+            source.counts.rows = len(answers)
+            for row in self._pairs(source, turns, answers):
                 rows.add(*row)
-                own.rows += 1
                 if rows.size >= _IDS_PER_BATCH:
                     yield rows.batch(self.schema)
                     rows = _Rows()
             at = end
         if rows.turns:
             yield rows.batch(self.schema)
+        lost = self._unknowns.lost([text for _, text in doubted])
+        for (own, _), characters in zip(doubted, lost, strict=True):
+            own.lost.update(characters)
         counts.take(each)
 
     def _source(self, conversation: Conversation, counts: PairCounts) -> "_Source | None":
@@ -100,7 +101,7 @@ class PairEncoder:
         texts = [turn_text(turn, self._escape) for turn in turns[first : answers[-1] + 1]]
         # Each line is tokenized with the newline that ends it.
         lines = [text[:-1] for text in (header, *texts)]
-        return _Source(conversation, first, answers, lines)
+        return _Source(conversation, first, answers, lines, counts)
 
     def _answers_alone(
         self, sources: Sequence["_Source"], lines: Lines
@@ -127,18 +128,18 @@ class PairEncoder:
         turns: TurnIds,
         alone: dict[int, Ids],
         doubtful: Set[int],
-        counts: PairCounts,
+        doubted: list[tuple[PairCounts, str]],
     ) -> list[tuple[int, Ids]]:
         """Return the answers that become rows: turn and ids of each, uncut.
 
         Args:
-            source: A conversation.
+            source: A conversation; its counts take what is left out.
             turns: The ids of its lines.
             alone: Those of the answers that are tokenized by themselves.
             doubtful: The turns whose lines hold an unknown token.
-            counts: Takes what is left out.
+            doubted: Takes the answers that hold one, each with the counts of its conversation.
         """
-        answers: list[tuple[int, Ids]] = []
+        answers, counts = list[tuple[int, Ids]](), source.counts
         has_unknown = set()
         for at in source.answers:
             answer = alone[at] if at in alone else self._answer(source, turns, at)
@@ -158,7 +159,7 @@ class PairEncoder:
         for at, _ in answers:
             if at in has_unknown:
                 counts.answers_with_unknown += 1
-                counts.lost.update(self._unknowns.lost(source.conversation.turns[at].text))
+                doubted.append((counts, source.conversation.turns[at].text))
         return answers
 
     def _pairs(
@@ -166,27 +167,24 @@ class PairEncoder:
         source: "_Source",
         turns: TurnIds,
         answers: Sequence[tuple[int, Ids]],
-        counts: PairCounts,
     ) -> Iterator[_Row]:
         """Yield the rows of one conversation, in the window."""
-        window, reasons = self._window, counts.reasons
+        window, reasons, name = self._window, source.counts.reasons, source.conversation.id
         whole, end = turns.of(0), np.concatenate([window.prompt, window.eos])
         for at, answer in answers:
             line = source.line_of(at)
-            header, header_is_cut = cut_header(whole, len(turns.of(line - 1)), window)
+            last = turns.starts[line] - turns.starts[line - 1]
+            header, header_is_cut = cut_header(whole, last, window)
             tag_length = self._tag_lengths[source.conversation.turns[at - 1].role]
             history, cut = cut_source(header, turns, 1, line, tag_length, window)
             labels, answer_is_cut = self._cut_answer(answer)
             if cut:
                 reasons[cut] += 1
-            reasons["header_cut"] += header_is_cut
-            reasons["answer_cut"] += answer_is_cut
-            yield (
-                [window.prefix, header, *history, end],
-                labels,
-                source.conversation.id,
-                at,
-            )
+            if header_is_cut:
+                reasons["header_cut"] += 1
+            if answer_is_cut:
+                reasons["answer_cut"] += 1
+            yield [window.prefix, header, *history, end], labels, name, at
 
     def _answer(self, source: "_Source", turns: TurnIds, at: int) -> Ids:
         """Return an answer's ids: those of its line without the tag and the newline."""
@@ -213,6 +211,7 @@ class _Source:
     """Index of the first turn behind the header: 1 where a system turn became the header."""
     answers: list[int]
     lines: list[str]
+    counts: PairCounts
 
     def line_of(self, turn: int) -> int:
         """Return the index of a turn's line."""
@@ -232,26 +231,31 @@ class _Rows:
 
     size: int = 0
     """Ids so far."""
-    pieces: tuple[list[Ids], list[Ids]] = field(default_factory=lambda: ([], []))
-    """All ids of ``input_ids`` and of ``labels``, in pieces."""
-    lengths: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    sources: list[Ids] = field(default_factory=list)
+    """All ids of ``input_ids``, in pieces."""
+    targets: list[Ids] = field(default_factory=list)
+    """The same of ``labels``."""
+    source_lengths: list[int] = field(default_factory=list)
+    target_lengths: list[int] = field(default_factory=list)
     conversation_ids: list[str] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
 
     def add(self, source: list[Ids], target: list[Ids], conversation_id: str, turn: int) -> None:
         """Append one row."""
-        for ids, pieces, lengths in zip((source, target), self.pieces, self.lengths, strict=True):
-            pieces += ids
-            lengths.append(sum(map(len, ids)))
-            self.size += lengths[-1]
+        self.sources += source
+        self.targets += target
+        self.source_lengths.append(sum(map(len, source)))
+        self.target_lengths.append(sum(map(len, target)))
+        self.size += self.source_lengths[-1] + self.target_lengths[-1]
         self.conversation_ids.append(conversation_id)
         self.turns.append(turn)
 
     def batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """Return all rows as Arrow has them."""
         columns = [
-            lists(np.concatenate(pieces), lengths)
-            for pieces, lengths in zip(self.pieces, self.lengths, strict=True)
+            lists(np.concatenate(self.sources), self.source_lengths),
+            lists(np.concatenate(self.targets), self.target_lengths),
+            strings(self.conversation_ids),
+            numbers(np.array(self.turns, np.int32)),
         ]
-        columns += [strings(self.conversation_ids), numbers(np.array(self.turns, np.int32))]
         return pa.RecordBatch.from_arrays(columns, schema=schema)

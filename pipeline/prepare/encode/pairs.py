@@ -25,8 +25,10 @@ class PairCounts:
     def take(self, each: "Sequence[PairCounts]") -> None:
         """Take in the counts of conversations, one by one."""
         for counts in each:
-            self.reasons.update(counts.reasons)
-            self.lost.update(counts.lost)
+            if counts.reasons:  # most have none, and an update takes long
+                self.reasons.update(counts.reasons)
+            if counts.lost:
+                self.lost.update(counts.lost)
             self.answers_with_unknown += counts.answers_with_unknown
             self.rows += counts.rows
         self.each += each
@@ -74,5 +76,6 @@ def answer_turns(
                 reasons["empty_answer"] += 1
             else:
                 answers.append(i)
-    reasons["question_without_answer"] += unanswered
+    if unanswered:
+        reasons["question_without_answer"] += unanswered
     return answers

@@ -175,6 +175,7 @@ class _Reading:
         self._first: Conversation | None = None
         self._last: Conversation | None = None
         self._records, self._reasons = RecordCounts(), Counter[str]()
+        self._noted = RecordCounts()  # of one record; most have nothing to note
 
     def conversations(self) -> Iterator[Conversation]:
         """Yield the conversations, joined, repeats among them."""
@@ -240,7 +241,7 @@ class _Reading:
     def _conversation(
         self, found: Record | Fault, number: int, piece: dict[str, Any]
     ) -> Conversation | None:
-        settings, noted = self._settings, RecordCounts()
+        settings, noted = self._settings, self._noted
         try:
             if isinstance(found, Fault):
                 raise RejectedError(found.reason, found.detail)
@@ -256,6 +257,7 @@ class _Reading:
         if noted:
             self._records.update(noted)
             piece["forms"].update(noted.forms)
+            self._noted = RecordCounts()
         self._frames.append(accepted_frame(conversation))
         return conversation
 
@@ -271,7 +273,7 @@ class _Rows:
 
     def encode(self, group: Sequence[Conversation]) -> None:
         first = len(self.each)
-        self.each += [PairCounts() for _ in group]
+        each: list[Any] = [None] * len(group)
         evaluated = [self._is_eval(c.id) for c in group]
         for split in (TRAIN, EVAL):
             chosen = [i for i, is_of_eval in enumerate(evaluated) if is_of_eval == (split == EVAL)]
@@ -283,7 +285,8 @@ class _Rows:
                 self.stats.add_rows(batch, self._settings.tokenizer.unk_id)
             self.stats.add_pairs(counts)
             for i, own in zip(chosen, counts.each, strict=True):
-                self.each[first + i] = own
+                each[i] = own
+        self.each += each
         self.evaluated += [first + i for i, is_of_eval in enumerate(evaluated) if is_of_eval]
 
     def _is_eval(self, conversation_id: str) -> bool:

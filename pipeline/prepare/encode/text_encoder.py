@@ -43,7 +43,6 @@ class LineTokenizer:
     """Gives texts the ids that the tokenizer gives them, each with a newline at its end."""
 
     def __init__(self, tokenizer: TextTokenizer, dtype: npt.DTypeLike) -> None:
-        """Take a tokenizer of any kind; only the lossless T5's goes by words."""
         self._tokenizer, self._dtype = tokenizer, dtype
         table = unigram_table(tokenizer)
         self._words = _WordLines(tokenizer, table, dtype) if table is not None else None

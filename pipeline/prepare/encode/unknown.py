@@ -25,7 +25,6 @@ class Unknowns:
     """
 
     def __init__(self, tokenizer: TextTokenizer, *, has_words: bool) -> None:
-        """Keep both."""
         self._tokenizer, self._has_words = tokenizer, has_words
         self._id = tokenizer.unk_id
         self._has_letter: dict[int, bool] = {}
@@ -46,18 +45,17 @@ class Unknowns:
         """Return whether the known ones among some ids hold a letter or a digit."""
         return any(i != self._id and self._says_something(i) for i in ids)
 
-    def lost(self, text: str) -> Counter[str]:
-        """Return the characters of a text that are not in its ids, normalised as tokens are."""
-        found: Counter[str] = Counter()
-        words = _DOUBTFUL_WORD.findall(text) if self._has_words else [text]
+    def lost(self, texts: Sequence[str]) -> list[Counter[str]]:
+        """Return the characters of texts that are not in their ids, normalised as tokens are."""
         if len(self._lost) > _MOST_KEPT:
             self._lost.clear()
-        new = [word for word in dict.fromkeys(words) if word not in self._lost]
+        split = _DOUBTFUL_WORD.findall if self._has_words else lambda text: [text]
+        words = [split(text) for text in texts]
+        new = list(dict.fromkeys(w for some in words for w in some if w not in self._lost))
         encodings = self._tokenizer.backend.encode_batch(new, add_special_tokens=False)
         self._lost.update(zip(new, map(self._lost_in, new, encodings), strict=True))
-        for word in words:
-            found.update(self._lost[word])
-        return found
+        # Most words lose nothing.
+        return [Counter("".join(map(self._lost.__getitem__, some))) for some in words]
 
     def _says_something(self, token_id: int) -> bool:
         if token_id not in self._has_letter:

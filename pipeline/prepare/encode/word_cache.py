@@ -57,7 +57,6 @@ class WordTable:
     """
 
     def __init__(self, tokenizer: TextTokenizer, table: UnigramTable, dtype: npt.DTypeLike) -> None:
-        """Start with nothing."""
         self._tokenizer, self._table, self._dtype = tokenizer, table, dtype
         self._forget()
 

@@ -39,7 +39,6 @@ class LocalEngine:
     """
 
     def __init__(self, cache: ChunkCache, num_workers: int) -> None:
-        """Start nothing yet."""
         self._cache, self._workers = cache, num_workers
         self._settings: EncodingSettings | None = None
         self._encoder: SegmentEncoder | None = None

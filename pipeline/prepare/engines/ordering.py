@@ -36,13 +36,11 @@ class OrderedChunks:
     """
 
     def __init__(self, engine: Engine, segments: Iterator[Segment], *, dedup: bool) -> None:
-        """Start nothing yet."""
         self._engine, self._segments, self._dedup = engine, segments, dedup
         self._under_way = deque[tuple[Segment, Wait]]()
         self._seen = set[bytes]()
 
     def __iter__(self) -> Iterator[Done]:
-        """Yield each chunk as it is to be published."""
         waiting = deque[tuple[Done, Wait]]()
         for done in self._joined():
             waiting.append((done, self._without_repeats(done)))

@@ -29,7 +29,20 @@ _HASHED = 64
 _AT_ONCE = 1 << 16  # braces: a text may be nothing else
 REACH = 1 << 16
 """How far before a stretch the choice of its anchors looks."""
-_DRAW = np.random.default_rng(7).integers(1, 1 << 63, _HASHED // 8, dtype=np.uint64) | np.uint64(1)
+# Drawn once: numpy.random takes long to import.
+_DRAW = np.array(
+    [
+        5765488047046174021,
+        8275336682942969163,
+        7154437704795913393,
+        2077169698657866657,
+        2768545318656780451,
+        8057108420966028187,
+        48563862895646265,
+        7574495229982081903,
+    ],
+    np.uint64,
+)
 
 # How far after an anchor a record is looked for; the second is for long ones, and for a long
 # conversation's first part after which the next one stands.

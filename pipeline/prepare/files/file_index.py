@@ -36,7 +36,6 @@ class FileIndex:
     """
 
     def __init__(self, folder: Path, settings_key: str, chunks: ChunkCache) -> None:
-        """Read nothing yet."""
         self._folder, self._settings_key, self._chunks = (
             folder / ".index/files",
             settings_key,

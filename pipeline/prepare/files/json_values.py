@@ -207,7 +207,6 @@ class ValueReader:
         error: Callable[[], str | None] = lambda: None,
         indent_before: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Read nothing yet."""
         self._window = _Window(iter(chunks), indent_before)
         self._ends_file, self._error = ends_file, error
         self._position, self._is_cut = 0, False
@@ -219,7 +218,6 @@ class ValueReader:
         """Whether the text ended between two values."""
 
     def __iter__(self) -> Iterator[Record | Fault]:
-        """Yield what is found, in order."""
         window = self._window
         while mark := window.skip_separators():
             if mark == "]":

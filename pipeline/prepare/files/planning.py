@@ -89,7 +89,6 @@ class Planner:
         kinds: Sequence[Kind | None],
         find: FindAnchors,
     ) -> None:
-        """Open nothing yet."""
         self._sources, self._states, self._kinds, self._find = sources, states, kinds, find
 
     def segments(self, groups: Sequence[Group]) -> Iterator[Segment]:

@@ -143,7 +143,6 @@ class PieceReader:
     """Reads one piece, and knows afterwards how it ended."""
 
     def __init__(self, piece: Piece) -> None:
-        """Read nothing yet."""
         self.piece = piece
         self.brackets, self.is_resumed, self.is_clean = 0, False, True
         self.depends_on_before = False

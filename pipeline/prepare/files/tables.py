@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.json_values import Fault, Record, elements_of
@@ -30,7 +29,7 @@ def row_ranges(path: AnyPath, kind: Kind, size: int) -> list[tuple[int, int]]:
     """
     try:
         if kind == "parquet":
-            with open_file(path) as file, pq.ParquetFile(file) as table:
+            with _parquet_table(path) as table:
                 groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
                 sizes = [(group.num_rows, group.total_byte_size) for group in groups]
         else:
@@ -83,7 +82,7 @@ def rows_digest(path: AnyPath, kind: Kind, start: int, end: int) -> str:
     digest = hashlib.sha256()
     try:
         if kind == "parquet":
-            with open_file(path) as file, pq.ParquetFile(file) as table:
+            with _parquet_table(path) as table:
                 digest.update(repr(table.schema_arrow).encode())
                 stretches = list(_column_chunks(table.metadata, start, end))
             for before, first, last in stretches:
@@ -97,6 +96,15 @@ def rows_digest(path: AnyPath, kind: Kind, start: int, end: int) -> str:
     except _BROKEN:
         return sha256_of_file(path)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _parquet_table(path: AnyPath) -> Iterator[Any]:
+    # Imported late: few read Parquet, and it takes long.
+    import pyarrow.parquet as pq
+
+    with open_file(path) as file, pq.ParquetFile(file) as table:
+        yield table
 
 
 def _column_chunks(metadata: Any, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -129,7 +137,7 @@ def _batches(path: AnyPath, kind: Kind, start: int, end: int) -> Iterator[pa.Rec
 
 
 def _parquet_batches(path: AnyPath, start: int, end: int) -> Iterator[pa.RecordBatch | int]:
-    with open_file(path) as file, pq.ParquetFile(file) as table:
+    with _parquet_table(path) as table:
         before = 0
         if not end and table.metadata.num_rows:
             raise ValueError("the file changed")
