@@ -130,17 +130,18 @@ def page(medians: dict[tuple[str, int], dict[str, float]], forms: list[str]) -> 
         "## What more cores give",
         "",
         "Two workers, cold; processor time of the parent, which plans, puts together and "
-        "publishes, and of the workers. Peak memory is of the largest process of each kind.",
+        "publishes, and of the workers. Memory: of the parent, and of the largest worker.",
         "",
-        "| form | MB | seconds | parent, s | workers, s | parent's share | parent, MB | worker, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| form | MB | seconds | parent, s | workers, s | parent's share | MB each, at most |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in forms:
         one = medians[name, 2]
         share = one["parent"] / (one["parent"] + one["workers"])
         lines.append(
             f"| {name} | {one['bytes'] / 1e6:.0f} | {one['seconds']:.2f} | {one['parent']:.2f} | "
-            f"{one['workers']:.2f} | {share:.1%} | {one['parent_mb']:.0f} | {one['worker_mb']:.0f} |"
+            f"{one['workers']:.2f} | {share:.1%} | "
+            f"{one['parent_mb']:.0f}, {one['worker_mb']:.0f} |"
         )
     lines += ["", _model(parts), "", *_predictions(parts), "", *_check(parts, medians)]
     return "\n".join(lines) + "\n"
@@ -155,10 +156,10 @@ def _model(parts: Parts) -> str:
     return (
         "The model: each process's time is a fixed part and one that grows with the bytes, from "
         f"two sizes of the array. The parent: {parts.parent:.2f} s and "
-        f"{parts.parent_per_byte * 1e9:.2f} s a GB; a worker: {parts.worker:.2f} s (start, imports, "
-        f"the table of pieces, its first words) and {parts.per_byte * 1e9:.1f} s a GB. A run takes "
-        "both fixed parts one after the other, then the longer of two: the parent's growing part, "
-        f"and the segments ({SEGMENT / 1e6:.0f} MB) of the busiest worker. One parent keeps "
+        f"{parts.parent_per_byte * 1e9:.2f} s a GB; a worker: {parts.worker:.2f} s "
+        f"(start, imports, table of pieces, first words) and {parts.per_byte * 1e9:.1f} s a GB. A "
+        "run takes both fixed parts one after the other, then the longer one of the parent's part "
+        f"and of the segments ({SEGMENT / 1e6:.0f} MB) of the busiest worker. One parent keeps "
         f"{limit} busy."
     )
 

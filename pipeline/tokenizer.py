@@ -5,6 +5,7 @@ that one already is used as it is; a tokenizer that is no T5's goes through its 
 tokenizer, unchanged. What is saved beside the rows is what ``AutoTokenizer`` loads.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -62,21 +63,7 @@ class TextTokenizer:
     def __init__(
         self, files: dict[str, bytes], eos: str | None, unk: str | None, where: str
     ) -> None:
-        """Make the fast tokenizer and look up its control ids."""
-        self.files = files
-        try:
-            self.backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise TokenizerError(
-                "the tokenizer cannot be read",
-                where=where,
-                got=error,
-                do="copy the model's folder again",
-            ) from error
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        # Otherwise "</s>" in a text would be the id of </s>.
-        self.backend.encode_special_tokens = True
+        self.files, self._where = files, where
         eos_id = self.backend.token_to_id(eos) if eos is not None else None
         if eos_id is None:
             raise TokenizerError(
@@ -96,11 +83,28 @@ class TextTokenizer:
         self._has_dummy = normalizer is not None and str(normalizer.normalize_str("x")).endswith(
             lossless.SPACE + "x"
         )
-        self._arguments = (files, eos, unk, where)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Cross a process boundary as files: a pickled backend forgets its settings."""
-        return (TextTokenizer, self._arguments)
+    @functools.cached_property
+    def backend(self) -> Tokenizer:
+        """The fast tokenizer."""
+        try:
+            backend = Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise TokenizerError(
+                "the tokenizer cannot be read",
+                where=self._where,
+                got=error,
+                do="copy the model's folder again",
+            ) from error
+        backend.no_truncation()
+        backend.no_padding()
+        # Otherwise "</s>" in a text would be the id of </s>.
+        backend.encode_special_tokens = True
+        return backend
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the backend: pickled, it forgets its settings; not all need it made again."""
+        return {name: value for name, value in vars(self).items() if name != "backend"}
 
     @property
     def fingerprint(self) -> str:

@@ -1,9 +1,16 @@
 """Which settings decide the rows: what a fingerprint is made of, beside the records."""
 
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import PrepareOptions
+from pipeline.conversation import Role
 from pipeline.prepare.read.html import html_version
+from pipeline.prepare.read.records import roles_with
+from pipeline.store.chunk_cache import CHUNK_SCHEMA
+from pipeline.store.fingerprint import key_of
+from pipeline.tokenizer import TextTokenizer
 
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
@@ -18,3 +25,38 @@ def row_options(config: PrepareOptions) -> dict[str, Any]:
         "role": config.extra_roles(),
         "clean_html": html_version() if config.clean_html else None,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingSettings:
+    """All that decides how segments become chunks."""
+
+    tokenizer: TextTokenizer
+    model_max_length: int
+    target_length: int
+    eval_fraction: float
+    last_turn_only: bool = False
+    roles: dict[str, Role] = field(default_factory=dict)
+    join_parts: bool = True
+    dedup: bool = True
+    clean_html: bool = False
+    key: str = ""
+    """Names these settings, and the versions of the libraries that write the bytes."""
+
+
+def encoding_settings(config: PrepareOptions, tokenizer: TextTokenizer) -> EncodingSettings:
+    """Return what decides how segments become chunks."""
+    # The libraries that write the bytes belong to the key: a chunk is what would be made now.
+    libraries = [version(name) for name in ("pyarrow", "tokenizers")]
+    return EncodingSettings(
+        tokenizer,
+        config.model_max_length,
+        config.target_length,
+        config.eval_fraction,
+        last_turn_only=config.train_turns == "last",
+        roles=roles_with(config.extra_roles()),
+        join_parts=config.join_parts,
+        dedup=config.dedup,
+        clean_html=config.clean_html,
+        key=key_of(row_options(config), tokenizer.fingerprint, CHUNK_SCHEMA, libraries),
+    )

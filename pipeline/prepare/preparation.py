@@ -10,15 +10,10 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
 from pipeline.logs import ByteProgress, note
 from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.encode.chunk_content import EVAL, TRAIN
 from pipeline.prepare.encode.dataset_stats import DatasetStats
-from pipeline.prepare.encode.segment_encoder import (
-    EVAL,
-    TRAIN,
-    EncodingSettings,
-    SegmentEncoder,
-)
-from pipeline.prepare.engines import make_engine
-from pipeline.prepare.engines.base import Engine, tokenizer_files
+from pipeline.prepare.engines import make_engine, tasks
+from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.engines.gc_tuning import rare_collections
 from pipeline.prepare.engines.ordering import Done, OrderedChunks
 from pipeline.prepare.files.file_index import FileIndex
@@ -33,8 +28,7 @@ from pipeline.prepare.files.sources import (
     recognize,
     states_of,
 )
-from pipeline.prepare.options import row_options
-from pipeline.prepare.read.records import roles_with
+from pipeline.prepare.options import encoding_settings, row_options
 from pipeline.prepare.read.rejections import (
     RejectedFile,
     content_of,
@@ -45,12 +39,11 @@ from pipeline.prepare.read.rejections import (
 from pipeline.prepare.read.remedies import remedy_for
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.atomic import publish_folder, write_files
-from pipeline.store.chunk_cache import CHUNK_SCHEMA, REJECTED, ChunkCache
+from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import ContentHash, key_of, rejected_frame
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
 from pipeline.store.prepared import PreparedWriter
-from pipeline.store.shards import row_schema
-from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.tokenizer import load_tokenizer
 
 
 def make_prepared_folder(
@@ -73,24 +66,6 @@ def make_prepared_folder(
         OutputError: The result cannot be written. Nothing is published then.
     """
     return _Preparation(config, sources, states, cache).run()
-
-
-def encoding_settings(config: PrepareConfig, tokenizer: TextTokenizer) -> EncodingSettings:
-    """Return what decides how segments become chunks."""
-    # The libraries that write the bytes belong to the key: a chunk is what would be made now.
-    libraries = [version(name) for name in ("pyarrow", "tokenizers")]
-    return EncodingSettings(
-        tokenizer,
-        config.model_max_length,
-        config.target_length,
-        config.eval_fraction,
-        last_turn_only=config.train_turns == "last",
-        roles=roles_with(config.extra_roles()),
-        join_parts=config.join_parts,
-        dedup=config.dedup,
-        clean_html=config.clean_html,
-        key=key_of(row_options(config), tokenizer.fingerprint, CHUNK_SCHEMA, libraries),
-    )
 
 
 class _Preparation:
@@ -170,14 +145,14 @@ class _Preparation:
         """Write the shards, the tokenizer and what was rejected."""
         has_eval = bool(self._config.eval_fraction) or any(s.split == EVAL for s in self._sources)
         splits = [TRAIN, EVAL] if has_eval else [TRAIN]
-        prepared = PreparedWriter(folder, splits, row_schema(self._tokenizer.vocab_size))
+        prepared = PreparedWriter(folder, splits, self._tokenizer.vocab_size)
         planner = Planner(
             self._sources,
             self._states,
             self._kinds,
-            lambda *stretch: engine.submit(SegmentEncoder.anchors, *stretch),
+            lambda *stretch: engine.submit(tasks.anchors, *stretch),
         )
-        tokenizer = engine.submit(tokenizer_files)
+        tokenizer = engine.submit(tasks.tokenizer_files)
         ordered = OrderedChunks(engine, planner.segments(self._groups), dedup=self._config.dedup)
         read = [i for i, kind in enumerate(self._kinds) if kind is not None]
         with (

@@ -16,15 +16,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import InputError
 from pipeline.store.atomic import output_errors, publish_folder, write_files
 from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.shards import ShardFile, ShardWriter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CHUNK_SCHEMA = 1
 FILENAME = "chunk.json"
@@ -124,7 +125,7 @@ class ChunkCache:
         """Return where a chunk is, or would be."""
         return self._folder / key[:2] / key
 
-    def new(self, schema: pa.Schema) -> "ChunkWriter":
+    def new(self, schema: "pa.Schema") -> "ChunkWriter":
         """Start to write a chunk."""
         return ChunkWriter(self, schema)
 
@@ -170,7 +171,7 @@ class ChunkCache:
 class ChunkWriter:
     """Writes one chunk; it is there, complete, after ``publish`` and not before."""
 
-    def __init__(self, cache: ChunkCache, schema: pa.Schema) -> None:
+    def __init__(self, cache: ChunkCache, schema: "pa.Schema") -> None:
         """Files are opened as rows come."""
         self._cache, self._schema = cache, schema
         self._temporary = cache.sibling()
@@ -190,7 +191,7 @@ class ChunkWriter:
                 writer.abandon()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def write(self, split: str, batch: pa.RecordBatch) -> None:
+    def write(self, split: str, batch: "pa.RecordBatch") -> None:
         """Append rows to a split."""
         if split not in self._writers:
             path = self._temporary / f"{split}.arrow"

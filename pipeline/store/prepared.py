@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipeline.store.atomic import output_errors
 from pipeline.store.chunk_cache import REJECTED, Chunk, ChunkCache, link
 from pipeline.store.manifest import Shard
-from pipeline.store.shards import ShardFile, ShardWriter, write_dataset_dict, write_split
+from pipeline.store.shards import (
+    ShardFile,
+    ShardWriter,
+    row_schema,
+    write_dataset_dict,
+    write_split,
+)
 
 
 class PreparedWriter:
@@ -16,12 +20,12 @@ class PreparedWriter:
     Args:
         folder: Where it is put together.
         splits: Its splits, in order.
-        schema: Of its rows.
+        vocab_size: Of the tokenizer.
     """
 
-    def __init__(self, folder: Path, splits: list[str], schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, splits: list[str], vocab_size: int) -> None:
         """Make a folder for each split."""
-        self._folder, self._schema = folder, schema
+        self._folder, self._vocab_size = folder, vocab_size
         self._shards: dict[str, list[Shard]] = {split: [] for split in splits}
         for split in splits:
             with output_errors(folder / split):
@@ -38,7 +42,7 @@ class PreparedWriter:
         for split, shards in self._shards.items():
             if not shards:  # datasets opens no split without a file
                 path = self._folder / split / "shard-00000.arrow"
-                self._append(split, ShardWriter(path, self._schema).close())
+                self._append(split, ShardWriter(path, row_schema(self._vocab_size)).close())
             write_split(self._folder, split, shards)
         write_dataset_dict(self._folder, list(self._shards))
         return [shard for shards in self._shards.values() for shard in shards]

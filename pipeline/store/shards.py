@@ -9,17 +9,20 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import PreparedFolderError
 from pipeline.store.atomic import output_errors
 from pipeline.store.manifest import Manifest, Shard
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-def row_schema(vocab_size: int) -> pa.Schema:
+
+def row_schema(vocab_size: int) -> "pa.Schema":
     """Return the columns of a row; ids are uint16 where the vocabulary fits, else int32."""
+    import pyarrow as pa  # late, here and below: who only links shards does without it
+
     ids = pa.list_(pa.uint16() if vocab_size <= 1 << 16 else pa.int32())
     return pa.schema(
         {"input_ids": ids, "labels": ids, "conversation_id": pa.string(), "turn": pa.int32()}
@@ -38,18 +41,20 @@ class ShardFile:
 class ShardWriter:
     """Writes one Arrow file, and hashes it on the way."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: "pa.Schema") -> None:
         """Open the file.
 
         Raises:
             OutputError: It cannot be written.
         """
+        import pyarrow as pa
+
         self._path, self._rows = path, 0
         with output_errors(path):
             self._file = _HashingFile(path.open("wb"))
             self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), schema)
 
-    def write(self, batch: pa.RecordBatch) -> None:
+    def write(self, batch: "pa.RecordBatch") -> None:
         """Append rows."""
         with output_errors(self._path):
             self._stream.write_batch(batch)
@@ -114,7 +119,7 @@ def write_dataset_dict(folder: Path, splits: list[str]) -> None:
         _write_json(folder / "dataset_dict.json", {"splits": splits})
 
 
-def open_split(folder: Path, manifest: Manifest, split: str) -> pa.Table:
+def open_split(folder: Path, manifest: Manifest, split: str) -> "pa.Table":
     """Memory-map the rows of a split; nothing is read until it is looked at.
 
     Returns:
@@ -124,6 +129,8 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> pa.Table:
     Raises:
         PreparedFolderError: No such split, or a shard that does not hold its rows.
     """
+    import pyarrow as pa
+
     shards = [shard for shard in manifest.shards if shard.split == split]
     if not shards:
         raise PreparedFolderError(
@@ -135,7 +142,9 @@ def open_split(folder: Path, manifest: Manifest, split: str) -> pa.Table:
     return pa.concat_tables([_open_shard(folder / shard.path, shard.rows) for shard in shards])
 
 
-def _open_shard(path: Path, rows: int) -> pa.Table:
+def _open_shard(path: Path, rows: int) -> "pa.Table":
+    import pyarrow as pa
+
     again = "run duet prepare again"
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()

@@ -18,8 +18,8 @@ import pytest
 import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.errors import DuetError, OutputError
-from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines import local as workers_module
+from pipeline.prepare.engines import tasks
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import _HashingFile
 from tests.prepare.helpers import (
@@ -362,7 +362,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
 
         def submit(self, function: Any, /, *args: Any) -> Any:
             future = super().submit(function, *args)
-            if function is workers_module._run and args[0] is SegmentEncoder.encode:
+            if function is workers_module._run and args[0] is tasks.encode:
                 Pool.parts += 1
                 if Pool.parts <= 3:
                     future.result()

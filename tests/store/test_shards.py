@@ -36,7 +36,7 @@ def write_parts(
 ) -> list[Shard]:
     """Put a prepared folder together from parts, each with the batches of each split."""
     store = ChunkCache(folder / "kept", folder / "temporary")
-    prepared = PreparedWriter(folder, splits, SCHEMA)
+    prepared = PreparedWriter(folder, splits, 32_109)
     for i, part in enumerate(parts):
         with store.new(SCHEMA) as writer:
             for split, batches in part.items():
@@ -88,6 +88,6 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        PreparedWriter(tmp_path, ["train"], SCHEMA)
+        PreparedWriter(tmp_path, ["train"], 32_109)
     with pytest.raises(OutputError, match="cannot write"):
         ShardWriter(tmp_path / "train" / "shard-00000.arrow", SCHEMA)

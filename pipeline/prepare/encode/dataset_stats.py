@@ -1,25 +1,22 @@
 """What a preparation counts on the way, of one segment or of all, as the manifest has it."""
 
+import math
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
+from itertools import accumulate, zip_longest
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.read.records import RecordCounts
-from pipeline.store.arrow_numpy import as_numpy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COLUMNS = ("input_ids", "labels")
-_Histogram = npt.NDArray[np.int64]
 _COUNTERS = ("reasons", "lost")
 _NUMBERS = ("unknown", "answers_with_unknown")
-
-
-def _no_lengths() -> dict[str, _Histogram]:
-    return {name: np.zeros(1, np.int64) for name in COLUMNS}
 
 
 @dataclass(slots=True)
@@ -34,7 +31,7 @@ class DatasetStats:
     """Rows whose answer holds one."""
     lost: Counter[str] = field(default_factory=Counter)
     """The characters that these answers lost."""
-    lengths: dict[str, _Histogram] = field(default_factory=_no_lengths)
+    lengths: dict[str, list[int]] = field(default_factory=lambda: {name: [0] for name in COLUMNS})
     """For each column, how many rows have each length: entry n counts the rows of n ids."""
     records: RecordCounts = field(default_factory=RecordCounts)
     """What is counted of records that were accepted."""
@@ -49,16 +46,8 @@ class DatasetStats:
             self.lengths[name] = _sum(self.lengths[name], lengths)
         self.records.update(other.records)
 
-    def subtract_rows(self, batch: pa.RecordBatch, unk_id: int | None) -> None:
-        """Take out the rows of conversations that are left out after all."""
-        gone = DatasetStats()
-        gone.add_rows(batch, unk_id)
-        self.unknown -= gone.unknown
-        for name, lengths in gone.lengths.items():
-            self.lengths[name] = _sum(self.lengths[name], -lengths)
-
     def subtract_pairs(self, counts: dict[str, Any]) -> None:
-        """Take out what was counted of such a conversation, as ``pair_counts_as_json`` has it."""
+        """Take out a conversation that is left out after all; see ``pair_counts_as_json``."""
         for name in _COUNTERS:
             getattr(self, name).subtract(counts.get(name, {}))
         self.answers_with_unknown -= counts.get("answers_with_unknown", 0)
@@ -69,21 +58,25 @@ class DatasetStats:
         self.lost.update(counts.lost)
         self.answers_with_unknown += counts.answers_with_unknown
 
-    def add_rows(self, batch: pa.RecordBatch, unk_id: int | None) -> None:
-        """Count the lengths and the unknown ids of rows."""
+    def add_rows(self, batch: "pa.RecordBatch", unk_id: int | None, sign: int = 1) -> None:
+        """Count the lengths and the unknown ids of rows; sign -1: those that are left out."""
+        import numpy as np  # late: who only adds counts up does without it
+
+        from pipeline.store.arrow_numpy import as_numpy
+
         for name in COLUMNS:
             ids = batch.column(name)
             offsets = as_numpy(ids.offsets)
             if unk_id is not None:
                 values = as_numpy(ids.values)[offsets[0] : offsets[-1]]
-                self.unknown += int(np.count_nonzero(values == unk_id))
-            found = np.bincount(np.diff(offsets))
+                self.unknown += sign * int(np.count_nonzero(values == unk_id))
+            found = (sign * np.bincount(np.diff(offsets))).tolist()
             self.lengths[name] = _sum(self.lengths[name], found)
 
     @property
     def pairs(self) -> int:
         """How many rows there are."""
-        return int(self.lengths["labels"].sum())
+        return sum(self.lengths["labels"])
 
     def all_reasons(self) -> dict[str, int]:
         """Return what was left out, cut or noted, by name."""
@@ -91,7 +84,7 @@ class DatasetStats:
 
     def tokens(self) -> dict[str, Any]:
         """Return the manifest's totals and percentiles."""
-        totals = {name: int(n @ np.arange(len(n))) for name, n in self.lengths.items()}
+        totals = {name: sum(i * n for i, n in enumerate(c)) for name, c in self.lengths.items()}
         spread = {name: _percentiles(n) for name, n in self.lengths.items()}
         lost = sorted(self.lost.items(), key=lambda item: (-item[1], item[0]))
         return {
@@ -106,7 +99,7 @@ class DatasetStats:
         """Return the counts as JSON has them."""
         found: dict[str, Any] = {name: dict(+getattr(self, name)) for name in _COUNTERS}
         found |= {name: getattr(self, name) for name in _NUMBERS}
-        found["lengths"] = {name: lengths.tolist() for name, lengths in self.lengths.items()}
+        found["lengths"] = self.lengths
         names = RecordCounts.__slots__
         found["records"] = {name: dict(getattr(self.records, name)) for name in names}
         return found
@@ -116,9 +109,8 @@ class DatasetStats:
         """Return what ``as_json`` gave."""
         counters = {name: Counter(found[name]) for name in _COUNTERS}
         numbers = {name: found[name] for name in _NUMBERS}
-        lengths = {name: np.array(n, np.int64) for name, n in found["lengths"].items()}
         records = RecordCounts(**{name: Counter(n) for name, n in found["records"].items()})
-        return cls(**counters, **numbers, lengths=lengths, records=records)  # type: ignore[arg-type]
+        return cls(**counters, **numbers, lengths=found["lengths"], records=records)  # type: ignore[arg-type]
 
 
 def pair_counts_as_json(counts: PairCounts) -> dict[str, Any]:
@@ -128,19 +120,15 @@ def pair_counts_as_json(counts: PairCounts) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _sum(counts: _Histogram, more: npt.NDArray[Any]) -> _Histogram:
+def _sum(counts: Iterable[int], more: Iterable[int]) -> list[int]:
     """Return the sum of two histograms, of which one may be longer."""
-    longer, shorter = sorted((counts, more), key=len, reverse=True)
-    total = longer.astype(np.int64)
-    total[: len(shorter)] += shorter
-    return total
+    return [a + b for a, b in zip_longest(counts, more, fillvalue=0)]
 
 
-def _percentiles(counts: _Histogram) -> dict[str, int]:
+def _percentiles(counts: list[int]) -> dict[str, int]:
     """Return the lengths at some shares of the rows, nearest rank."""
     ranks = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    reached = counts.cumsum()
+    reached = list(accumulate(counts))
     return {
-        name: int(np.searchsorted(reached, np.ceil(share * reached[-1])))
-        for name, share in ranks.items()
+        name: bisect_left(reached, math.ceil(share * reached[-1])) for name, share in ranks.items()
     }

@@ -8,7 +8,6 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.conversation import Conversation, Role, Turn, split_key, split_part_id
+from pipeline.conversation import Conversation, split_key, split_part_id
+from pipeline.prepare.encode.chunk_content import EVAL, REPEAT, TRAIN, packed
 from pipeline.prepare.encode.dataset_stats import DatasetStats, pair_counts_as_json
 from pipeline.prepare.encode.encoding import PairEncoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
+from pipeline.prepare.options import EncodingSettings
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record
 from pipeline.prepare.read.rejections import content_of, rejection_line
@@ -30,30 +31,9 @@ from pipeline.prepare.read.values import RejectedError
 from pipeline.store.chunk_cache import REJECTED, Chunk, ChunkCache, ChunkWriter
 from pipeline.store.fingerprint import accepted_frame, key_of, rejected_frame, turns_digest
 from pipeline.store.shards import row_schema
-from pipeline.tokenizer import TextTokenizer
 
-TRAIN, EVAL = "train", "eval"
-DIGEST_SIZE = 16
-_REPEAT = -1
 # In characters. Conversations are encoded in groups: a segment may be one file of gigabytes.
 _GROUP = 1 << 23
-
-
-@dataclass(frozen=True, slots=True)
-class EncodingSettings:
-    """All that decides how segments become chunks."""
-
-    tokenizer: TextTokenizer
-    model_max_length: int
-    target_length: int
-    eval_fraction: float
-    last_turn_only: bool = False
-    roles: dict[str, Role] = field(default_factory=dict)
-    join_parts: bool = True
-    dedup: bool = True
-    clean_html: bool = False
-    key: str = ""
-    """Names these settings, and the versions of the libraries that write the bytes."""
 
 
 class SegmentEncoder:
@@ -128,7 +108,7 @@ class SegmentEncoder:
                 path = self.cache.pinned(chunk.key, f"{split}.arrow")
                 for batch, is_gone in _runs(path, chosen) if chosen else ():
                     if is_gone:
-                        stats.subtract_rows(batch, unk_id)
+                        stats.add_rows(batch, unk_id, sign=-1)
                     else:
                         writer.write(split, batch)
             if REJECTED in chunk.files:
@@ -137,7 +117,7 @@ class SegmentEncoder:
             for i in gone:
                 stats.subtract_pairs(noted.get(i, {}))
             stats.reasons["duplicate"] += len(gone)
-            rows = [_REPEAT if i in gone else n for i, n in enumerate(content["rows"])]
+            rows = [REPEAT if i in gone else n for i, n in enumerate(content["rows"])]
             return writer.publish(key, content | {"rows": rows, "stats": stats.as_json()})
 
     @property
@@ -199,11 +179,12 @@ class _Reading:
 
     def content(self, rows: "_Rows", digests: list[str]) -> dict[str, Any]:
         """Return what is kept of it in the chunk."""
-        stats = rows.stats
+        stats, first, last = rows.stats, self._first, self._last
+        may_join = self._settings.join_parts
         stats.reasons.update(self._reasons)
         stats.records = self._records
         numbers = iter(rows.each)
-        counts = [_REPEAT if repeat else next(numbers).rows for repeat in self._is_repeat]
+        counts = [REPEAT if repeat else next(numbers).rows for repeat in self._is_repeat]
         kept = [i for i, repeat in enumerate(self._is_repeat) if not repeat]
         for piece, reader, digest in zip(self._pieces, self._readers, digests, strict=True):
             piece |= {"digest": digest, "brackets": reader.brackets, "resumed": reader.is_resumed}
@@ -214,18 +195,10 @@ class _Reading:
             "rows": counts,
             "noted": [[kept[i], pair_counts_as_json(counts)] for i, counts in enumerate(rows.each)],
             "evaluated": [kept[i] for i in rows.evaluated],
-            "first": _packed(self._first) if self._may_continue(self._first) else None,
-            "last": _packed(self._last) if self._may_be_continued(self._last) else None,
+            "first": packed(first) if may_join and first and first.start > 0 else None,
+            "last": packed(last) if may_join and last and _is_part(last) else None,
             "stats": stats.as_json(),
         }
-
-    def _may_continue(self, record: Conversation | None) -> bool:
-        return self._settings.join_parts and record is not None and record.start > 0
-
-    def _may_be_continued(self, found: Conversation | None) -> bool:
-        if found is None or not self._settings.join_parts:
-            return False
-        return split_part_id(found.id)[1] is not None
 
     def _accepted(self) -> Iterator[Conversation]:
         for number, reader in enumerate(self._readers):
@@ -260,6 +233,10 @@ class _Reading:
             self._noted = RecordCounts()
         self._frames.append(accepted_frame(conversation))
         return conversation
+
+
+def _is_part(found: Conversation) -> bool:
+    return split_part_id(found.id)[1] is not None
 
 
 class _Rows:
@@ -301,19 +278,6 @@ def is_eval(conversation_id: str, fraction: float) -> bool:
         return False
     digest = hashlib.sha256(split_key(conversation_id).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-def unpacked(found: list[Any]) -> Conversation:
-    """Return a conversation that stands in a chunk."""
-    name, turns, tools, untrained = found
-    return Conversation(
-        name, [Turn(Role(role), text) for role, text in turns], tools, frozenset(untrained)
-    )
-
-
-def _packed(found: Conversation | None) -> list[Any]:
-    assert found is not None, "there is none"
-    return [found.id, found.turns, found.tools, sorted(found.untrained)]
 
 
 def _runs(

@@ -1,13 +1,13 @@
 """Where segments are encoded: what every engine does. It maps; what and in which order is not its.
 
-A task is a method of SegmentEncoder, or a function of this package that takes one; an engine calls
-it with the encoder of the process that it runs in, and with the arguments it was submitted with.
+A task is a function of ``tasks.py``; an engine calls it with the encoder of the process that it
+runs in, and with the arguments that it was submitted with.
 """
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pipeline.prepare.encode.segment_encoder import EncodingSettings, SegmentEncoder
+from pipeline.prepare.options import EncodingSettings
 
 Task = Callable[..., Any]
 """Takes a SegmentEncoder first."""
@@ -31,9 +31,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let all workers go, without waiting for what they have not begun."""
-
-
-def tokenizer_files(encoder: SegmentEncoder) -> dict[str, bytes]:
-    """Return the files of the tokenizer, to be kept beside the rows."""
-    settings = encoder.settings
-    return settings.tokenizer.saved_files(model_max_length=settings.model_max_length)

@@ -15,14 +15,17 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DuetError
-from pipeline.prepare.encode.segment_encoder import EncodingSettings, SegmentEncoder
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.gc_tuning import collect_rarely
+from pipeline.prepare.options import EncodingSettings
 from pipeline.store.atomic import write_file
 from pipeline.store.chunk_cache import ChunkCache
+
+if TYPE_CHECKING:
+    from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 
 # Below this, starting workers takes as long as the work.
 _BYTES_FOR_WORKERS = 1 << 22
@@ -62,7 +65,7 @@ class LocalEngine:
             )
             with hidden_main():
                 for _ in range(self._workers):
-                    self._pool.submit(_nothing)
+                    self._pool.submit(_import)
 
     def use(self, settings: EncodingSettings) -> None:
         """Say how segments are encoded; before the first task."""
@@ -90,10 +93,10 @@ class LocalEngine:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _encoder_here(self) -> SegmentEncoder:
+    def _encoder_here(self) -> "SegmentEncoder":
         if self._encoder is None:
             assert self._settings is not None, "use() comes first"
-            self._encoder = SegmentEncoder(self._settings, self._cache)
+            self._encoder = _new_encoder(self._settings, self._cache)
         return self._encoder
 
     @property
@@ -125,7 +128,14 @@ def _no_dead_worker() -> Iterator[None]:
 # first task comes.
 _settings_file: Path
 _cache: ChunkCache
-_encoder: SegmentEncoder | None = None
+_encoder: "SegmentEncoder | None" = None
+
+
+def _new_encoder(settings: EncodingSettings, cache: ChunkCache) -> "SegmentEncoder":
+    # Imported late: a process that only puts together does without it.
+    from pipeline.prepare.encode.segment_encoder import SegmentEncoder
+
+    return SegmentEncoder(settings, cache)
 
 
 def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
@@ -139,8 +149,9 @@ def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
     atexit.register(os._exit, 0)
 
 
-def _nothing() -> None:
-    """Make a pool start its processes."""
+def _import() -> None:
+    """Start a process of a pool, and import meanwhile what it will need."""
+    import pipeline.prepare.encode.segment_encoder  # noqa: F401
 
 
 def end_with_parent() -> None:
@@ -154,7 +165,7 @@ def end_with_parent() -> None:
 def _run(task: Task, args: tuple[Any, ...]) -> Any:
     global _encoder
     if _encoder is None:
-        _encoder = SegmentEncoder(pickle.loads(_settings_file.read_bytes()), _cache)
+        _encoder = _new_encoder(pickle.loads(_settings_file.read_bytes()), _cache)
     return task(_encoder, *args)
 
 

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipeline.prepare.encode.segment_encoder import DIGEST_SIZE, SegmentEncoder, unpacked
+from pipeline.prepare.encode.chunk_content import digests_of, unpacked
+from pipeline.prepare.engines import tasks
 from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.files.segments import Segment
 from pipeline.prepare.read.joining import joins
@@ -53,16 +54,14 @@ class OrderedChunks:
         """Start to take out of a chunk what repeats an earlier conversation."""
         if not self._dedup:
             return lambda: done.chunk
-        digests = bytes.fromhex(done.chunk.content["digests"])
-        repeats, seen = [], self._seen
-        for i, rows in enumerate(done.chunk.content["rows"]):
-            digest = digests[i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE]
+        repeats, seen, content = [], self._seen, done.chunk.content
+        for i, (rows, digest) in enumerate(zip(content["rows"], digests_of(content), strict=True)):
             if rows >= 0 and digest in seen:
                 repeats.append(i)
             seen.add(digest)
         if not repeats:
             return lambda: done.chunk
-        return self._engine.submit(SegmentEncoder.without, done.chunk, repeats)
+        return self._engine.submit(tasks.without, done.chunk, repeats)
 
     def _joined(self) -> Iterator[Done]:
         """Yield the segments that no conversation goes on from one to the next of."""
@@ -93,7 +92,7 @@ class OrderedChunks:
     def _read_again(self, segment: Segment) -> Done:
         """Read a segment in one piece with as many of the next as it takes to be clean."""
         more = 0
-        while (chunk := self._engine.submit(SegmentEncoder.encode, segment)()) is None:
+        while (chunk := self._engine.submit(tasks.encode, segment)()) is None:
             more = max(2 * more, 1)
             for _ in range(more):
                 following = self._next_of_file(segment)
@@ -115,7 +114,7 @@ class OrderedChunks:
             segment = next(self._segments, None)
             if segment is None:
                 break
-            self._under_way.append((segment, self._engine.submit(SegmentEncoder.encode, segment)))
+            self._under_way.append((segment, self._engine.submit(tasks.encode, segment)))
         return self._under_way.popleft() if self._under_way else None
 
 

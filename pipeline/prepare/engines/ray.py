@@ -26,10 +26,11 @@ from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError, DuetError, require_package
 from pipeline.logs import note
-from pipeline.prepare.encode.segment_encoder import EncodingSettings, SegmentEncoder
+from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.local import end_with_parent, hidden_main, usable_cores
 from pipeline.prepare.files.segments import Piece, Segment
+from pipeline.prepare.options import EncodingSettings
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.chunk_cache import Chunk, ChunkCache
 

@@ -12,13 +12,14 @@ it is inside of a value.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from pipeline.conversation import split_part_id
 from pipeline.prepare.files.json_values import DECODER, TURN_KEYS, is_turn, may_go_on
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # In bytes. A cut is looked for after MIN; up to USUAL an anchor must be a strong one, after it any
 # will do: so most segments are somewhat longer than USUAL. Smaller ones tokenize the same words
@@ -29,20 +30,10 @@ _HASHED = 64
 _AT_ONCE = 1 << 16  # braces: a text may be nothing else
 REACH = 1 << 16
 """How far before a stretch the choice of its anchors looks."""
-# Drawn once: numpy.random takes long to import.
-_DRAW = np.array(
-    [
-        5765488047046174021,
-        8275336682942969163,
-        7154437704795913393,
-        2077169698657866657,
-        2768545318656780451,
-        8057108420966028187,
-        48563862895646265,
-        7574495229982081903,
-    ],
-    np.uint64,
-)
+_DRAW = (
+    5765488047046174021, 8275336682942969163, 7154437704795913393, 2077169698657866657,
+    2768545318656780451, 8057108420966028187, 48563862895646265, 7574495229982081903,
+)  # fmt: skip
 
 # How far after an anchor a record is looked for; the second is for long ones, and for a long
 # conversation's first part after which the next one stands.
@@ -69,6 +60,8 @@ def find_anchors(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anch
         end: The byte after the stretch.
         usual: The size of most segments.
     """
+    import numpy as np  # late: whoever only chooses does without it
+
     base = max(start - REACH - _HASHED, 0)
     text = np.frombuffer(read_at(base, end - base), np.uint8)
     places = np.flatnonzero(text == ord("}"))
@@ -84,12 +77,17 @@ def find_anchors(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anch
     return list(zip((places[hit] + base).tolist(), strong.tolist(), strict=True))
 
 
-def _hashes(text: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _hashes(
+    text: "npt.NDArray[np.uint8]", places: "npt.NDArray[np.int64]"
+) -> "npt.NDArray[np.float64]":
+    import numpy as np
+
+    draw = np.array(_DRAW, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(text, _HASHED)
     mixed = np.empty(len(places), np.uint64)
     for at in range(0, len(places), _AT_ONCE):
         before = windows[places[at : at + _AT_ONCE] - _HASHED].view(np.uint64)
-        mixed[at : at + _AT_ONCE] = (before * _DRAW).sum(1, dtype=np.uint64)
+        mixed[at : at + _AT_ONCE] = (before * draw).sum(1, dtype=np.uint64)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     return mixed.astype(np.float64)

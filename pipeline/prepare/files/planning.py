@@ -22,7 +22,6 @@ from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.segments import ALL_ROWS, Piece, Segment, indent_at
 from pipeline.prepare.files.sources import FileState, Source
 from pipeline.prepare.files.streams import BrokenStreamError, read_text
-from pipeline.prepare.files.tables import row_ranges
 
 # In bytes: what one task looks for anchors in, and what is unpacked at a time.
 _BLOCK = 1 << 24
@@ -115,6 +114,8 @@ class Planner:
         elif whole.kind == "packed json":
             yield from _cut_packed(whole)
         else:
+            from pipeline.prepare.files.tables import row_ranges  # late: it needs Arrow
+
             ranges = row_ranges(whole.source.path, whole.kind, anchors_module.USUAL)
             rows = max(ranges[-1][1], 1)
             for start, end in ranges:

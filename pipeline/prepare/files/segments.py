@@ -24,7 +24,6 @@ from pipeline.prepare.files.streams import (
     read_text,
     unreadable,
 )
-from pipeline.prepare.files.tables import read_rows, rows_digest
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.remote import AnyPath
 
@@ -164,6 +163,8 @@ class PieceReader:
         piece = self.piece
         how = [piece.kind, piece.start == 0, piece.ends_file, piece.error, piece.indent]
         if piece.kind in ("parquet", "arrow"):
+            from pipeline.prepare.files.tables import rows_digest  # late: it needs Arrow
+
             content = rows_digest(piece.source.path, piece.kind, piece.start, piece.end)
         elif piece.kind == "packed json" and piece.content is None:
             content = sha256_of_file(piece.source.path)
@@ -182,6 +183,8 @@ class PieceReader:
         """
         piece = self.piece
         if piece.kind in ("parquet", "arrow"):
+            from pipeline.prepare.files.tables import read_rows
+
             yield from read_rows(piece.source.path, piece.kind, piece.start, piece.end)
             return
         errors = list[str]()

@@ -1,0 +1,38 @@
+"""What an engine is asked to do: tasks, each called with the SegmentEncoder of its process first.
+
+They stand apart from it, so that a parent with workers hands them over without NumPy and Arrow,
+whose imports would be a third of its time.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.prepare.files.anchors import Anchor
+from pipeline.prepare.files.segments import Piece, Segment
+from pipeline.store.chunk_cache import Chunk
+
+if TYPE_CHECKING:
+    from pipeline.prepare.encode.segment_encoder import SegmentEncoder
+
+
+def anchors(
+    encoder: "SegmentEncoder", whole: Piece, start: int, end: int, usual: int
+) -> list[Anchor]:
+    """Return the anchors in a stretch of a file."""
+    return encoder.anchors(whole, start, end, usual)
+
+
+def encode(encoder: "SegmentEncoder", segment: Segment) -> Chunk | None:
+    """Return the chunk of a segment; None where the segment is not clean."""
+    return encoder.encode(segment)
+
+
+def without(encoder: "SegmentEncoder", chunk: Chunk, repeats: Sequence[int]) -> Chunk:
+    """Return a chunk without some of its conversations."""
+    return encoder.without(chunk, repeats)
+
+
+def tokenizer_files(encoder: "SegmentEncoder") -> dict[str, bytes]:
+    """Return the files of the tokenizer, to be kept beside the rows."""
+    settings = encoder.settings
+    return settings.tokenizer.saved_files(model_max_length=settings.model_max_length)
