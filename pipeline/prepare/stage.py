@@ -15,7 +15,7 @@ from pipeline.prepare.options import row_options
 from pipeline.prepare.read.remarks import remarks
 from pipeline.store.fingerprint import key_of, sha256_of_file
 from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
-from pipeline.store.remote import RemotePath
+from pipeline.store.remote import info, remote_path
 from pipeline.store.summary import summary
 from pipeline.store.uploading import upload
 from pipeline.tokenizer import source_files
@@ -42,15 +42,15 @@ def prepare(config: PrepareConfig) -> Path | str:
 
 def _prepare_to_url(config: PrepareConfig) -> str:
     """Prepare in this user's cache folder, where chunks are kept, and copy the result."""
-    target = RemotePath.of(config.output_dir)
-    target.exists()  # credentials that are wrong are better known now than at the end
+    target = remote_path(config.output_dir)
+    info(target)  # credentials that are wrong are better known now than at the end
     cache = cache_folder()
     folder = prepare_here(dataclasses.replace(config, output_dir=str(cache)))
     copy = target / folder.name
-    with lock_in(cache, f"upload-{key_of(copy.url)}"):
+    with lock_in(cache, f"upload-{key_of(str(copy))}"):
         if not upload(folder, read_manifest(folder), copy):
             note(f"complete there before: {copy}")
-    return copy.url
+    return str(copy)
 
 
 def cache_folder() -> Path:

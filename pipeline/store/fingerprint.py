@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.conversation import Conversation, Turn
 from pipeline.errors import InputError
-from pipeline.store.remote import AnyPath
+from pipeline.store.remote import AnyPath, open_binary
 
 _LENGTH = 24
 # In bytes. Much, as a thread that hashes waits for those that work in Python each time.
@@ -28,7 +28,7 @@ def sha256_of_file(path: AnyPath) -> str:
     """
     try:
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             while size := file.readinto(buffer):
                 digest.update(buffer[:size])
         return digest.hexdigest()

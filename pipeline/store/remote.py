@@ -1,192 +1,108 @@
-"""Paths that are URLs, through fsspec: as much of ``pathlib.Path`` as this project needs.
+"""Paths that are URLs: a ``UPath`` each, with one clear line for every fault of its file system.
 
 Which file system a URL means, and with what credentials, is fsspec's business; ``s3://`` and
-``gs://`` want a package of their own. Every fault of a file system, whatever class its package
-gives it, becomes one clear line here: a network that fails is never taken for a file that ends.
+``gs://`` want a package of their own. A network that fails is never taken for a file that ends, nor
+a right that is missing for a path that is not there: so files are looked up by ``info``, which says
+which it is, and read through ``open_binary``.
 """
 
 import contextlib
-import functools
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipeline.errors import ConfigError, DuetError, InputError, OutputError
 
+if TYPE_CHECKING:
+    from upath import UPath
+
+AnyPath: TypeAlias = "Path | UPath"
 _BUFFER = 1 << 20
 
 
-class Stat(NamedTuple):
-    """What is known of a file without reading it."""
+def remote_path(url: str) -> "UPath":
+    """Return the path of a URL; nothing is looked up yet.
 
-    st_size: int
-
-
-@dataclass(frozen=True)
-class RemotePath:
-    """A file or folder of a file system that fsspec knows.
-
-    Args:
-        url: As a user would write it.
-        path: As the file system writes it.
-        fs: The file system.
+    Raises:
+        ConfigError: No file system goes by that scheme, or its package is not installed.
     """
+    from upath import UPath  # imported late: only URLs need it
 
-    url: str
-    path: str
-    fs: Any = field(repr=False)
-
-    @classmethod
-    def of(cls, url: str) -> "RemotePath":
-        """Return the path of a URL; nothing is looked up yet.
-
-        Raises:
-            ConfigError: No file system goes by that scheme, or its package is not installed.
-        """
-        from fsspec.core import url_to_fs  # imported late: only URLs need it
-
-        try:
-            fs, path = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                "no file system for this kind of path",
-                where=url,
-                got=error,
-                do=_remedy(url) if isinstance(error, ImportError) else "check what is before ://",
-            ) from error
-        with _faults(InputError, url):
-            fs.invalidate_cache()  # what an earlier run listed may have changed
-        return cls(url.rstrip("/"), path, fs)
-
-    def __str__(self) -> str:
-        """Return the URL."""
-        return self.url
-
-    def __truediv__(self, name: str) -> "RemotePath":
-        """Return a path below this one."""
-        return RemotePath(f"{self.url}/{name}", f"{self.path.rstrip('/')}/{name}", self.fs)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The URL's parts; the last one is the name."""
-        return tuple(self.url.split("/"))
-
-    @property
-    def name(self) -> str:
-        """The last part."""
-        return self.parts[-1]
-
-    def exists(self) -> bool:
-        """Tell whether there is something."""
-        return self._info is not None
-
-    def is_file(self) -> bool:
-        """Tell whether it is a file."""
-        return self._info is not None and self._info["type"] == "file"
-
-    def is_dir(self) -> bool:
-        """Tell whether it is a folder."""
-        return self._info is not None and self._info["type"] == "directory"
-
-    def stat(self) -> Stat:
-        """Return a file's size; 0 where the file system does not say."""
-        return Stat((self._info or {}).get("size") or 0)
-
-    def iterdir(self) -> Iterator["RemotePath"]:
-        """Yield what is in a folder."""
-        with _faults(InputError, self.url):
-            infos = self.fs.ls(self.path, detail=True)
-        for info in infos:
-            if info["name"].strip("/") != self.path.strip("/"):  # a bucket may hold its own name
-                yield self._found(info)
-
-    def files_below(self) -> Iterator[tuple[tuple[str, ...], "RemotePath"]]:
-        """Yield the files below a folder, and the parts of their paths there."""
-        with _faults(InputError, self.url):
-            found = self.fs.find(self.path, detail=True)
-        for name, info in found.items():
-            yield tuple(self._below(name).split("/")), self._found(info)
-
-    def glob(self) -> list["RemotePath"]:
-        """Return what this path matches as a glob, sorted; hidden ones only if it says so."""
-        with _faults(InputError, self.url):
-            infos = self.fs.glob(self.path, detail=True)
-        hidden = "/." in self.path
-        return [self._found(infos[n]) for n in sorted(infos) if hidden or "/." not in n]
-
-    def open(self, mode: Literal["rb"]) -> io.BufferedReader:
-        """Open a file for reading, as a stream.
-
-        Raises:
-            InputError: It cannot be read; also while reading.
-        """
-        with _faults(InputError, self.url):
-            file = self.fs.open(self.path, mode)
-            if not file.seekable():
-                file.close()
-                raise OSError("a stream that cannot be read twice")
-        return io.BufferedReader(_Reader(file, self.url), _BUFFER)
-
-    def sizes(self) -> dict[str, int]:
-        """Return the size of each file below a folder, by its path there; empty if there is none.
-
-        Raises:
-            InputError: The file system does not answer.
-        """
-        with _faults(InputError, self.url):
-            found = self.fs.find(self.path, detail=True)
-        return {self._below(path): info["size"] for path, info in found.items()}
-
-    def put(self, source: Path) -> None:
-        """Write a local file's content here, over what is there.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        with _faults(OutputError, self.url):
-            self.fs.makedirs(self.fs._parent(self.path), exist_ok=True)
-            self.fs.put_file(str(source), self.path)
-
-    def remove(self) -> None:
-        """Delete a file.
-
-        Raises:
-            OutputError: It cannot be deleted.
-        """
-        with _faults(OutputError, self.url):
-            self.fs.rm_file(self.path)
-
-    @functools.cached_property
-    def _info(self) -> dict[str, Any] | None:
-        with _faults(InputError, self.url), contextlib.suppress(FileNotFoundError):
-            info: dict[str, Any] = self.fs.info(self.path)
-            return info
-        return None
-
-    def _below(self, name: str) -> str:
-        """Return a name that the file system gave without this folder's own."""
-        own = f"{self.path.rstrip('/')}/"
-        # Some write what is before a folder's name in another way than it was given.
-        return (
-            name.removeprefix(own) if name.startswith(own) else name.partition(f"/{self.name}/")[2]
-        )
-
-    def _found(self, info: dict[str, Any]) -> "RemotePath":
-        path = RemotePath(self.fs.unstrip_protocol(info["name"]), info["name"], self.fs)
-        path.__dict__["_info"] = info
-        return path
+    try:
+        path = UPath(url.rstrip("/"))
+        file_system = path.fs
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            "no file system for this kind of path",
+            where=url,
+            got=error,
+            do=_remedy(url) if isinstance(error, ImportError) else "check what is before ://",
+        ) from error
+    with remote_errors(InputError, url):
+        file_system.invalidate_cache()  # what an earlier run listed may have changed
+    return path
 
 
-AnyPath = Path | RemotePath
+def info(path: "UPath") -> dict[str, Any] | None:
+    """Return what a file system says of a path, ``type`` and ``size``; None: nothing is there.
+
+    Raises:
+        InputError: It does not answer.
+    """
+    with remote_errors(InputError, path), contextlib.suppress(FileNotFoundError):
+        found: dict[str, Any] = path.fs.info(path.path)
+        return found
+    return None
+
+
+def files_below(folder: "UPath") -> dict[str, int]:
+    """Return the size of each file below a folder, by its path there; empty if there is none.
+
+    Raises:
+        InputError: The file system does not answer.
+    """
+    with remote_errors(InputError, folder):
+        found = folder.fs.find(folder.path, detail=True)
+    # Some write what is before this folder's name in another way than it was given.
+    own = f"/{folder.name}/"
+    return {
+        name.partition(own)[2] if own in name else name: details["size"] or 0
+        for name, details in found.items()
+    }
+
+
+def glob(path: "UPath") -> list["UPath"]:
+    """Return the files that a path matches as a glob, sorted, and the folders.
+
+    Raises:
+        InputError: The file system does not answer.
+    """
+    with remote_errors(InputError, path):
+        names = sorted(path.fs.glob(path.path))
+    return [type(path)(path.fs.unstrip_protocol(name)) for name in names]
+
+
+def open_binary(path: AnyPath) -> io.BufferedReader:
+    """Open a file for reading, on this machine or elsewhere.
+
+    Raises:
+        OSError: It cannot be read, here.
+        InputError: It cannot be read, elsewhere; also while reading.
+    """
+    return path.open("rb") if isinstance(path, Path) else io.BufferedReader(_Reader(path), _BUFFER)
 
 
 class _Reader(io.RawIOBase):
     """A file of fsspec whose faults are ``InputError``."""
 
-    def __init__(self, file: Any, url: str) -> None:
-        self._file, self.name = file, url
+    def __init__(self, path: "UPath") -> None:
+        self.name = str(path)
+        with remote_errors(InputError, path):
+            self._file: Any = path.open("rb")
+            if not self._file.seekable():
+                self._file.close()
+                raise OSError("a stream that cannot be read twice")
 
     def readable(self) -> bool:
         return True
@@ -195,13 +111,13 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _faults(InputError, self.name):
+        with remote_errors(InputError, self.name):
             data: bytes = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _faults(InputError, self.name):
+        with remote_errors(InputError, self.name):
             return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
@@ -215,18 +131,18 @@ class _Reader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _faults(kind: type[InputError | OutputError], url: str) -> Iterator[None]:
-    """Make one clear line of a file system's fault."""
+def remote_errors(kind: type[InputError | OutputError], url: object) -> Iterator[None]:
+    """Make one clear line of a file system's fault, whatever class its package gives it."""
     try:
         yield
     except DuetError:
         raise
-    except Exception as error:  # each package has classes of its own
-        said = str(error).strip().splitlines()
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
         raise kind(
             "a remote path cannot be " + ("read" if kind is InputError else "written"),
             where=url,
-            got=f"{type(error).__name__}: {said[0] if said else 'no word'}",
+            got=f"{type(error).__name__}: {said or 'no word'}",
             do="check the path, the credentials and the network, then start again",
         ) from error
 

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import OutputError
 from pipeline.logs import ByteProgress
 from pipeline.store.manifest import FILENAME, Manifest
-from pipeline.store.remote import RemotePath
+from pipeline.store.remote import files_below, open_binary, remote_errors
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
-def upload(folder: Path, manifest: Manifest, target: RemotePath) -> bool:
+def upload(folder: Path, manifest: Manifest, target: "UPath") -> bool:
     """Copy a prepared folder, unless it is there, complete.
 
     An object store shows a file when it is whole. Elsewhere half a manifest may be seen for a
@@ -28,23 +32,30 @@ def upload(folder: Path, manifest: Manifest, target: RemotePath) -> bool:
     """
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     names.remove(FILENAME)
-    sizes = target.sizes()
+    sizes = files_below(target)
     if FILENAME in sizes:
         if sizes.keys() >= set(names) and _is_of(target, manifest.fingerprint, sizes):
             return False
-        (target / FILENAME).remove()
+        with remote_errors(OutputError, target / FILENAME):
+            (target / FILENAME).unlink()
     total = sum((folder / name).stat().st_size for name in names)
     with ByteProgress("uploading", total) as progress:
         for name in sorted(names):
-            (target / name).put(folder / name)
+            _put(folder / name, target / name)
             progress.advance((folder / name).stat().st_size)
-    (target / FILENAME).put(folder / FILENAME)
+    _put(folder / FILENAME, target / FILENAME)
     return True
 
 
-def _is_of(target: RemotePath, fingerprint: str, sizes: dict[str, int]) -> bool:
-    """Tell whether the manifest there has this fingerprint, and each of its shards its size."""
-    with (target / FILENAME).open("rb") as file:
+def _put(source: Path, target: "UPath") -> None:
+    with remote_errors(OutputError, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.fs.put_file(str(source), target.path)
+
+
+def _is_of(target: "UPath", fingerprint: str, sizes: dict[str, int]) -> bool:
+    """Return whether the manifest there has this fingerprint, and each of its shards its size."""
+    with open_binary(target / FILENAME) as file:
         content = file.read()
     try:
         fields: dict[str, Any] = json.loads(content)

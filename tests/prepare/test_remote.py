@@ -7,6 +7,7 @@ import itertools
 import json
 import lzma
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_a_local_path_that_exists_is_no_url(
     [
         ("s3://bucket/chats.json", "Install s3fs to access S3", "pip install s3fs"),
         ("gs://b/*.json", "Please install gcsfs to access Google Storage", "pip install gcsfs"),
-        ("nope://x", "Protocol not known: nope", "check what is before ://"),
+        ("nope://x", "Unsupported filesystem: 'nope'", "check what is before ://"),
     ],
 )
 def test_a_file_system_that_is_not_installed_is_named(
@@ -185,6 +186,28 @@ def test_a_file_system_that_is_not_installed_is_named(
         with pytest.raises(ConfigError, match="no file system for this kind of path") as raised:
             prepare(options.pop("paths"), **options)
         assert (raised.value.where, raised.value.got, raised.value.do) == (url, got, do)
+
+
+@pytest.mark.parametrize("remote", ["memory"], indirect=True)
+def test_a_path_that_may_not_be_seen_is_not_called_missing(
+    put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Forbidden")
+
+    url = put("chats.json", JSON)
+    monkeypatch.setattr(MemoryFileSystem, "info", refuse)
+    with pytest.raises(InputError, match="a remote path cannot be read") as raised:
+        find_sources([url])
+    assert (raised.value.where, raised.value.got) == (url, "PermissionError: Forbidden")
+
+
+def test_paths_on_this_machine_want_no_package_for_urls(tmp_path: Path, tiny_t5: Path) -> None:
+    run = "import sys; from pipeline.cli import run; code = run(sys.argv[1:]); "
+    check = "sys.exit(code or int('upath' in sys.modules or 'fsspec' in sys.modules))"
+    options = ["--data-path", SAMPLE, "--model-name-or-path", tiny_t5, "--output-dir", tmp_path]
+    for _ in range(2):  # made, then found
+        subprocess.run([sys.executable, "-c", run + check, "prepare", *options], check=True)
 
 
 @pytest.mark.parametrize("name", ["chats.json", "chats.jsonl", "chats.parquet", "chats.json.gz"])

@@ -19,7 +19,8 @@ from pipeline.config_fields import is_url
 from pipeline.errors import InputError
 from pipeline.logs import note
 from pipeline.prepare.files.file_kind import Kind, NoData, is_kind, kind_of
-from pipeline.store.remote import AnyPath, RemotePath
+from pipeline.store import remote
+from pipeline.store.remote import AnyPath
 
 FileState = tuple[int, int, int, int]
 """What changes when a file does: its size, the times of its content's and its own change, and its
@@ -46,12 +47,15 @@ class Source:
 
     def below(self) -> str:
         """Return the path from the folder that was given on; of what a glob matches, the name."""
-        above = (RemotePath.of(self.given) if is_url(self.given) else Path(self.given)).parts
-        parts = self.path.parts
+        is_local = isinstance(self.path, Path)
+        above = _parts(Path(self.given) if is_local else self.given.rstrip("/"))
+        parts = _parts(self.path)
         return "/".join(parts[len(above) :] if parts[: len(above)] == above else parts[-1:])
 
     def state(self) -> FileState:
         """Return what changes when the file does; of a URL, only the size is known."""
+        if not isinstance(self.path, Path):
+            return (remote.info(self.path) or {}).get("size") or 0, 0, 0, 0
         stat = self.path.stat()
         times = (getattr(stat, name, 0) for name in ("st_mtime_ns", "st_ctime_ns", "st_ino"))
         return (stat.st_size, *times)  # type: ignore[return-value]
@@ -154,24 +158,23 @@ def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
         )
     path: AnyPath = Path(given)
     if is_url(given) and not path.exists():
-        path = RemotePath.of(given)
-    if path.is_dir():
+        path = remote.remote_path(given)
+    kind = _type(path)
+    if kind == "directory":
         return _files_below(given, path), False
-    if path.exists():
-        if not path.is_file():
-            raise InputError(
-                "not a regular file",
-                where=given,
-                got="a pipe or a device",
-                do="write it to disk first: files are read more than once",
-            )
+    if kind == "file":
         return [path], True
-    if not glob.has_magic(given):
+    if kind is not None:
         raise InputError(
-            "no such path", where=given, got="nothing there", do=f"check --data-path{_hint(given)}"
+            "not a regular file",
+            where=given,
+            got="a pipe or a device",
+            do="write it to disk first: files are read more than once",
         )
-    matches = path.glob() if isinstance(path, RemotePath) else _local_glob(given)
-    files = [match for match in matches if match.is_file()]
+    if not glob.has_magic(given):
+        raise InputError("no such path", where=given, got="nothing there", do="check --data-path")
+    matches = _local_glob(given) if isinstance(path, Path) else remote.glob(path)
+    files = [match for match in matches if _type(match) == "file"]
     if not files:
         got = "only folders match" if matches else "no match"
         raise InputError(
@@ -189,18 +192,28 @@ def _hint(given: str) -> str:
     return ""
 
 
+def _type(path: AnyPath) -> str | None:
+    """Return whether a path is a ``file``, a ``directory``, or something else; None: it is not."""
+    if not isinstance(path, Path):
+        return (remote.info(path) or {}).get("type")
+    if path.is_dir():
+        return "directory"
+    return ("file" if path.is_file() else "other") if path.exists() else None
+
+
 def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
     """Return the files below a folder by path, but for hidden ones and Hugging Face's own."""
     files = list[tuple[tuple[str, ...], AnyPath]]()
-    if isinstance(folder, RemotePath):
-        files = list(folder.files_below())
+    if not isinstance(folder, Path):
+        below = remote.files_below(folder)
+        files = [(tuple(name.split("/")), folder / name) for name in below]
     else:
         for root, folders, names in os.walk(folder, onerror=_raise):
             if {"dataset_dict.json", "manifest.json"} <= set(names):
                 note(f"passed over, a prepared folder: {root}")
                 names, folders[:] = [], []
-            below = Path(root).relative_to(folder).parts
-            files += [((*below, name), Path(root, name)) for name in names]
+            parts = Path(root).relative_to(folder).parts
+            files += [((*parts, name), Path(root, name)) for name in names]
     chosen = sorted(
         (parts, path)
         for parts, path in files
@@ -228,7 +241,7 @@ def _local_glob(pattern: str) -> list[Path]:
 
 def _names(paths: Sequence[AnyPath]) -> list[str]:
     """Return for each path as many of its last parts as tell it from the others."""
-    parts = [(path.absolute() if isinstance(path, Path) else path).parts for path in paths]
+    parts = [_parts(path.absolute() if isinstance(path, Path) else path) for path in paths]
     size, names = 1, dict[tuple[str, ...], str]()
     while len(names) < len(set(parts)):
         unnamed = [p for p in dict.fromkeys(parts) if p not in names]
@@ -237,6 +250,11 @@ def _names(paths: Sequence[AnyPath]) -> list[str]:
         size += 1
     # A file name may hold any bytes; what is written about it is UTF-8.
     return [os.fsencode(names[p]).decode("utf-8", "replace") for p in parts]
+
+
+def _parts(path: object) -> tuple[str, ...]:
+    """Return the parts of a path, or of a URL as it is written."""
+    return path.parts if isinstance(path, Path) else tuple(str(path).split("/"))
 
 
 def states_of(sources: Sequence[Source]) -> list[FileState]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from pipeline.errors import InputError
-from pipeline.store.remote import AnyPath
+from pipeline.store.remote import AnyPath, open_binary
 
 BOM = codecs.BOM_UTF8
 # Small pieces in: when a piece is damaged, all that was unpacked before it is already out.
@@ -49,7 +49,7 @@ def open_file(path: AnyPath) -> BinaryIO:
         InputError: It cannot be opened.
     """
     try:
-        return path.open("rb")
+        return open_binary(path)
     except OSError as error:
         raise unreadable(path, error) from error
 
