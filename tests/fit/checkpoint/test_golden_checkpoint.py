@@ -10,6 +10,7 @@ the prepared folder; ``rows.json`` has the rows that the folder had then. The lo
 the same run, which was not stopped.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -37,13 +38,18 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(GOLDEN / "checkpoint" / "checkpoint-3", tmp_path / "out/checkpoint-3")
-    identity = json.loads((folder / "checkpoint.json").read_text("utf-8"))["identity"]
+    manifest = json.loads((folder / "checkpoint.json").read_text("utf-8"))
     rows = json.loads((GOLDEN / "checkpoint" / "rows.json").read_text("utf-8"))
-    fingerprint = identity["--data-path (fingerprint)"]
+    fingerprint = manifest["identity"]["--data-path (fingerprint)"]
     tokenizer = load_tokenizer(str(GOLDEN / "model"))
     prepared = write_prepared(tmp_path / fingerprint, tokenizer, {"train": rows})
     for name in ("tokenizer.json", "spiece.model"):
-        shutil.copy(prepared / "tokenizer" / name, folder / name)
+        content = (prepared / "tokenizer" / name).read_bytes()
+        (folder / name).write_bytes(content)
+        # That version's own spiece.model had no rules for lines, which no training reads.
+        digest = hashlib.sha256(content).hexdigest()
+        manifest["files"][name] = {"bytes": len(content), "sha256": digest}
+    (folder / "checkpoint.json").write_text(json.dumps(manifest), "utf-8")
     out = folder.parent
     config = FitConfig(
         data_path=str(prepared),
