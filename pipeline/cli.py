@@ -25,8 +25,7 @@ from pipeline.config import (
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
-from pipeline.logs import note
-from pipeline.world import World
+from pipeline.logs import note, print_result
 
 
 def _prepare(config: PrepareConfig) -> None:
@@ -40,13 +39,13 @@ def _fit(config: FitConfig) -> None:
 
     output = fit(config)
     if not config.dry_run:
-        _print_once(output)
+        print_result(output)
 
 
 def _train(config: TrainConfig) -> None:
     from pipeline.stages import train
 
-    _print_once(train(config))
+    print_result(train(config))
 
 
 def _inspect(config: InspectConfig) -> None:
@@ -103,12 +102,6 @@ def _export(config: ExportConfig) -> None:
     from pipeline.export import export
 
     print(export(config))
-
-
-def _print_once(result: object) -> None:
-    """Print the result from one process of a distributed run."""
-    if World.from_environment().is_main:
-        print(result)
 
 
 COMMANDS: dict[str, tuple[type[Any], Any, str]] = {

@@ -13,7 +13,6 @@ from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.tokenizer import load_tokenizer
 from pipeline.window import saved_length
-from pipeline.world import World
 
 
 def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
@@ -88,6 +87,4 @@ def _prepare(tokenizer: Any, data_args: Any) -> Path:
             output_dir=getattr(data_args, "prepared_dir", None) or "data/processed",
             model_max_length=saved_length(tokenizer),
         )
-        return once_per_node(
-            lambda: prepare_here(config), Path(config.output_dir), World.from_environment()
-        )
+        return once_per_node(lambda: prepare_here(config), Path(config.output_dir))

@@ -46,7 +46,8 @@ def export(config: ExportConfig) -> Path:
     """
     source, output = Path(config.model), Path(config.output_dir)
     _check(config, source, output)
-    if repo := HubRepo.from_options(config, output):
+    repo = HubRepo.from_options(config, output) if config.push_to_hub else None
+    if repo:
         repo.create()
     model = load_trained(source).eval()
     temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"

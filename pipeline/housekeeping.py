@@ -5,7 +5,6 @@ when nearly the same data are prepared again.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.config import CacheConfig
 from pipeline.errors import InputError, PreparedFolderError
+from pipeline.json_object import read_json_object
 from pipeline.store.atomic import output_errors
 from pipeline.store.checksummed_json import read_checked
 from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
@@ -153,7 +153,7 @@ def _forget_missing(folder: Path, dry_run: bool) -> None:
     """Delete the index entries of prepared folders that are not there any more."""
     for path in folder.glob(".index/*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            name = str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+            name = str(read_json_object(path)["fingerprint"])
             if not dry_run and not (folder / name).exists():
                 path.unlink()
 

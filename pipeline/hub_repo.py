@@ -29,15 +29,8 @@ class HubRepo:
     """None: that of ``HF_TOKEN`` or of a login."""
 
     @classmethod
-    def from_options(cls, options: HubOptions, folder: Path) -> "HubRepo | None":
-        """Return what the settings ask for; None where nothing is pushed.
-
-        Args:
-            options: The settings.
-            folder: What is pushed; its name is the repository's, where none is given.
-        """
-        if not options.push_to_hub:
-            return None
+    def from_options(cls, options: HubOptions, folder: Path) -> "HubRepo":
+        """Return what the settings ask for; ``folder``, which is pushed, gives a name."""
         name = options.hub_model_id or folder.resolve().name
         return cls(name=name, private=options.hub_private_repo, token=options.hub_token or None)
 

@@ -19,13 +19,23 @@ def note(text: str) -> None:
     _LOGGER.info(" ".join(text.split()))
 
 
+def print_result(result: object) -> None:
+    """Print what a command made on stdout, from the same process."""
+    if _speaks():
+        print(result)
+
+
+def _speaks(_: object = None) -> bool:
+    return World.from_environment().is_main
+
+
 class _ToStderr(logging.StreamHandler[Any]):
     """Writes to what ``sys.stderr`` is at the time, which tests and notebooks replace."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
         self.setFormatter(logging.Formatter("note: %(message)s"))
-        self.addFilter(lambda _: World.from_environment().is_main)
+        self.addFilter(_speaks)
 
     @property
     def stream(self) -> Any:

@@ -7,7 +7,6 @@ from pipeline.errors import ConfigError
 from pipeline.fit.distributed.once_per_node import once_per_node
 from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
-from pipeline.world import World
 
 
 def train(config: TrainConfig) -> Path:
@@ -33,11 +32,7 @@ def prepared_folder(config: TrainConfig) -> Path:
         return _checked(Path(config.data_path[0]), config)
     from pipeline.prepare.stage import prepare_here
 
-    return once_per_node(
-        lambda: prepare_here(config.prepare_config()),
-        Path(config.prepared_dir),
-        World.from_environment(),
-    )
+    return once_per_node(lambda: prepare_here(config.prepare_config()), Path(config.prepared_dir))
 
 
 def _checked(prepared: Path, config: TrainConfig) -> Path:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from pipeline import lossless
 from pipeline.errors import TokenizerError
 from pipeline.hub import find_model_file
+from pipeline.json_object import read_json_object
 from pipeline.template import chat_template
 
 TOKENIZER_FILES = (
@@ -138,7 +139,7 @@ class TextTokenizer:
         """Return these files by name."""
         files = self.files | self._spiece()
         if "tokenizer_config.json" in files:
-            config = json.loads(files["tokenizer_config.json"])
+            config = read_json_object(files["tokenizer_config.json"])
             config |= {"model_max_length": model_max_length}
             text = json.dumps(config, indent=2, ensure_ascii=False)
             files["tokenizer_config.json"] = text.encode("utf-8")
@@ -151,7 +152,7 @@ class TextTokenizer:
         """
         if "spiece.model" in self.files:
             return {}
-        spec = json.loads(self.files["tokenizer.json"])
+        spec = read_json_object(self.files["tokenizer.json"])
         if not lossless.is_lossless(spec):
             return {}
         return {"spiece.model": lossless.build_spiece(lossless.vocabulary_of_lossless(spec))}
@@ -169,7 +170,7 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextToken
         TokenizerError: It has no tokenizer, or a broken one.
     """
     spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
-    spec = _read_json(spec_path) if spec_path else None
+    spec = _read_json(spec_path, spec_path) if spec_path else None
     if spec is not None and lossless.is_lossless(spec):
         return _own_fast_tokenizer(_own_files(name_or_path, cache_dir), name_or_path)
     if _model_type(name_or_path, cache_dir) in (None, "t5"):
@@ -246,7 +247,7 @@ def _own_fast_tokenizer(files: dict[str, bytes], where: str) -> TextTokenizer:
     special: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if name in files:
-            special |= _json_object(files[name], f"{where}/{name}")
+            special |= _read_json(files[name], f"{where}/{name}")
     eos, unk = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
     return TextTokenizer(files, eos, unk, where)
 
@@ -286,35 +287,20 @@ def _content(token: Any) -> str | None:
 
 def _model_type(name_or_path: str, cache_dir: str | None) -> str | None:
     path = find_model_file(name_or_path, "config.json", cache_dir)
-    value = (_read_json(path) if path else {}).get("model_type")
+    value = (_read_json(path, path) if path else {}).get("model_type")
     return value if isinstance(value, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(source: Path | bytes, where: object) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _json_object(content, path)
-
-
-def _json_object(content: bytes, where: object) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise _unreadable(where, error) from error
-    if not isinstance(value, dict):
-        raise _unreadable(where, f"a {type(value).__name__}, no object")
-    return value
-
-
-def _unreadable(where: object, got: object) -> TokenizerError:
-    return TokenizerError(
-        "a model's file cannot be read",
-        where=where,
-        got=got,
-        do="copy the model's folder again",
-    )
+        return read_json_object(source)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            "a model's file cannot be read",
+            where=where,
+            got=error,
+            do="copy the model's folder again",
+        ) from error
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -1,12 +1,12 @@
 """Checks a folder against the sizes and hashes in it, byte for byte: ``duet verify``."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import VerifyConfig
 from pipeline.errors import InputError
+from pipeline.json_object import read_json_object
 from pipeline.store.manifest import FILENAME, verify_prepared
 from pipeline.store.seals import FileSeal, find_difference, read_sealed_json
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     try:
         return read_sealed_json(path), path.stat().st_size
     except ValueError:
-        fields = json.loads(path.read_bytes())
+        fields = read_json_object(path)
         if path.name == CHECKPOINT and set(fields) == _OLD_CHECKPOINT:
             return fields, 0
         raise

@@ -28,11 +28,7 @@ TRAINING = 3
 
 
 def training_passes(*, adapted: bool) -> int:
-    """Return what a training step takes, in forward passes.
-
-    Args:
-        adapted: Whether it is an adapter that is trained: weights that stay have no gradient.
-    """
+    """Return what a training step takes, in forward passes; an adapter's base has no gradient."""
     return TRAINING - 1 if adapted else TRAINING
 
 
@@ -81,21 +77,12 @@ class ModelFlops:
 
     @classmethod
     def of(cls, config: Any) -> "ModelFlops":
-        """Return the counter for a transformers config.
-
-        Raises:
-            ModelError: The config does not name its sizes.
-        """
+        """Return the counter for a transformers config; refuse one that does not name its sizes."""
         encoder, decoder = (_side(config, side) for side in ("encoder", "decoder"))
         return cls(encoder=encoder, decoder=decoder, output=decoder.width * config.vocab_size)
 
     def __call__(self, encoder_length: Lengths, decoder_length: Lengths) -> Any:
-        """Return the operations of a row's forward pass: a float, or float64 like the lengths.
-
-        Args:
-            encoder_length: Tokens on the encoder's side, S; a number or an array of them.
-            decoder_length: Tokens on the decoder's side, T.
-        """
+        """Return the operations of a row's forward pass: a float, or float64 like the lengths."""
         s, t = np.float64(1) * encoder_length, np.float64(1) * decoder_length
         encoder, decoder = self.encoder, self.decoder
         in_encoder = (4 * encoder.projection + encoder.feed_forward) * s
@@ -106,15 +93,6 @@ class ModelFlops:
         in_decoder = in_decoder + 2 * decoder.attention * (t + s) * t
         layers = encoder.layers * in_encoder + decoder.layers * in_decoder
         return 2 * (layers + self.output * t)
-
-
-def flops_of(config: Any, encoder_length: Lengths, decoder_length: Lengths) -> Any:
-    """Return the operations of a row's forward pass; a training step takes ``TRAINING`` times it.
-
-    Raises:
-        ModelError: The config does not name its sizes.
-    """
-    return ModelFlops.of(config)(encoder_length, decoder_length)
 
 
 def _side(config: Any, side: str) -> Side:

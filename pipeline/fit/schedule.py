@@ -24,7 +24,7 @@ class Schedule:
     at_end: bool = False
 
     def __bool__(self) -> bool:
-        """Tell whether it ever happens."""
+        """Return whether it ever happens."""
         return self.every is not None or self.each_epoch or self.at_end
 
 
@@ -42,7 +42,7 @@ class RunPlan:
     saving: Schedule
 
     def due(self, schedule: Schedule, step: int) -> bool:
-        """Tell whether something that follows ``schedule`` happens after ``step``."""
+        """Return whether something that follows ``schedule`` happens after ``step``."""
         if schedule.every is not None and step % schedule.every == 0:
             return True
         if schedule.each_epoch and step % self.steps_per_epoch == 0:
@@ -93,11 +93,7 @@ def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes:
 
 
 def _check_best(options: StepSettings, evaluation: Schedule, saving: Schedule) -> None:
-    """Refuse a best model where there is nothing to compare, or no checkpoint of it.
-
-    Raises:
-        ConfigError: There are no evaluations, or saves do not fall on them.
-    """
+    """Refuse a best model where there is nothing to compare, or no checkpoint of it."""
     asked = {
         "--load-best-model-at-end": options.load_best_model_at_end,
         "--early-stopping-patience": options.early_stopping_patience,

@@ -12,7 +12,7 @@ from pipeline.config import FitConfig
 from pipeline.config_views import ModelSettings
 from pipeline.errors import ConfigError, require_package
 from pipeline.fit.checkpoint.identity import run_identity
-from pipeline.fit.checkpoint.output import holding_output, make_output_folder
+from pipeline.fit.checkpoint.output import holding_output
 from pipeline.fit.checkpoint.pretrained import MODEL_FILES
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.prepared import PreparedData, check_shards, open_data
@@ -27,18 +27,15 @@ from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.distributed.signals import exit_code
-from pipeline.fit.estimate.dry_run import print_dry_run
+from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.model.adapter import base_name, with_adapter_settings
 from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
-from pipeline.fit.model.fingerprint import architecture, base_weights
 from pipeline.fit.model.lora import require_peft
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
-from pipeline.fit.training.trackers import check_trackers
 from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.hub_repo import HubRepo
 from pipeline.logs import note
-from pipeline.store.fingerprint import key_of
 from pipeline.world import World
 
 
@@ -64,19 +61,16 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
+    callback = callback or TrainerCallback()
     world, config = World.from_environment(), with_launcher_settings(with_adapter_settings(config))
     if config.dry_run:
-        print_dry_run(config, world)
+        if world.is_main:
+            print("\n".join(list(dry_run(config, world.size))))  # all of it at once
         return Path(config.output_dir)
-    repo = check_push(config)
+    repo = check_push(config) if config.push_to_hub else None
     if config.hub_token is not None:  # nothing that is kept may hold it
         config = dataclasses.replace(config, hub_token=None)
-    data = open_data(
-        config.data_path,
-        num_data=config.num_data,
-        model_max_length=config.model_max_length,
-        eval_folders=config.eval_folders,
-    )
+    data = open_data(config)
     check_best(config, data)
     model = config.model
     check_packages(config.trackers, model, config.optim)
@@ -85,18 +79,18 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     output, stop = Path(config.output_dir), None
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
         check_device(model, accelerator.device)
-        hosts = HostGroup.join() if repo else HostGroup()
+        hosts = HostGroup.join()
         if repo:
             hosts.run_on_first(repo.create)
         ctx = build_context(config, accelerator, data)
         with holding_output(output, is_main=accelerator.is_main_process):
-            checkpointer = build_checkpointer(ctx)
+            checkpointer = build_checkpointer(ctx, callback.on_write)
             checkpoint, finished = checkpointer.load_latest()
             if finished:
                 note("finished before; nothing to train")
             else:
                 with explained_errors(config, ctx.plan):
-                    trainer = build_trainer(ctx, checkpoint, checkpointer, callback=callback)
+                    trainer = build_trainer(ctx, checkpoint, checkpointer, hosts, callback=callback)
                     stop = trainer.train()
                     if stop is None:
                         trainer.save_pretrained()
@@ -111,12 +105,9 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
 
 
 def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) -> None:
-    """Refuse what needs a package that is not there, or a newer torch.
-
-    Raises:
-        ConfigError: It is not installed, or too old.
-    """
-    check_trackers(trackers)
+    """Refuse what needs a package that is not there, or a newer torch."""
+    for name in trackers:
+        require_package(name, where=f"--report-to {name}", install=name)
     if model.lora is not None:
         require_peft("--lora-r")
     if model.quantize:
@@ -133,11 +124,7 @@ def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) ->
 
 
 def check_best(config: FitConfig, data: PreparedData) -> None:
-    """Refuse to look for the best model where its metric is never computed.
-
-    Raises:
-        ConfigError: Only folders of ``--eval-data-path`` are evaluated.
-    """
+    """Refuse to look for the best model where only ``--eval-data-path`` is evaluated."""
     if data.eval is None and (config.load_best_model_at_end or config.early_stopping_patience):
         raise ConfigError(
             "there is no evaluation to compare",
@@ -147,15 +134,10 @@ def check_best(config: FitConfig, data: PreparedData) -> None:
         )
 
 
-def check_push(config: FitConfig) -> HubRepo | None:
-    """Return where the trained model is pushed to; refuse what would be of no use there.
-
-    Raises:
-        ConfigError: Others do not have an adapter's base.
-        ModelError: An adapter's base cannot be found.
-    """
+def check_push(config: FitConfig) -> HubRepo:
+    """Return where the trained model is pushed to; refuse what would be of no use there."""
     repo = HubRepo.from_options(config, Path(config.output_dir))
-    if repo and config.lora_r:
+    if config.lora_r:
         base = base_name(config.model_name_or_path)
         if Path(base).is_dir():
             raise ConfigError(
@@ -171,9 +153,6 @@ def check_device(model: ModelSettings, device: torch.device) -> None:
     """Refuse a device on which it would not be the same run.
 
     bitsandbytes computes on a CPU, too, but evaluates there with weights that it has packed anew.
-
-    Raises:
-        ConfigError: Weights of four bits want a GPU.
     """
     if model.quantize and device.type in ("cpu", "mps"):
         raise ConfigError(
@@ -185,17 +164,16 @@ def check_device(model: ModelSettings, device: torch.device) -> None:
 
 
 def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> RunContext:
-    """Plan the run and make its output folder: what can be wrong is found before it takes time.
+    """Plan the run: what can be wrong is found before it takes time.
 
     Raises:
         ConfigError: See ``schedule.plan_run``.
         PreparedFolderError: A shard is damaged.
         ModelError: The model's config cannot be read.
-        OutputError: The folder cannot be written.
     """
     plan = plan_run(
         config.steps,
-        num_rows=data.rows_per_epoch,
+        num_rows=data.train.rows_per_epoch,
         eval_rows=data.eval_rows,
         processes=accelerator.num_processes,
     )
@@ -204,39 +182,15 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
         accelerator=accelerator,
         data=data,
         plan=plan,
-        identity=_identity(config, plan, data),
-        sharding=sharding_of(
-            config.sharding,
-            accelerator.num_processes,
-            optim=config.optim,
-            quantize=config.quantize,
-            torch_compile=config.torch_compile,
-            auto_batch_size=config.auto_batch_size,
-        ),
+        identity=run_identity(config, plan, data),
+        sharding=sharding_of(config, accelerator.num_processes),
         output=Path(config.output_dir),
     )
     _ignored_flags(config, accelerator)
     if accelerator.is_local_main_process:  # nodes may have a prepared folder each
         check_shards(data)
-    if accelerator.is_main_process:
-        make_output_folder(ctx.output)
     accelerator.wait_for_everyone()
     return ctx
-
-
-def _identity(config: FitConfig, plan: RunPlan, data: PreparedData) -> dict[str, Any]:
-    identity = run_identity(
-        config,
-        plan,
-        fingerprint=data.fingerprint,
-        num_rows=data.rows_per_epoch,
-        model=architecture(config.model_name_or_path, config.cache_dir),
-        vocabulary=key_of(sorted(data.tokenizer.backend.get_vocab().items())),
-    )
-    if config.lora_r:
-        weights = base_weights(config.model_name_or_path, config.cache_dir)
-        identity["--model-name-or-path (weights)"] = weights
-    return identity
 
 
 def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
@@ -254,11 +208,7 @@ def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
 
 @contextlib.contextmanager
 def explained_errors(config: FitConfig, plan: RunPlan) -> Iterator[None]:
-    """Turn what the device's memory and torch's compiler raise into one clear line.
-
-    Raises:
-        ConfigError: The device is out of memory, or a layer cannot be compiled.
-    """
+    """Turn what the device's memory and torch's compiler raise into one clear line."""
     try:
         yield
     except Exception as error:

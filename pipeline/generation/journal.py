@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import OutputError
+from pipeline.json_object import read_json_object
 from pipeline.store.atomic import locked_folder, output_errors, sync_folder, write_file
 
 Request = dict[str, Any]
@@ -50,7 +51,7 @@ class Journal:
         if not self._output.exists():
             return False
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(self._run_path.read_text(encoding="utf-8")) == self._request:
+            if read_json_object(self._run_path) == self._request:
                 return True
         raise OutputError(
             "something is there already",

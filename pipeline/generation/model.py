@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.engine.transformers_decoder import TransformersDecoder
 from pipeline.generation.source import SourceEncoder
 from pipeline.hub import permission_errors
+from pipeline.json_object import read_json_object
 from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import saved_length
@@ -138,7 +138,7 @@ def transformers_decoder(model: Any, options: GenerationOptions) -> Transformers
 def _described(
     folder: Path, tokenizer: TextTokenizer, decoder: Decoder, model: Any
 ) -> TrainedModel:
-    saved = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    saved = read_json_object(tokenizer.files.get("tokenizer_config.json", b"{}"))
     window = saved_length(saved)
     return TrainedModel(
         name=str(folder),
@@ -161,7 +161,7 @@ def eos_ids(tokenizer: TextTokenizer, model: Any) -> frozenset[int]:
 def _target_length(folder: Path, window: int) -> int:
     """Return the longest answer of the training, from its ``run.json``."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_json_object(folder / "run.json")
         length = run["prepared"]["config"]["max_target_length"]
         if isinstance(length, int) and length >= 1:
             return length

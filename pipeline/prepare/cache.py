@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.errors import PreparedFolderError
+from pipeline.json_object import read_json_object
 from pipeline.logs import note
 from pipeline.prepare.files.sources import FileState, is_settled
 from pipeline.store.atomic import output_errors, write_file
@@ -38,7 +39,7 @@ class PreparedCache:
     def find(self) -> Path | None:
         """Return the complete prepared folder of this input, or None."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            entry = json.loads(self._entry(self.key).read_text(encoding="utf-8"))
+            entry = read_json_object(self._entry(self.key))
             return self.complete(str(entry["fingerprint"]))
         return None
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.json_object import read_json_object
 from pipeline.store.atomic import write_file
 from pipeline.store.fingerprint import sha256_of_text
 
@@ -26,6 +27,5 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
         written, _, body = path.read_text(encoding="utf-8").partition("\n")
         if written == sha256_of_text(body):
-            fields = json.loads(body)
-            return fields if isinstance(fields, dict) else None
+            return read_json_object(body)
     return None

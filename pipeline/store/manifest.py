@@ -1,12 +1,12 @@
 """``manifest.json``: what a prepared folder holds, and the proof that it is complete."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PreparedFolderError
+from pipeline.json_object import read_json_object
 from pipeline.store.atomic import write_file
 from pipeline.store.seals import FileSeal, find_difference, read_sealed_json, sealed_json
 
@@ -137,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
             do=again,
         )
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json_object(path)
         version = fields["schema_version"]
         if version == SCHEMA_VERSION:
             shards = [Shard(**shard) for shard in fields.pop("shards")]

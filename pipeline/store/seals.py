@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.json_object import read_json_object
 from pipeline.store.fingerprint import sha256_of_file, sha256_of_text
 
 _CHECKSUM = ',\n  "checksum": '
@@ -40,8 +41,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     body, found, _ = text.rpartition(_CHECKSUM)
     if not found or _with_checksum(f"{body}\n}}") != text:
         raise ValueError("another checksum" if found else "no checksum")
-    fields: dict[str, Any] = json.loads(f"{body}\n}}")
-    return fields
+    return read_json_object(f"{body}\n}}")
 
 
 def _with_checksum(text: str) -> str:

@@ -1,10 +1,10 @@
 """A prepared folder to a URL, file by file; ``manifest.json`` last: there, it means complete."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import OutputError
+from pipeline.json_object import read_json_object
 from pipeline.logs import ByteProgress
 from pipeline.store.manifest import FILENAME, Manifest
 from pipeline.store.remote import files_below, open_binary, remote_errors
@@ -58,7 +58,7 @@ def _is_of(target: "UPath", fingerprint: str, sizes: dict[str, int]) -> bool:
     with open_binary(target / FILENAME) as file:
         content = file.read()
     try:
-        fields: dict[str, Any] = json.loads(content)
+        fields = read_json_object(content)
         shards = [(shard["path"], shard["bytes"]) for shard in fields["shards"]]
         return fields["fingerprint"] == fingerprint and all(
             sizes.get(path) == size for path, size in shards

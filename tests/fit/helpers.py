@@ -16,9 +16,11 @@ from transformers import BartConfig
 
 from pipeline.config import FitConfig
 from pipeline.fit.checkpoint.output import holding_output
+from pipeline.fit.checkpoint.pretrained import MAX_SHARD_BYTES
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.prepared import open_data
+from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.stage import build_context, explained_errors
 from pipeline.fit.training.build import build_checkpointer, build_trainer
@@ -55,10 +57,11 @@ class Hooks(TrainerCallback):
         step_begin: Callable[[int], object] = lambda step: None,
         step_end: Callable[[int, StepResult], object] = lambda step, result: None,
         save: Callable[[int], object] = lambda step: None,
+        write: Callable[[int], object] = lambda step: None,
         prediction_step: Callable[[], object] = lambda: None,
     ) -> None:
         self._step_begin, self._step_end = step_begin, step_end
-        self._save, self._prediction_step = save, prediction_step
+        self._save, self._write, self._prediction_step = save, write, prediction_step
 
     def on_step_begin(self, step: int) -> None:
         self._step_begin(step)
@@ -69,22 +72,29 @@ class Hooks(TrainerCallback):
     def on_save(self, step: int) -> None:
         self._save(step)
 
+    def on_write(self, step: int) -> None:
+        self._write(step)
+
     def on_prediction_step(self) -> None:
         self._prediction_step()
 
 
 def fit_with(
-    config: FitConfig, change: Callable[[RunContext], RunContext] = lambda ctx: ctx, **options: Any
+    config: FitConfig,
+    change: Callable[[RunContext], RunContext] = lambda ctx: ctx,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    **options: Any,
 ) -> Path:
     """Run ``fit`` from the context on: changed, on any device, with options of the trainer."""
-    data = open_data(config.data_path, num_data=config.num_data)
+    data = open_data(config)
     with join_processes(World.from_environment(), bf16=config.bf16) as accelerator:
         ctx = change(build_context(config, accelerator, data))
         held = holding_output(ctx.output, is_main=accelerator.is_main_process)
         with held, explained_errors(config, ctx.plan):
-            checkpointer = build_checkpointer(ctx)
+            checkpointer = build_checkpointer(ctx, max_shard_bytes=max_shard_bytes)
             checkpoint, _ = checkpointer.load_latest()
-            trainer = build_trainer(ctx, checkpoint, checkpointer, **options)
+            trainer = build_trainer(ctx, checkpoint, checkpointer, HostGroup.join(), **options)
             assert trainer.train() is None
             trainer.save_pretrained()
             accelerator.wait_for_everyone()

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 from pipeline.errors import ModelError
-from pipeline.fit.flops import TRAINING, ModelFlops, flops_of
+from pipeline.fit.flops import TRAINING, ModelFlops
 
 SIZES = {"d_model": 24, "d_ff": 40, "d_kv": 8, "num_heads": 2, "vocab_size": 96}
 T5 = {"num_layers": 3, "num_decoder_layers": 2, "decoder_start_token_id": 0} | SIZES
@@ -40,11 +40,11 @@ def test_they_are_those_that_torch_counts(config: Any, rows: int, source: int, t
     ids = torch.full((rows, source), 5)
     with FlopCounterMode(display=False) as counter:
         logits = model(input_ids=ids, decoder_input_ids=torch.full((rows, target), 5)).logits
-    assert counter.get_total_flops() == rows * flops_of(config, source, target)
+    assert counter.get_total_flops() == rows * ModelFlops.of(config)(source, target)
     with FlopCounterMode(display=False) as backward:
         logits.sum().backward()
     total = counter.get_total_flops() + backward.get_total_flops()
-    assert total == TRAINING * rows * flops_of(config, source, target)
+    assert total == TRAINING * rows * ModelFlops.of(config)(source, target)
 
 
 def test_numbers_and_arrays_give_the_same() -> None:

@@ -330,7 +330,7 @@ def test_ids_that_were_overwritten_are_found_before_the_training(
     config = changed(config, data_path=str(folder))
     with pytest.raises(PreparedFolderError, match="damaged") as caught:
         if size == "large":
-            check_shards(open_data(config.data_path), most_hashed=0)
+            check_shards(open_data(config), most_hashed=0)
         else:
             fit(config)
     assert str(folder / shard) in caught.value.where

@@ -8,6 +8,7 @@ processes, after the step that is under way.
 """
 
 import copy
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -23,19 +24,20 @@ from pipeline.fit.checkpoint.format import (
     delete_oldest,
     find_checkpoint,
     publish_checkpoint,
-    temporary_folder,
 )
-from pipeline.fit.checkpoint.identity import check_identity
+from pipeline.fit.checkpoint.identity import check_identity, differences
 from pipeline.fit.checkpoint.model_card import model_card, write_card
-from pipeline.fit.checkpoint.part import Part, Seals, stage_part
 from pipeline.fit.checkpoint.pretrained import (
+    MAX_SHARD_BYTES,
     STATE_FILE,
     is_trained,
     save_config,
+    save_model,
+    weights_of_model,
     write_trained,
     writing_errors,
 )
-from pipeline.fit.checkpoint.staging import Staging, weights_of_model
+from pipeline.fit.checkpoint.staging import Part, Seals, Staging, stage_part
 from pipeline.fit.checkpoint.train_state import RunState, TrainState
 from pipeline.fit.distributed.fsdp import full_tensor, local_shard, resharded
 from pipeline.fit.distributed.host_group import HostGroup
@@ -59,6 +61,9 @@ class CheckpointSettings:
     save_total_limit: int | None = None
     save_only_model: bool = False
     resume_anyway: bool = False
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    on_write: Callable[[int], object] = lambda step: None
+    """Is told, by the thread, that it begins to write the checkpoint of a step."""
 
 
 class Checkpointer:
@@ -116,10 +121,9 @@ class Checkpointer:
         checkpoint = find_checkpoint(settings.output)
         if checkpoint is None:
             return None, False
-        different = checkpoint.differences(settings.identity)
         other = check_identity(
             checkpoint.folder.name,
-            different,
+            differences(checkpoint.identity, settings.identity),
             step=checkpoint.state.step,
             anyway=settings.resume_anyway,
         )
@@ -147,15 +151,17 @@ class Checkpointer:
         began = time.perf_counter()
         self.wait()
         self._check_weights(state)
-        folder = temporary_folder(self._settings.output, state.progress.step)
-        folder = self._group.from_first(folder)  # with the first process's id in its name
-        self._group.run_on_first(lambda: _make(folder))
+        folder = self._settings.output / f".checkpoint-{state.progress.step}.{os.getpid()}.tmp"
+        folder = self._group.from_first(folder)  # with that one's process id in its name
+        with writing_errors(folder):
+            self._group.run_on_first(folder.mkdir)
         part = stage_part(
             state,
             self._staging,
             self._group,
             self._find_writers(folder),
             only_model=self._settings.save_only_model,
+            max_shard_bytes=self._settings.max_shard_bytes,
         )
         progress = copy.deepcopy(state.progress)
         paused = time.perf_counter() - began
@@ -169,11 +175,7 @@ class Checkpointer:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what was saved is written.
-
-        Raises:
-            OutputError: It could not be.
-        """
+        """Wait until what was saved is written, or raise what it failed with."""
         writing, self._writing = self._writing, None
         if writing is not None:
             note(writing.result())
@@ -186,7 +188,7 @@ class Checkpointer:
         Args:
             state: The run's last.
             run_metadata: What stands in ``run.json``.
-            best_step: The checkpoint that is written instead; 0: the state's own weights.
+            best_step: The checkpoint whose weights are written instead; 0: none.
 
         Raises:
             CheckpointError: That checkpoint is not there, or damaged.
@@ -202,12 +204,14 @@ class Checkpointer:
             if self._group.rank == 0:
                 tensors[name] = full.cpu()
 
+        def save(folder: Path) -> Seals:
+            copies, limit = weights.copied(tensors), settings.max_shard_bytes
+            return save_model(folder, model, settings.tokenizer, copies, limit)
+
         def write() -> None:
             write_trained(
                 settings.output,
-                model,
-                settings.tokenizer,
-                weights.copied(tensors),
+                save,
                 run_metadata=run_metadata,
                 trainer_state=settings.describe(state.progress),
                 best=checked_checkpoint(settings.output, best_step) if best_step else None,
@@ -217,11 +221,7 @@ class Checkpointer:
         self._group.run_on_first(write)
 
     def _check_weights(self, state: TrainState) -> None:
-        """Refuse to save weights that are no numbers; a loss tells only those of the step before.
-
-        Raises:
-            ModelError: A weight is infinite or NaN, in the shard of any process.
-        """
+        """Refuse to save weights that are no numbers: a loss tells those before the step."""
         weights = resharded(state.model).named_parameters()
         found = [name for name, weight in weights if not local_shard(weight).isfinite().all()]
         if names := [name for names in self._group.gather(found[:1]) for name in names]:
@@ -248,6 +248,7 @@ class Checkpointer:
         final = settings.output / f"checkpoint-{progress.step}"
 
         def write() -> Seals:
+            settings.on_write(progress.step)
             with writing_errors(final):
                 return part.write(folder)
 
@@ -271,8 +272,3 @@ class Checkpointer:
         self._group.run_on_first(complete)
         seconds = time.perf_counter() - start
         return f"saved {final.name} (training paused {paused:.2f} s, written in {seconds:.2f} s)"
-
-
-def _make(folder: Path) -> None:
-    with writing_errors(folder):
-        folder.mkdir()

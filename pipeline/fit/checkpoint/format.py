@@ -14,11 +14,10 @@ With ``--save-only-model`` there is neither optimizer, scheduler nor random stat
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,12 @@ from typing import Any
 import torch
 
 from pipeline.errors import CheckpointError, DuetError
-from pipeline.fit.checkpoint.identity import differences
 from pipeline.fit.checkpoint.pretrained import STATE_FILE
 from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.json_object import read_json_object
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.seals import sealed_json
+from pipeline.store.seals import FileSeal, sealed_json
 
 SCHEMA_VERSION = 3
 READ_SCHEMAS = (2, 3)
@@ -55,10 +54,6 @@ class Checkpoint:
     def has_optimizer(self) -> bool:
         """Whether a run can be resumed from it; not from one of ``--save-only-model``."""
         return any(name.startswith("optimizer") for name in self.files)
-
-    def differences(self, identity: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Return the settings that differ, each with its value here and the one now."""
-        return differences(self.identity, identity)
 
     def load(self, name: str) -> Any:
         """Return what ``torch.save`` wrote into a file of the checkpoint, on the CPU.
@@ -100,8 +95,8 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
     """Return the newest complete checkpoint; others are passed over with a note.
 
     Raises:
-        CheckpointError: There are checkpoints of this program, and none can be used: to start
-            anew would replace them. Or the newest may not be read.
+        CheckpointError: There are some, and none can be used: to start anew would replace them.
+            Or the newest may not be read.
     """
     unusable: list[tuple[Path, ValueError]] = []
     for step, folder in sorted(_folders(output), reverse=True):
@@ -140,32 +135,24 @@ def checked_checkpoint(output: Path, step: int) -> Path:
         ) from error
 
 
-def temporary_folder(output: Path, step: int) -> Path:
-    """Return where a checkpoint is written before it is complete."""
-    return output / f".checkpoint-{step}.{os.getpid()}.tmp"
-
-
 def publish_checkpoint(
     temporary: Path,
     final: Path,
     *,
-    seals: dict[str, dict[str, Any]],
+    seals: dict[str, FileSeal],
     identity: dict[str, Any],
     processes: int,
     state: RunState,
 ) -> None:
-    """Complete a checkpoint whose parts are written: seal what is left, then rename.
+    """Complete a checkpoint in which all is written but the manifest, and give it its name.
 
     Args:
-        temporary: Its folder, in which everything lies but the manifest.
+        temporary: Its folder.
         final: What it will be called.
         seals: Size and hash of the files that were hashed while they were written.
         identity: See ``run_identity``.
         processes: Of the run.
         state: Where the run stands.
-
-    Raises:
-        OutputError: It cannot be written.
     """
     with output_errors(final):
         others = sorted(path for path in temporary.iterdir() if path.name not in seals)
@@ -197,26 +184,15 @@ def delete_oldest(
 ) -> None:
     """Keep at most ``limit`` complete checkpoints: ``checkpoint-<newest>`` and those before it.
 
-    Folders that this program did not complete are left alone.
-
-    Args:
-        output: The run's output folder.
-        newest: The step of the newest checkpoint.
-        limit: How many are kept; None: all.
-        protected: Steps whose checkpoints stay, such as the best one's. They count.
-
-    Raises:
-        OutputError: One cannot be deleted.
+    Folders that this program did not complete stay, and so do the checkpoints of the steps that are
+    ``protected``, which count.
     """
     if limit is None:
         return
-    older = [
-        (step, folder)
-        for step, folder in sorted(_folders(output))
-        if step < newest and (folder / MANIFEST).is_file()
-    ]
+    found = {step: path for step, path in sorted(_folders(output)) if (path / MANIFEST).is_file()}
+    older = [step for step in found if step < newest]
     excess = max(len(older) - (limit - 1), 0)
-    for folder in [folder for step, folder in older if step not in protected][:excess]:
+    for folder in [found[step] for step in older if step not in protected][:excess]:
         # Renamed first, so that what is left is never taken for whole: see output.py.
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         with output_errors(folder):
@@ -234,12 +210,7 @@ def _folders(output: Path) -> list[tuple[int, Path]]:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """Read a checkpoint's manifest, and check the files that it names.
-
-    Raises:
-        ValueError: It is incomplete or damaged.
-        CheckpointError: It may not be read.
-    """
+    """Read a checkpoint; raise ValueError where it is incomplete or damaged."""
     try:
         return _checked(folder, step)
     except PermissionError as error:
@@ -254,45 +225,41 @@ def _read(folder: Path, step: int) -> Checkpoint:
 
 
 def _checked(folder: Path, step: int) -> Checkpoint:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json_object(folder / MANIFEST)
     if manifest["schema_version"] not in READ_SCHEMAS:
         raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
-    for name, seal in manifest["files"].items():
+    seals = {name: FileSeal(**seal) for name, seal in manifest["files"].items()}
+    for name, seal in seals.items():
         size = (folder / name).stat().st_size
-        if size != seal["bytes"]:
-            raise ValueError(f"{name} has {size} bytes, not {seal['bytes']}")
+        if size != seal.bytes:
+            raise ValueError(f"{name} has {size} bytes, not {seal.bytes}")
     identity, processes = manifest["identity"], manifest["processes"]
     if not isinstance(identity, dict) or not isinstance(processes, int):
         raise TypeError("identity or processes of a wrong type")
-    log = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["log_history"]
+    log = read_json_object(folder / STATE_FILE)["log_history"]
     state = RunState.from_progress(manifest["progress"], log)
     if state.step != step:
         raise ValueError(f"it was made at step {state.step}")
-    _check_seals(folder, manifest["files"])  # last: it reads all of them
+    _check_seals(folder, seals)  # last: it reads all of them
     return Checkpoint(
         folder=folder,
         identity=identity,
         processes=processes,
         state=state,
-        files=tuple(manifest["files"]),
+        files=tuple(seals),
     )
 
 
-def _check_seals(folder: Path, seals: dict[str, Any]) -> None:
-    """Hash files, several at a time.
-
-    Raises:
-        ValueError, OSError: One is not as it was written, or cannot be read.
-    """
+def _check_seals(folder: Path, seals: dict[str, FileSeal]) -> None:
+    """Hash files, several at a time."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hashing") as pool:
-        found: Iterable[Any] = pool.map(lambda name: _seal(folder / name), seals)
+        found = pool.map(lambda name: _seal(folder / name), seals)
         for (name, seal), actual in zip(seals.items(), found, strict=True):
             if actual != seal:
                 raise ValueError(f"{name} is not as it was written")
 
 
-def _seal(path: Path) -> dict[str, Any]:
-    """Return what tells a file from a damaged one."""
+def _seal(path: Path) -> FileSeal:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256}
+    return FileSeal(path.stat().st_size, sha256)

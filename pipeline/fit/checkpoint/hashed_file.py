@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.store.seals import FileSeal
+
 _DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -31,11 +33,7 @@ _DTYPES = {
 
 
 class HashedFile:
-    """A new file to write into; on the disk when it is closed.
-
-    Args:
-        path: Where.
-    """
+    """A new file to write into; on the disk when it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._digest, self._size = path.open("wb"), hashlib.sha256(), 0
@@ -65,9 +63,9 @@ class HashedFile:
         """Hand over to the system what is buffered; ``torch.save`` calls it."""
         self._file.flush()
 
-    def seal(self) -> dict[str, Any]:
+    def seal(self) -> FileSeal:
         """Return what tells the file from a damaged one."""
-        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
+        return FileSeal(self._size, self._digest.hexdigest())
 
 
 def write_safetensors(tensors: Mapping[str, torch.Tensor], file: HashedFile) -> None:

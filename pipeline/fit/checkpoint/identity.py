@@ -3,9 +3,13 @@
 from typing import Any
 
 from pipeline.config import FitConfig
+from pipeline.config_fields import flag
 from pipeline.errors import CheckpointError
+from pipeline.fit.data.prepared import PreparedData
+from pipeline.fit.model.fingerprint import architecture, base_weights
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.optim import warmup_steps
+from pipeline.store.fingerprint import key_of
 
 _OTHER_RUN = (
     "--model-name-or-path (config)",
@@ -38,40 +42,31 @@ _SETTINGS_IF_GIVEN = ("lr_scheduler_kwargs", "label_smoothing_factor", "dropout"
 _LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize")
 
 
-def run_identity(
-    config: FitConfig,
-    plan: RunPlan,
-    *,
-    fingerprint: str,
-    num_rows: int,
-    model: str,
-    vocabulary: str,
-) -> dict[str, Any]:
+def run_identity(config: FitConfig, plan: RunPlan, data: PreparedData) -> dict[str, Any]:
     """Return what must be the same for a run to go on, by the words that a refusal names it by.
 
-    Args:
-        config: The settings.
-        plan: The steps.
-        fingerprint: The prepared folder's.
-        num_rows: Rows to train on.
-        model: What kind of model the run starts from: see ``model.architecture``.
-        vocabulary: A name of the prepared tokenizer's pieces and their ids.
+    Raises:
+        ModelError: The model's files cannot be read.
     """
+    name, cache_dir = config.model_name_or_path, config.cache_dir
     settings = (*_SETTINGS, *(_LORA_SETTINGS if config.lora_r else ()))
     settings += tuple(
         name for name in _SETTINGS_IF_GIVEN if getattr(config, name) != getattr(FitConfig, name)
     )
-    return {
-        "--model-name-or-path (config)": model,
-        "vocabulary": vocabulary,
+    identity = {
+        "--model-name-or-path (config)": architecture(name, cache_dir),
+        "vocabulary": key_of(sorted(data.tokenizer.backend.get_vocab().items())),
         "--from-scratch": config.from_scratch,
-        "--data-path (fingerprint)": fingerprint,
+        "--data-path (fingerprint)": data.train.fingerprint,
         "rows per step": plan.rows_per_step,
-        "rows to train on": num_rows,
+        "rows to train on": data.train.rows_per_epoch,
         "steps in all": plan.total_steps,
         "warmup steps": warmup_steps(config.schedule, plan.total_steps),
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in settings},
+        **{flag(name): getattr(config, name) for name in settings},
     }
+    if config.lora_r:
+        identity["--model-name-or-path (weights)"] = base_weights(name, cache_dir)
+    return identity
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -84,22 +79,15 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[
 
 
 def check_identity(
-    name_of_checkpoint: str,
-    different: dict[str, tuple[Any, Any]],
-    *,
-    step: int,
-    anyway: bool = False,
+    checkpoint: str, different: dict[str, tuple[Any, Any]], *, step: int, anyway: bool
 ) -> str:
-    """Refuse to resume with other settings.
+    """Return the settings that differ, in words; refuse to resume where that has no meaning.
 
     Args:
-        name_of_checkpoint: As the refusal calls it.
-        different: What differs.
+        checkpoint: Its name.
+        different: See ``differences``.
         step: Steps done.
         anyway: Resume all the same, where that is possible.
-
-    Returns:
-        The settings that differ, in words; empty where none does.
 
     Raises:
         CheckpointError: A setting differs; it names the first, with both values.
@@ -112,7 +100,7 @@ def check_identity(
         raise CheckpointError(
             "a run cannot go on with other settings",
             where=name,
-            got=f"{value}, but {name_of_checkpoint} was made with {before}",
+            got=f"{value}, but {checkpoint} was made with {before}",
             do=f"give {old}, {way}or another --output-dir",
         )
     return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())

@@ -29,7 +29,7 @@ _FIGURES = {
 
 def run_metadata(ctx: RunContext) -> dict[str, Any]:
     """Return what stands in ``run.json``."""
-    manifest = ctx.data.manifest
+    manifest = ctx.data.train.manifest
     return {
         "command": command(ctx.config),
         "settings": dataclasses.asdict(ctx.config),
@@ -50,7 +50,6 @@ def run_metadata(ctx: RunContext) -> dict[str, Any]:
 
 
 def _packages(config: FitConfig) -> list[str]:
-    """Return the packages whose versions decide a run."""
     names = ["duet-t5", "torch", "transformers", "accelerate", "tokenizers"]
     names += ["peft"] if config.lora_r else []
     return names + (["bitsandbytes"] if config.quantize or config.optim == "adamw_8bit" else [])
@@ -63,12 +62,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def model_card(metadata: dict[str, Any], state: RunState) -> str:
-    """Return the text of a model card.
-
-    Args:
-        metadata: What stands in ``run.json``.
-        state: The run's last.
-    """
+    """Return the text of a model card, of what stands in ``run.json`` and a run's last state."""
     settings, prepared = metadata["settings"], metadata["prepared"]
     counts = prepared["rows"] | prepared["counts"]
     last = {

@@ -9,21 +9,9 @@ from pathlib import Path
 from pipeline.store.atomic import locked_folder, output_errors
 
 
-def make_output_folder(output: Path) -> None:
-    """Make the folder, and find out before the training whether it can be written.
-
-    Raises:
-        OutputError: It cannot.
-    """
-    with output_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-
-
 @contextlib.contextmanager
 def holding_output(output: Path, *, is_main: bool) -> Iterator[None]:
-    """Keep other runs out of the output folder, and delete what one that was killed left there.
+    """Make the folder, keep other runs out of it, and delete what one that was killed left there.
 
     A launcher that is killed leaves its processes behind, and they go on.
 
@@ -32,11 +20,15 @@ def holding_output(output: Path, *, is_main: bool) -> Iterator[None]:
         is_main: Whether this is the process that writes; the others do nothing.
 
     Raises:
-        OutputError: Another run writes into it.
+        OutputError: It cannot be written, or another run writes into it.
     """
     if not is_main:
         yield
         return
+    with output_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):  # known now, and not after the training
+            pass
     with locked_folder(output):
         delete_leftovers(output)
         yield

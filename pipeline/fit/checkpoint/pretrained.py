@@ -8,26 +8,26 @@ and, last, ``trainer_state.json``: each file is whole or not there.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
-from pipeline.fit.checkpoint.staging import Weights, size_of, weights_of_model
 from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.fingerprint import files_of_index
 from pipeline.fit.model.loading import quiet_transformers
-from pipeline.fit.model.lora import (
-    ADAPTER_FILES,
-    is_adapted,
-    is_adapter,
-    save_adapter,
-)
+from pipeline.fit.model.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
+from pipeline.json_object import read_json_object
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, sync_folder, write_file
 from pipeline.store.fingerprint import sha256_of_text
@@ -40,18 +40,63 @@ RUN_FILE = "run.json"
 SEALS_FILE = "checksums.json"
 MAX_SHARD_BYTES = 5 * 1000**3
 """Weights of more are several files with an index, which every loader of this layout knows."""
+_INDEX = "model.safetensors.index.json"
 _WEIGHTS = (
     "model.safetensors",
     *ADAPTER_FILES,
     "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    _INDEX,
     "pytorch_model.bin",
     "pytorch_model-*-of-*.bin",
     "pytorch_model.bin.index.json",
 )
 MODEL_FILES = (*_WEIGHTS, "config.json", "generation_config.json", *TOKENIZER_FILES)
 """What others load, as names and patterns of names; no path of this machine stands in it."""
-_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A model's weights, apart from the model."""
+
+    tensors: dict[str, torch.Tensor]
+    """By name, as in its state dict; of those that are one, the first name alone."""
+    sizes: dict[str, int]
+    """The bytes of each; of a sharded one, of all its shards."""
+    tied: bool
+    """Whether input and output share one matrix."""
+    aliases: dict[str, str]
+    """Of an adapter, the other names of its tensors, each with the one above."""
+
+    def copied(self, copies: Mapping[str, torch.Tensor]) -> "Weights":
+        """Return the same with those of its tensors that are among copies."""
+        tensors = {name: copies[name] for name in self.tensors if name in copies}
+        return dataclasses.replace(self, tensors=tensors)
+
+
+def weights_of_model(model: Any) -> Weights:
+    """Return a model's weights where they are; of one with an adapter, what is trained."""
+    adapted = is_adapted(model)
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: dict[int, str] = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if adapted and not weight.requires_grad:
+            continue
+        if (one := names.setdefault(id(weight), name)) == name:
+            tensors[name] = weight
+        else:
+            aliases[name] = one
+    return Weights(
+        tensors=tensors,
+        sizes={name: size_of(weight) for name, weight in tensors.items()},
+        tied=not adapted and is_tied(model),
+        aliases=aliases,
+    )
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor; of a sharded one, of all its shards."""
+    return tensor.numel() * tensor.element_size()
 
 
 @contextlib.contextmanager
@@ -72,15 +117,20 @@ def writing_errors(where: Path) -> Iterator[None]:
 
 
 def save_model(
-    folder: Path, model: Any, tokenizer: Path, weights: Weights | None = None
+    folder: Path,
+    model: Any,
+    tokenizer: Path,
+    weights: Weights | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, FileSeal]:
-    """Write a model and its tokenizer into a folder, not atomically.
+    """Write a model, or its adapter, and its tokenizer into a folder, not atomically.
 
     Args:
         folder: Made if it is not there.
-        model: A transformers model, not wrapped; of one with an adapter, the adapter is written.
+        model: A transformers model, not wrapped.
         tokenizer: The folder that the tokenizer's files are copied from.
         weights: What is written in place of the model's own, which may be changing or sharded.
+        max_shard_bytes: See ``weight_files``.
 
     Returns:
         The seals of the files that were hashed while they were written: large weights.
@@ -92,26 +142,26 @@ def save_model(
     weights = weights or weights_of_model(model)
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        files = weight_files({name: size_of(t) for name, t in weights.tensors.items()})
+        files = weight_files(weights.sizes, max_shard_bytes=max_shard_bytes)
         save_config(folder, model, weights, files)
         if not is_adapted(model):
             for file, names in files.items():
                 tensors = {name: weights.tensors[name].detach().cpu() for name in names}
                 with HashedFile(folder / file) as target:
                     write_safetensors(tensors, target)
-                seals[file] = FileSeal(**target.seal())
+                seals[file] = target.seal()
         copy_tokenizer(tokenizer, folder)
     return seals
 
 
-def weight_files(sizes: Mapping[str, int], writers: int = 1) -> dict[str, list[str]]:
-    """Return the files that weights are written into, each with the names in it.
+def weight_files(
+    sizes: Mapping[str, int], writers: int = 1, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> dict[str, list[str]]:
+    """Return the files that weights of these bytes are written into, each with the names in it.
 
-    Args:
-        sizes: The bytes of each weight.
-        writers: Processes that write; each gets as many files, of about the same size.
+    Each of the processes that write gets as many files, of about the same size.
     """
-    each = math.ceil(sum(sizes.values()) / (MAX_SHARD_BYTES * writers))
+    each = math.ceil(sum(sizes.values()) / (max_shard_bytes * writers))
     return deal_files("model.safetensors", sizes, writers * max(each, 1))
 
 
@@ -142,16 +192,10 @@ def deal_files(name: str, sizes: Mapping[K, int], count: int) -> dict[str, list[
 def save_config(
     folder: Path, model: Any, weights: Weights, files: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write what belongs to the weights: configs and index; of a model with an adapter, all of it.
-
-    Args:
-        folder: Where.
-        model: The model, not wrapped.
-        weights: Its weights; of an adapter they are written, too.
-        files: The names of the weights in each file.
-    """
+    """Write what belongs to weights in these files: configs, index; of an adapter, all of it."""
     if is_adapted(model):
-        save_adapter(folder, model, weights.with_all_names())
+        aliases = {name: weights.tensors[one] for name, one in weights.aliases.items()}
+        save_adapter(folder, model, weights.tensors | aliases)
         # safetensors lets the owner alone read what it writes.
         shutil.copymode(folder / ADAPTER_FILES[1], folder / ADAPTER_FILES[0])
         return
@@ -162,32 +206,23 @@ def save_config(
     for path in aside.iterdir():
         path.replace(folder / path.name)
     aside.rmdir()
-    _state_tying(folder / "config.json", weights.tied)
+    # A T5's config says that it is tied in recent transformers, whatever the weights are, and an
+    # older one believes it and loads an untied model tied.
+    config = read_json_object(folder / "config.json") | {"tie_word_embeddings": weights.tied}
+    _write_json(folder / "config.json", dict(sorted(config.items())))
     if len(files) > 1:
         place = {name: file for file, names in files.items() for name in names}
-        index = {
-            "metadata": {"total_size": weights.nbytes},
-            "weight_map": dict(sorted(place.items())),
-        }
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        total = {"total_size": sum(weights.sizes.values())}
+        _write_json(folder / _INDEX, {"metadata": total, "weight_map": dict(sorted(place.items()))})
 
 
-def _state_tying(path: Path, tied: bool) -> None:
-    """Say in the config whether input and output are tied.
-
-    A T5's config says ``true`` in recent transformers whatever the weights are, and an older one
-    believes it and loads an untied model tied.
-    """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["tie_word_embeddings"] = tied
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_trained(
     output: Path,
-    model: Any,
-    tokenizer: Path,
-    weights: Weights | None = None,
+    save: Callable[[Path], dict[str, FileSeal]],
     *,
     run_metadata: Mapping[str, Any],
     trainer_state: str,
@@ -198,9 +233,7 @@ def write_trained(
     Args:
         output: The run's output folder; where it is the folder of the model that the run started
             from, the files of that one's tokenizer and weights go.
-        model: The model, not wrapped.
-        tokenizer: The folder of the tokenizer's files.
-        weights: What is written in place of the model's own.
+        save: ``save_model`` of the model, into a folder.
         run_metadata: What stands in ``run.json``.
         trainer_state: The content of ``trainer_state.json``.
         best: A checkpoint whose weights are written in place of these.
@@ -209,11 +242,15 @@ def write_trained(
         OutputError: It cannot be written.
     """
     temporary = output / f".trained.{os.getpid()}.tmp"
-    seals = save_model(temporary, model, tokenizer, weights)
-    if best is not None:
-        _take_weights(best, temporary)
-        seals = {}
+    seals = save(temporary)
     with output_errors(output):
+        if best is not None:
+            seals = {}
+            for pattern in _WEIGHTS:
+                for path in temporary.glob(pattern):
+                    path.unlink()
+                for path in best.glob(pattern):
+                    shutil.copyfile(path, temporary / path.name)
         (output / STATE_FILE).unlink(missing_ok=True)  # until it is back, this is not complete
         new = sorted(path.name for path in temporary.iterdir())
         for name in new:
@@ -232,16 +269,6 @@ def write_trained(
     write_file(output / STATE_FILE, trainer_state)
 
 
-def _take_weights(checkpoint: Path, folder: Path) -> None:
-    """Put a checkpoint's weights in the place of those in a folder."""
-    with output_errors(folder):
-        for pattern in _WEIGHTS:
-            for path in folder.glob(pattern):
-                path.unlink()
-            for path in checkpoint.glob(pattern):
-                shutil.copyfile(path, folder / path.name)
-
-
 def _delete_stale(output: Path, new: Sequence[str]) -> None:
     """Delete files of another tokenizer and of other weights, which a loader would mix in."""
     weights = {path.name for pattern in _WEIGHTS for path in output.glob(pattern)}
@@ -254,23 +281,15 @@ def _delete_stale(output: Path, new: Sequence[str]) -> None:
 def is_trained(output: Path, state: RunState) -> bool:
     """Return whether the output folder holds the trained model of the run that ``state`` ends."""
     try:
-        values = json.loads((output / STATE_FILE).read_text(encoding="utf-8"))
+        values = read_json_object(output / STATE_FILE)
         same = values["global_step"] == state.step
         same = same and values["log_history"][: len(state.log)] == state.log
+        if is_adapter(output):
+            files = {*ADAPTER_FILES}
+        else:
+            files = {"config.json", "generation_config.json"}
+            several = (output / _INDEX).is_file()
+            files |= set(files_of_index(output / _INDEX)) if several else {"model.safetensors"}
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    try:
-        if is_adapter(output):
-            files = {*ADAPTER_FILES, RUN_FILE}
-        else:
-            files = {*_weight_files(output), "config.json", "generation_config.json", RUN_FILE}
-    except (OSError, ValueError):
-        return False
-    return bool(same) and all((output / name).is_file() for name in files)
-
-
-def _weight_files(output: Path) -> set[str]:
-    """Return the names of the files that the weights are in, or should be."""
-    if not (output / _INDEX).is_file():
-        return {"model.safetensors"}
-    return set(files_of_index(output / _INDEX))
+    return bool(same) and all((output / name).is_file() for name in {*files, RUN_FILE})

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipeline.errors import DuetError
 from pipeline.fit.checkpoint.format import Checkpoint, damaged
+from pipeline.fit.checkpoint.identity import differences
 from pipeline.fit.checkpoint.staging import map_tensors, tensors_of
 from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_file
 from pipeline.fit.device import is_out_of_memory
@@ -19,6 +20,7 @@ from pipeline.fit.distributed.fsdp import is_sharded, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.launch import is_of_a_collective
 from pipeline.fit.training.optim import take_over
+from pipeline.logs import note
 
 
 def restore(
@@ -27,7 +29,7 @@ def restore(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     identity: dict[str, Any],
     group: HostGroup,
-) -> bool:
+) -> None:
     """Put optimizer, schedule and, on as many processes, generators where the checkpoint has them.
 
     Args:
@@ -37,26 +39,26 @@ def restore(
         identity: That of this run: where it differs, its own rates count.
         group: The run's processes.
 
-    Returns:
-        Whether the generators are restored; on another number of processes they are not.
-
     Raises:
         CheckpointError: The checkpoint is damaged.
     """
-    step = checkpoint.state.step
+    step, before = checkpoint.state.step, checkpoint.processes
     try:
         saved = _optimizer_state(checkpoint, optimizer, group)
-        if checkpoint.differences(identity):
+        if differences(checkpoint.identity, identity):
             take_over(optimizer, schedule, saved, step)
         else:
             optimizer.load_state_dict(saved)
             schedule.load_state_dict(checkpoint.load("scheduler.pt"))
         if schedule.last_epoch != step:
             raise ValueError("the schedule is at another step")
-        if checkpoint.processes != group.size:
-            return False
-        restore_rng_state(checkpoint.load(rng_file(group.rank, group.size)))
-        return True
+        if before == group.size:
+            restore_rng_state(checkpoint.load(rng_file(group.rank, group.size)))
+            return
+        note(
+            f"begun on {before} process{'es' * (before > 1)}, resumed on {group.size}: a step "
+            "takes as many rows as before, cut into other micro-batches; dropout is drawn anew"
+        )
     except DuetError:
         raise
     except Exception as error:  # states of a wrong shape fail wherever they are first used
@@ -76,7 +78,8 @@ def _optimizer_state(
     def read() -> Any:
         saved = checkpoint.optimizer_state()
         here.update(tensors_of(saved["state"]))
-        return _outline(saved)
+        # The forms of its tensors alone; small ones stay.
+        return map_tensors(saved, lambda _, t: t.to("meta") if t.dim() else t.clone())
 
     outline = group.run_on_first(read)
 
@@ -99,8 +102,3 @@ def _optimizer_state(
         for index, values in outline["state"].items()
     }
     return {**outline, "state": state}
-
-
-def _outline(value: Any) -> Any:
-    """Return an optimizer's saved state with the forms of its tensors alone; small ones stay."""
-    return map_tensors(value, lambda _, t: t.to("meta") if t.dim() else t.clone())

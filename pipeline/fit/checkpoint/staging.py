@@ -1,23 +1,39 @@
-"""The state of a run, copied aside: a thread writes the copy while the steps go on.
+"""What one process writes of a checkpoint: copied between two steps, written by its thread.
 
-Each writing process copies and writes its own part of the state: whole tensors, dealt out so that
-all have about as many bytes. Of a sharded model each tensor is gathered by itself, and copied by
-the process whose part it is in, so that no device holds more than its shards and one full tensor.
-All processes must take part.
+Tensors are whole, and dealt out by size: any number of processes resumes from them, sharded or not,
+and ``from_pretrained`` loads the folder. One process writes ``model.safetensors`` and
+``optimizer.pt``; several write ``model-0000N-of-0000M.safetensors`` and their like. Of a sharded
+model each tensor is gathered by itself, and copied by the process whose part it is in, so that no
+device holds more than its shards and one full tensor. All processes must take part.
 """
 
-import dataclasses
+import copy
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
+from pipeline.fit.checkpoint.pretrained import (
+    Weights,
+    deal_files,
+    size_of,
+    weight_files,
+    weights_of_model,
+)
+from pipeline.fit.checkpoint.train_state import TrainState, rng_file, rng_state
 from pipeline.fit.distributed.fsdp import full_tensor
-from pipeline.fit.model.embedding import is_tied
+from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.model.lora import is_adapted
+from pipeline.store.seals import FileSeal
 
+T = TypeVar("T")
+Seals = dict[str, FileSeal]
+"""Size and hash of files, by name."""
 _SLAB = 1 << 30
 """Bytes that are allocated at once: torch rounds pinned memory up to a power of two."""
 _ALIGNED = 64
@@ -34,16 +50,14 @@ class Staging:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def copy(self, tensors: Mapping[str, torch.Tensor], mine: set[str]) -> dict[str, torch.Tensor]:
-        """Return copies of some of the tensors, valid until the next call.
+        """Return copies of those tensors that are ``mine``, valid until the next call.
 
         Args:
             tensors: On any device; of sharded ones all processes give the same, in one order.
-            mine: The names of those that this process copies.
+            mine: Names.
         """
         chosen = {name: tensor for name, tensor in tensors.items() if name in mine}
-        if {name: _form(tensor) for name, tensor in chosen.items()} != {
-            name: _form(buffer) for name, buffer in self._buffers.items()
-        }:
+        if _forms(chosen) != _forms(self._buffers):
             self._buffers = {}  # before the new ones are made
             self._buffers = _allocated(chosen)
         for name, tensor in tensors.items():
@@ -55,8 +69,8 @@ class Staging:
         return self._buffers
 
 
-def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
-    return tensor.shape, tensor.dtype
+def _forms(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _allocated(like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -77,49 +91,87 @@ def _allocated(like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return buffers
 
 
-def size_of(tensor: torch.Tensor) -> int:
-    """Return the bytes of a tensor; of a sharded one, of all its shards."""
-    return tensor.numel() * tensor.element_size()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """A model's weights, apart from the model."""
+class Part:
+    """Copies of what one process writes, and what writes them."""
 
-    tensors: dict[str, torch.Tensor]
-    """By name, as in its state dict; of those that are one, the first name alone."""
-    tied: bool
-    """Whether input and output share one matrix."""
-    aliases: dict[str, str]
-    """Of an adapter, the other names of its tensors, each with the one above."""
-    nbytes: int
-    """Of all tensors, in full."""
+    weights: Weights
+    """Copies of those that are this process's."""
+    weight_files: dict[str, list[str]]
+    """The names of all weights, by file: also those of other processes."""
+    writers: dict[str, Callable[[HashedFile], object]]
+    """What writes each file of this process."""
 
-    def copied(self, copies: Mapping[str, torch.Tensor]) -> "Weights":
-        """Return the same with those of its tensors that are among copies."""
-        tensors = {name: copies[name] for name in self.tensors if name in copies}
-        return dataclasses.replace(self, tensors=tensors)
-
-    def with_all_names(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by all their names."""
-        return self.tensors | {name: self.tensors[one] for name, one in self.aliases.items()}
+    def write(self, folder: Path) -> Seals:
+        """Write the files, each hashed as it is written."""
+        seals = {}
+        for name, write in self.writers.items():
+            with HashedFile(folder / name) as file:
+                write(file)
+            seals[name] = file.seal()
+        return seals
 
 
-def weights_of_model(model: Any) -> Weights:
-    """Return a model's weights where they are; of one with an adapter, what is trained."""
-    tied = not is_adapted(model) and is_tied(model)
-    tensors: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    names: dict[int, str] = {}
-    for name, weight in model.state_dict(keep_vars=True).items():
-        if is_adapted(model) and not weight.requires_grad:
-            continue
-        if (one := names.setdefault(id(weight), name)) == name:
-            tensors[name] = weight
-        else:
-            aliases[name] = one
-    nbytes = sum(map(size_of, tensors.values()))
-    return Weights(tensors=tensors, tied=tied, aliases=aliases, nbytes=nbytes)
+def stage_part(
+    state: TrainState,
+    staging: Staging,
+    group: HostGroup,
+    ranks: Sequence[int],
+    *,
+    only_model: bool,
+    max_shard_bytes: int,
+) -> Part:
+    """Copy what this process writes. The copies hold until the next call.
+
+    Args:
+        state: The run's.
+        staging: Where the copies lie.
+        group: The run's processes.
+        ranks: Those that write; of a model with an adapter the first one alone.
+        only_model: Leave out optimizer, schedule and generators.
+        max_shard_bytes: See ``pretrained.weight_files``.
+    """
+    model = state.unwrapped_model
+    adapted = is_adapted(model)
+    weights = weights_of_model(model)
+    optimizer = {"state": {}} if only_model else state.optimizer.state_dict()
+    moments = optimizer["state"]
+    ranks = ranks[:1] if adapted else ranks
+    files = weight_files(weights.sizes, len(ranks), max_shard_bytes)
+    sizes = {key: sum(map(size_of, tensors_of(moments[key]).values())) for key in moments}
+    parts = {} if only_model else deal_files("optimizer.pt", sizes, len(ranks))
+    my_files, my_parts = (_mine(each, ranks, group.rank) for each in (files, parts))
+
+    chosen = {key: moments[key] for keys in my_parts.values() for key in keys}
+    mine = {name for names in my_files.values() for name in names} | set(tensors_of(chosen))
+    copies = staging.copy(weights.tensors | tensors_of(moments), mine)
+    chosen = map_tensors(chosen, lambda name, _: copies[name])
+
+    groups = copy.deepcopy(optimizer.get("param_groups"))
+    objects: dict[str, Any] = {
+        file: {"state": {key: chosen[key] for key in keys}, "param_groups": groups}
+        for file, keys in my_parts.items()
+    }
+    if not only_model:
+        states = group.gather(rng_state())
+        if group.rank == 0:
+            objects["scheduler.pt"] = copy.deepcopy(state.schedule.state_dict())
+            objects |= {rng_file(i, len(states)): rng for i, rng in enumerate(states)}
+    writers: dict[str, Callable[[HashedFile], object]] = {
+        file: functools.partial(torch.save, content) for file, content in objects.items()
+    }
+    if not adapted:  # that is written with its config, by a library
+        writers |= {
+            file: functools.partial(write_safetensors, {name: copies[name] for name in names})
+            for file, names in my_files.items()
+        }
+    return Part(weights=weights.copied(copies), weight_files=files, writers=writers)
+
+
+def _mine(files: dict[str, T], ranks: Sequence[int], rank: int) -> dict[str, T]:
+    """Return the files that are a process's to write: each one's turn comes again."""
+    named = enumerate(files.items())
+    return {file: content for i, (file, content) in named if ranks[i % len(ranks)] == rank}
 
 
 def map_tensors(value: Any, change: Callable[[str, torch.Tensor], Any], name: str = "") -> Any:

@@ -25,7 +25,7 @@ class Sums:
     tokens: int = 0
 
     def add(self, loss: float, tokens: int) -> None:
-        """Take in a step: the sum of its token losses, and their number."""
+        """Take in the sum of a step's token losses, and their number."""
         self.loss += loss
         self.tokens += tokens
 
@@ -81,15 +81,13 @@ class RunState:
             *(state.step, state.tokens_seen, state.rows_seen, window.tokens, whole.tokens),
             *(state.best_step, state.evaluations_without_gain),
         )
-        numbers = (state.seconds, window.loss, whole.loss)
-        if not all(isinstance(value, int) for value in counts):
-            raise TypeError("a count that is no whole number")
-        if not all(isinstance(value, (int, float)) for value in numbers):
-            raise TypeError("a value that is no number")
-        if not all(isinstance(v, bool) for v in (state.evaluation_is_due, state.stopped_early)):
-            raise TypeError("a value that is neither true nor false")
-        if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
-            raise TypeError("a log that is no list of entries")
+        known = all(isinstance(value, int) for value in counts)
+        for value in (state.seconds, window.loss, whole.loss):
+            known = known and isinstance(value, (int, float))
+        for value in (state.evaluation_is_due, state.stopped_early):
+            known = known and isinstance(value, bool)
+        if not (known and isinstance(log, list) and all(isinstance(e, dict) for e in log)):
+            raise TypeError("a value of a wrong type in its progress or its log")
         return state
 
 
@@ -113,13 +111,7 @@ class TrainState:
 
 
 def trainer_state_json(state: RunState, plan: RunPlan, *, rows_at_once: int) -> str:
-    """Return the content of ``trainer_state.json``.
-
-    Args:
-        state: What is done.
-        plan: What was planned.
-        rows_at_once: ``--per-device-train-batch-size``.
-    """
+    """Return the content of ``trainer_state.json``; ``rows_at_once`` on a device."""
     values: dict[str, Any] = {
         "best_global_step": state.best_step or None,
         "best_metric": state.best_metric,

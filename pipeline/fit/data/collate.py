@@ -5,7 +5,7 @@ The mask comes from the lengths, not from the padding id: a row may hold that id
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,15 +15,6 @@ IGNORED = -100
 """The label that no loss is taken on, as PyTorch and transformers have it."""
 
 Batch = dict[str, torch.Tensor]
-
-
-class HasPadToken(Protocol):
-    """Any tokenizer, or a model's configuration."""
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The id to pad with."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,10 +37,9 @@ class DataCollatorForSupervisedDataset:
     labels [[7, 1, -100], [9, 9, 1]]
     """
 
-    tokenizer: HasPadToken
+    tokenizer: Any
 
     def __post_init__(self) -> None:
-        """Check that there is something to pad with."""
         if self.tokenizer.pad_token_id is None:
             raise TokenizerError(
                 "the tokenizer has no padding token",
@@ -68,13 +58,11 @@ class DataCollatorForSupervisedDataset:
         Returns:
             int64 tensors: ``input_ids`` [B, S], ``attention_mask`` [B, S], ``labels`` [B, T].
         """
-        pad_id = self.tokenizer.pad_token_id
-        assert pad_id is not None
         sources = [torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in instances]
         targets = [torch.as_tensor(row["labels"], dtype=torch.int64) for row in instances]
         ones = [torch.ones_like(source) for source in sources]
         return {
-            "input_ids": _padded(sources, pad_id),
+            "input_ids": _padded(sources, self.tokenizer.pad_token_id),
             "attention_mask": _padded(ones, 0),
             "labels": _padded(targets, IGNORED),
         }

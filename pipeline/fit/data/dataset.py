@@ -43,7 +43,6 @@ class SupervisedDataset(Dataset[Row]):
     def __init__(
         self, path: str | Path, split: str = "train", *, num_rows: int | None = None
     ) -> None:
-        """Open the split; of the rows, only the lengths are read."""
         if num_rows is not None and num_rows < 1:
             raise ConfigError(
                 "a setting is out of range",
@@ -58,7 +57,6 @@ class SupervisedDataset(Dataset[Row]):
         self._columns = {name: _ListColumn(self._checked(table, name)) for name in COLUMNS}
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return self._length
 
     def __getitem__(self, index: int) -> Row:
@@ -105,17 +103,27 @@ class SupervisedDataset(Dataset[Row]):
         encoder, decoder = (column.lengths()[: self._length] for column in self._columns.values())
         return encoder, decoder
 
+    @property
+    def fingerprint(self) -> str:
+        """A name of what the rows are."""
+        return self.manifest.fingerprint
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch takes, the same number in each."""
+        return len(self)
+
+    def epoch_rows(self, seed: int, epoch: int) -> IntArray:
+        """Return the rows of an epoch, ascending: all; those of a mixture are drawn."""
+        return np.arange(len(self))
+
     def conversation_ids(self, rows: Iterable[int]) -> list[str]:
         """Return the ids of the conversations that some rows are from; only they are read."""
         column = open_split(self.path, self.manifest, self.split).column("conversation_id")
         return [str(column[row]) for row in rows]
 
     def check_ids(self, vocab_size: int) -> None:
-        """Read all ids and check that they are some.
-
-        Raises:
-            PreparedFolderError: One is below 0, or not below ``vocab_size``.
-        """
+        """Read all ids, and refuse one that is below 0, or not below ``vocab_size``."""
         for name, column in self._columns.items():
             low, high = column.range()
             if low < 0 or high >= vocab_size:

@@ -51,31 +51,25 @@ class StepBatch:
     """The micro-batches of this process, in main memory; as many as any other process has."""
 
 
+@dataclass
 class StepLoader:
     """Makes the batches of this process, and counts the seconds that they were waited for."""
 
-    def __init__(
-        self, dataset: SupervisedDataset, cutter: MicroBatcher, pad_id: int, accelerator: Any
-    ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            dataset: The rows.
-            cutter: Cuts and deals the rows of a step.
-            pad_id: The id that encoder rows are padded with.
-            accelerator: accelerate's Accelerator.
-        """
-        self._dataset, self.cutter, self._pad_id = dataset, cutter, pad_id
-        self._accelerator, self._device = accelerator, accelerator.device
-        self.waited = 0.0
-        """Seconds that ``ahead`` kept its caller waiting, in all."""
+    dataset: SupervisedDataset
+    cutter: MicroBatcher
+    """Cuts and deals the rows of a step."""
+    pad_id: int
+    """The id that encoder rows are padded with."""
+    accelerator: Any
+    waited: float = 0.0
+    """Seconds that ``ahead`` kept its caller waiting, in all."""
 
     def feed(self, rows: IntArray) -> StepBatch:
         """Return the batches of a step."""
-        accelerator, cutter = self._accelerator, self.cutter
+        accelerator, cutter = self.accelerator, self.cutter
         dealt = cutter.deal(rows, accelerator.num_processes)
         mine = [parts[accelerator.process_index] for parts in dealt]
-        encoder, decoder = self._dataset.lengths
+        encoder, decoder = self.dataset.lengths
         return StepBatch(
             rows=rows,
             encoder_tokens=int(encoder[rows].sum()),
@@ -88,13 +82,9 @@ class StepLoader:
 
     @contextlib.contextmanager
     def ahead(self, steps: Iterable[IntArray]) -> Iterator[Iterator[StepBatch]]:
-        """Yield an iterator over the batches of steps, on a GPU made ahead of their use.
-
-        Args:
-            steps: The rows of each step. They may be taken from another thread.
-        """
+        """Yield an iterator over the batches of steps, on a GPU made ahead, by a thread."""
         feeds = map(self.feed, steps)
-        if self._device.type == "cpu":
+        if self.accelerator.device.type == "cpu":
             yield self._timed(feeds)
             return
         with contextlib.closing(made_ahead(feeds, STEPS_AHEAD, self._enter_thread)) as made:
@@ -116,21 +106,21 @@ class StepLoader:
         for its gradients.
         """
         if len(rows):
-            batch = self._dataset.batch(rows, self._pad_id, multiple=self.cutter.multiple)
+            batch = self.dataset.batch(rows, self.pad_id, multiple=self.cutter.multiple)
         else:
-            batch = self._dataset.batch(spare, self._pad_id, multiple=self.cutter.multiple)
+            batch = self.dataset.batch(spare, self.pad_id, multiple=self.cutter.multiple)
             batch = {name: tensor[:, : self.cutter.multiple] for name, tensor in batch.items()}
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
         # Here, where nobody waits for it: on the device, the processor would have to.
         batch["targets"] = target_positions(batch["labels"])
-        if self._device.type == "cuda":
+        if self.accelerator.device.type == "cuda":
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
 
     def _enter_thread(self) -> None:
         # Each thread starts on the first GPU; pinning there would take memory of another process.
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_device(self.accelerator.device)
 
 
 def micro_batcher_for(
@@ -145,13 +135,10 @@ def micro_batcher_for(
 
     Args:
         dataset: The rows.
-        config: The model's, in transformers' form.
+        config: The model's, in transformers' form; it must name the sizes.
         max_rows: How many of the longest rows fit on the device.
         device: On a GPU, lengths are padded to what its matrix units like.
         compiled: Whether layers are compiled: lengths are padded to what their graphs want then.
-
-    Raises:
-        ModelError: The config does not name the model's sizes.
     """
     return MicroBatcher(
         *dataset.lengths,

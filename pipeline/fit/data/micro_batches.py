@@ -14,7 +14,6 @@ processes that share 128 rows, the slowest has 1.00, 1.02 or 1.03 times the mean
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,20 +44,6 @@ class Shape(NamedTuple):
         """Return it in words."""
         tokens = f"{self.encoder:,} + {self.decoder:,} tokens"
         return f"{self.rows} row{'s' if self.rows != 1 else ''} of {tokens}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """The padded tokens that a micro-batch may have on each side."""
-
-    encoder_tokens: int
-    decoder_tokens: int
-
-    def pieces(self, rows: Any, encoder: Any, decoder: Any) -> Any:
-        """Return how many micro-batches rows of these lengths take at least: numbers or arrays."""
-        return np.maximum(
-            -(-rows * encoder // self.encoder_tokens), -(-rows * decoder // self.decoder_tokens)
-        )
 
 
 class Piece(NamedTuple):
@@ -101,17 +86,12 @@ class MicroBatcher:
         max_rows: int,
         multiple: int = 1,
     ) -> None:
-        """Round the lengths up and set the budget."""
         self.flops, self.multiple = flops, multiple
         self._lengths = encoder_lengths, decoder_lengths
         self._encoder, self._decoder = (
             round_up(side, multiple) for side in (encoder_lengths, decoder_lengths)
         )
         self.fullest = Shape(max_rows, int(self._encoder.max()), int(self._decoder.max()))
-        self.budget = Budget(
-            encoder_tokens=max_rows * self.fullest.encoder,
-            decoder_tokens=max_rows * self.fullest.decoder,
-        )
         self._overhead = float(flops(OVERHEAD_TOKENS, OVERHEAD_TOKENS))
 
     def shape(self, rows: IntArray) -> Shape:
@@ -128,22 +108,11 @@ class MicroBatcher:
         return float(self.flops(*(side[rows] for side in self._lengths)).sum())
 
     def cut(self, rows: IntArray) -> list[IntArray]:
-        """Cut rows into micro-batches, the one that costs most first.
-
-        Args:
-            rows: Indices into the lengths; at least one.
-
-        Returns:
-            The rows of each, none of them empty.
-        """
+        """Return the rows of each micro-batch that some rows are cut into, the costliest first."""
         return [piece.rows for piece in self._cut(rows)]
 
     def deal(self, rows: IntArray, processes: int) -> list[list[IntArray]]:
         """Cut the rows of a step so that each process has as much to do.
-
-        Args:
-            rows: The rows of the step; at least one.
-            processes: How many share it.
 
         Returns:
             ``[round][process]`` -> rows of a micro-batch. Each process has a place in each round,
@@ -176,7 +145,7 @@ class MicroBatcher:
         return sorted(pieces, key=lambda piece: piece.cost, reverse=True)
 
     def _halve_costliest(self, pieces: list[Piece]) -> bool:
-        """Halve, in place, the costliest piece of several rows; tell whether there was one."""
+        """Halve, in place, the costliest piece of several rows; return whether there was one."""
         several = [i for i, piece in enumerate(pieces) if len(piece.rows) > 1]
         if several:
             piece = pieces.pop(max(several, key=lambda i: pieces[i].cost))
@@ -186,12 +155,7 @@ class MicroBatcher:
     def _parted(self, piece: Piece, places: IntArray) -> list[Piece]:
         """Part a piece in two, sorted by one side, where both parts together are cheapest.
 
-        Args:
-            piece: Some rows.
-            places: How many of them the first part may have, int64[places].
-
-        Returns:
-            Both parts; none where there is no place.
+        The first part may have as many rows as one of ``places`` says; without any, there are none.
         """
         if not len(places):
             return []
@@ -210,11 +174,17 @@ class MicroBatcher:
         encoder, decoder = (
             np.maximum.accumulate(side[rows])[counts - 1] for side in (self._encoder, self._decoder)
         )
-        pieces = self.budget.pieces(counts, encoder, decoder)
-        return counts * self.flops(encoder, decoder) + self._overhead * pieces
+        cost = counts * self.flops(encoder, decoder)
+        return cost + self._overhead * self._pieces(counts, encoder, decoder)
+
+    def _pieces(self, rows: Any, encoder: Any, decoder: Any) -> Any:
+        """Return how many micro-batches rows of these lengths take at least: numbers or arrays."""
+        most, *lengths = self.fullest
+        sides = zip((encoder, decoder), lengths, strict=True)
+        return np.maximum(*(-(-rows * length // (most * longest)) for length, longest in sides))
 
     def _piece(self, rows: IntArray) -> Piece:
-        cost, pieces = self.cost(rows), float(self.budget.pieces(*self.shape(rows)))
+        cost, pieces = self.cost(rows), float(self._pieces(*self.shape(rows)))
         return Piece(rows, cost, cost + self._overhead * pieces, pieces == 1)
 
 
@@ -230,7 +200,7 @@ def _shared_out(pieces: Sequence[Piece], processes: int) -> list[list[Piece]]:
 
 
 def _can_be_evener(shares: Sequence[Sequence[Piece]]) -> bool:
-    """Tell whether a process has too much to do, and that not in a single row."""
+    """Return whether a process has too much to do, and that not in a single row."""
     loads = [math.fsum(piece.price for piece in share) for share in shares]
     most = shares[loads.index(max(loads))]
     too_much = max(loads) > (1 + IMBALANCE) * math.fsum(loads) / len(loads)

@@ -6,7 +6,6 @@ Rows are numbered through: those of A first, then those of B. Nothing is tokeniz
 epoch takes is a function of (seed, epoch) alone, so a resumed run takes the same.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.sampler import IntArray
+from pipeline.json_object import read_json_object
 from pipeline.units import round_up
 
 
@@ -78,12 +78,10 @@ class Mixture(SupervisedDataset):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one row: see ``SupervisedDataset``."""
         part, row = self._place(index)
         return self.parts[part][row]
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Cross a process boundary as paths."""
         return (Mixture, (list(zip(self.parts, self._shares, strict=True)),))
 
     def batch(self, rows: IntArray, pad_id: int, *, multiple: int = 1) -> Batch:
@@ -134,7 +132,7 @@ class Mixture(SupervisedDataset):
 
     @property
     def fingerprint(self) -> str:
-        """Name what the rows are, with the share of each."""
+        """A name of what the rows are, with the share of each."""
         parts = zip(self.parts, self._shares, strict=True)
         return " + ".join(f"{part.manifest.fingerprint}={share:g}" for part, share in parts)
 
@@ -149,14 +147,10 @@ class Mixture(SupervisedDataset):
 def open_mixture(sources: Sequence[Source], *, num_rows: int | None = None) -> SupervisedDataset:
     """Open the split train of prepared folders; of one whole folder, the plain data set.
 
-    Args:
-        sources: The folders.
-        num_rows: Only the first so many rows, of a single folder.
-
     Raises:
         PreparedFolderError: One is missing, incomplete or damaged.
-        ConfigError: Two were prepared with another tokenizer or template, or ``num_rows`` is given
-            for several.
+        ConfigError: Two were prepared with another tokenizer or template, or ``num_rows``, how many
+            of the first rows to take, is given for several.
     """
     if len(sources) == 1 and sources[0].share == 1:
         return SupervisedDataset(sources[0].path, "train", num_rows=num_rows)
@@ -174,11 +168,7 @@ def open_mixture(sources: Sequence[Source], *, num_rows: int | None = None) -> S
 
 
 def check_same_tokenizer(one: SupervisedDataset, other: SupervisedDataset, *, where: str) -> None:
-    """Refuse two folders whose rows are not of one tokenizer and one template.
-
-    Raises:
-        ConfigError: They are not.
-    """
+    """Refuse two folders whose rows are not of one tokenizer and one template."""
     for what in (_pieces, _template):
         if what(one.path / "tokenizer") != what(other.path / "tokenizer"):
             raise ConfigError(
@@ -198,4 +188,4 @@ def _template(tokenizer: Path) -> object:
     path = tokenizer / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    return json.loads((tokenizer / "tokenizer_config.json").read_bytes()).get("chat_template")
+    return read_json_object(tokenizer / "tokenizer_config.json").get("chat_template")

@@ -1,14 +1,14 @@
 """The prepared folder of a run: opened, and its rows checked against what was written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.mixture import Mixture, Source, check_same_tokenizer, open_mixture
 from pipeline.store.fingerprint import sha256_of_file
-from pipeline.store.manifest import Manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 MOST_HASHED = 2 * 1000**3
@@ -27,22 +27,6 @@ class PreparedData:
     """What ``--eval-data-path`` names."""
 
     @property
-    def manifest(self) -> Manifest:
-        """The folder's manifest."""
-        return self.train.manifest
-
-    @property
-    def fingerprint(self) -> str:
-        """Name what the rows to train on are."""
-        train = self.train
-        return train.fingerprint if isinstance(train, Mixture) else train.manifest.fingerprint
-
-    @property
-    def rows_per_epoch(self) -> int:
-        """Rows that an epoch takes."""
-        return self.train.rows_per_epoch if isinstance(self.train, Mixture) else len(self.train)
-
-    @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer's files are."""
         return self.train.path / "tokenizer"
@@ -54,34 +38,22 @@ class PreparedData:
         return own + sum(map(len, self.named_eval.values()))
 
 
-def open_data(
-    paths: Sequence[str],
-    *,
-    num_data: int = -1,
-    model_max_length: int | None = None,
-    eval_folders: Mapping[str, str] | None = None,
-) -> PreparedData:
-    """Open the prepared folder that a run trains on.
-
-    Args:
-        paths: The folder; of several, each may have a share: ``B=0.3``.
-        num_data: Train on the first so many rows; -1: all.
-        model_max_length: What its rows should be cut to; None: whatever they are.
-        eval_folders: Further prepared folders to evaluate on, by name.
+def open_data(config: FitConfig) -> PreparedData:
+    """Open the prepared folders that a run trains and evaluates on.
 
     Raises:
         PreparedFolderError, TokenizerError: It is missing, incomplete or damaged.
         ConfigError: It was cut to another length, or prepared with another tokenizer than a folder
             to evaluate on.
     """
-    num_rows = None if num_data < 1 else num_data
-    train = open_mixture([Source.parse(text) for text in paths], num_rows=num_rows)
+    num_rows = None if config.num_data < 1 else config.num_data
+    train = open_mixture([Source.parse(text) for text in config.data_path], num_rows=num_rows)
     prepared = train.manifest.config.get("model_max_length")
-    if model_max_length is not None and model_max_length != prepared:
+    if config.model_max_length not in (None, prepared):
         raise ConfigError(
             "the rows were cut to another length",
             where="--model-max-length",
-            got=f"{model_max_length}, prepared with {prepared}",
+            got=f"{config.model_max_length}, prepared with {prepared}",
             do="leave it out, or run duet prepare with this length",
         )
     has_eval = train.manifest.rows("eval") > 0
@@ -90,7 +62,7 @@ def open_data(
         eval=SupervisedDataset(train.path, "eval") if has_eval else None,
         tokenizer=load_tokenizer(str(train.path / "tokenizer")),
         named_eval={
-            name: _open_eval(Path(folder), train) for name, folder in (eval_folders or {}).items()
+            name: _open_eval(Path(folder), train) for name, folder in config.eval_folders.items()
         },
     )
 
@@ -105,14 +77,9 @@ def _open_eval(folder: Path, train: SupervisedDataset) -> SupervisedDataset:
 
 
 def check_shards(data: PreparedData, *, most_hashed: int = MOST_HASHED) -> None:
-    """Check that the rows are those that the first stage wrote.
+    """Refuse rows that are not those that the first stage wrote.
 
-    Args:
-        data: What was opened.
-        most_hashed: Of more bytes than these only the ids are checked, not the hashes.
-
-    Raises:
-        PreparedFolderError: They are not.
+    Of more bytes than ``most_hashed`` only the ids are checked, not the hashes.
     """
     train = data.train.parts if isinstance(data.train, Mixture) else [data.train]
     opened = [part for part in (*train, data.eval, *data.named_eval.values()) if part is not None]

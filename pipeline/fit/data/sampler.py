@@ -24,10 +24,10 @@ one number that sorts by one side first, ``A | B | place``, in 16, 16 and 31 bit
 equal, so which rows a half gets depends on no sorting routine.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -47,19 +47,6 @@ _FIRST, _SECOND = 47, 31
 """Where the two lengths begin, in bits."""
 
 
-class RowSource(Protocol):
-    """What draws the rows of each epoch: see ``mixture.Mixture``."""
-
-    @property
-    def rows_per_epoch(self) -> int:
-        """Rows that an epoch takes."""
-        ...
-
-    def epoch_rows(self, seed: int, epoch: int) -> IntArray:
-        """Return the rows of an epoch."""
-        ...
-
-
 class BatchSampler:
     """The rows of every optimizer step of a run.
 
@@ -69,7 +56,7 @@ class BatchSampler:
         rows_per_step: What a step takes; the last of an epoch may take less.
         seed: Of the shuffling.
         group_by_length: Put rows of like length into the same step.
-        mixture: Draws the rows of each epoch; None: an epoch takes all.
+        epoch_rows: (seed, epoch) -> the rows of an epoch, as many in each; None: all.
 
     >>> lengths = np.array([9, 1, 8, 2, 7])
     >>> steps = BatchSampler(lengths, lengths, rows_per_step=2, seed=0)
@@ -89,39 +76,33 @@ class BatchSampler:
         rows_per_step: int,
         seed: int,
         group_by_length: bool = True,
-        mixture: RowSource | None = None,
+        epoch_rows: Callable[[int, int], IntArray] | None = None,
     ) -> None:
-        """Nothing is planned before the first step is asked for."""
-        self._mixture = mixture
+        every = np.arange(len(encoder_lengths))
+        self._epoch_rows = epoch_rows or (lambda seed, epoch: every)
         self._lengths = encoder_lengths, decoder_lengths
         self._seed, self._group = seed, group_by_length
         self.rows_per_step = rows_per_step
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         """Steps that take every row of an epoch once; the last may be smaller."""
-        mixture = self._mixture
-        rows = len(self._lengths[0]) if mixture is None else mixture.rows_per_epoch
-        return math.ceil(rows / self.rows_per_step)
+        return math.ceil(len(self._epoch_rows(self._seed, 0)) / self.rows_per_step)
 
     def rows_of(self, step: int) -> IntArray:
         """Return the indices of the rows of a step, counted from 0 over the whole run."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            lengths, rows = self._lengths, None
-            if self._mixture is not None:
-                rows = self._mixture.epoch_rows(self._seed, epoch)
-                lengths = lengths[0][rows], lengths[1][rows]
+            rows = self._epoch_rows(self._seed, epoch)
             order = epoch_order(
-                *lengths,
+                *(side[rows] for side in self._lengths),
                 rows_per_step=self.rows_per_step,
                 seed=self._seed,
                 epoch=epoch,
                 group_by_length=self._group,
             )
-            self._order = order if rows is None else rows[order]
-            self._epoch = epoch
+            self._epoch, self._order = epoch, rows[order]
         return self._order[at * self.rows_per_step : (at + 1) * self.rows_per_step]
 
 

@@ -10,7 +10,6 @@ a config than the stage, and writes into the environment.
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
+from pipeline.json_object import read_json_object
 from pipeline.logs import note
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
@@ -107,7 +107,7 @@ def _zero_stage() -> int:
     stage: object = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     try:
         if file.lower() != "none":
-            values = json.loads(Path(file).read_text(encoding="utf-8"))
+            values = read_json_object(Path(file))
             stage = values.get("zero_optimization", {}).get("stage", 0)
         number = int(str(stage))
         if number not in _STAGES:

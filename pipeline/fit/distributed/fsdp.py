@@ -16,6 +16,7 @@ import torch
 import torch.distributed.fsdp
 from torch import nn
 
+from pipeline.config import FitConfig
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.fit.distributed.fsdp_alone import can_run_alone
@@ -26,28 +27,13 @@ FULL_PRECISION = "relative_attention_bias"
 """What of a layer is gathered in float32: the type of its gradient, a sum over all positions."""
 
 
-def sharding_of(
-    asked: Sharding | None,
-    processes: int,
-    *,
-    optim: str = "",
-    quantize: str | None = None,
-    torch_compile: bool = False,
-    auto_batch_size: bool = False,
-) -> Sharding | None:
-    """Return the sharding that a run has, None for none; refuse what does not work with it.
-
-    Args:
-        asked: By the settings.
-        processes: Of the run; one has nothing to share.
-        optim: ``--optim``, which like the rest does not always go with it.
-        quantize: ``--quantize``.
-        torch_compile: ``--torch-compile``.
-        auto_batch_size: ``--auto-batch-size``.
+def sharding_of(config: FitConfig, processes: int) -> Sharding | None:
+    """Return the sharding that a run has, None for none: one process has nothing to share.
 
     Raises:
         ConfigError: Another setting does not go with it, with this torch or any.
     """
+    asked = config.sharding
     if asked is None or processes == 1:
         return None
     if not hasattr(torch.distributed.fsdp, "FSDPModule"):
@@ -59,16 +45,16 @@ def sharding_of(
         )
     reasons = {
         "--torch-compile": (
-            torch_compile,
+            config.torch_compile,
             "torch took four minutes to compile a tiny T5's sharded layers",
         ),
         "--optim": (
-            optim if optim == "adamw_8bit" else "",
+            config.optim if config.optim == "adamw_8bit" else "",
             "bitsandbytes keeps the moments of full tensors, in blocks",
         ),
-        "--quantize": (quantize, "FSDP shards no weights of four bits"),
+        "--quantize": (config.quantize, "FSDP shards no weights of four bits"),
         "--auto-batch-size": (
-            auto_batch_size and not can_run_alone(),
+            config.auto_batch_size and not can_run_alone(),
             "a process cannot try a size by itself before torch 2.13",
         ),
     }
@@ -86,17 +72,10 @@ def sharding_of(
 def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Module:
     """Shard a model over all processes, in place; the first one's weights are everyone's.
 
-    With bf16, layers are gathered in bfloat16, which is half of what is sent; gradients are reduced
-    in float32. So are all of the root's: embeddings and the loss are as without sharding.
-
-    Args:
-        model: With its loss, in main memory: a group at a time goes to the device. In other
-            processes than the first it may be without values.
-        sharding: How.
-        accelerator: accelerate's Accelerator, with autocast that keeps no copies of weights.
-
-    Raises:
-        ConfigError: The model has no layers of the classes given.
+    It is in main memory, and goes to the device a group at a time. In other processes than the
+    first it may be without values. With bf16, layers are gathered in bfloat16, which is half of
+    what is sent; gradients are reduced in float32. So are all of the root's: embeddings and the
+    loss are as without sharding.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -125,11 +104,7 @@ def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Mo
 
 
 def layers_of(model: Any, names: tuple[str, ...]) -> list[nn.Module]:
-    """Return the layers of a transformers model that are a group each.
-
-    Raises:
-        ConfigError: There are none of the classes named.
-    """
+    """Return the layers of a transformers model that are a group each; refuse to find none."""
     names = names or tuple(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -149,13 +124,8 @@ def gathered_bytes(
     """Return what a process gathers of a transformers model at most, beside its shards.
 
     That is the root's group, the layer that runs and the one that is gathered meanwhile; or all of
-    it, where layers are kept after the forward pass.
-
-    Args:
-        model: On any device.
-        sharding: How it is sharded.
-        bf16: Whether layers are gathered in bfloat16.
-        gradients: Count gradients before they are reduced, which never wait for another layer's.
+    it, where layers are kept after the forward pass. Or, of ``gradients`` before they are reduced,
+    which never wait for another layer's.
     """
 
     def size(module: nn.Module, *, half: bool = False) -> int:
@@ -213,15 +183,8 @@ def init_sharded_moments(optimizer: torch.optim.Optimizer) -> None:
 def shard_optimizer_state(
     optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return an optimizer's saved state with each moment sharded as its weight is.
-
-    Args:
-        optimizer: That of a sharded model; of another, ``saved`` is returned as it is.
-        saved: Its ``state_dict``, of full tensors, in every process.
-    """
+    """Return a saved ``state_dict`` of full tensors with each moment sharded as its weight is."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if not any(map(is_sharded, weights)):
-        return saved
     state = {i: _sharded(values, weights[i]) for i, values in saved["state"].items()}
     return saved | {"state": state}
 

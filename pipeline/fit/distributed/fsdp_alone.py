@@ -22,7 +22,8 @@ def without_communication(model: nn.Module) -> Iterator[None]:
     Gradients are dropped, and so is what a pass that raised left in FSDP: its root would never
     again end a backward pass, and each gradient from then on would be wrong.
     """
-    modules = _fsdp_modules(model)
+    # Those that are a group each, the root first.
+    modules: list[Any] = [m for m in model.modules() if hasattr(m, "set_requires_gradient_sync")]
     _set_communication(modules, alone=True)
     try:
         yield
@@ -40,11 +41,6 @@ def can_run_alone() -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return all(hasattr(FSDPModule, name) for name in _NEEDED)
-
-
-def _fsdp_modules(model: nn.Module) -> list[Any]:
-    """Return the modules that are a group each, the root first."""
-    return [module for module in model.modules() if hasattr(module, "set_requires_gradient_sync")]
 
 
 def _set_communication(modules: list[Any], *, alone: bool) -> None:

@@ -38,12 +38,12 @@ class HostGroup:
 
     @property
     def rank(self) -> int:
-        """This process's number among them."""
+        """This process's number."""
         return 0 if self.group is None else dist.get_rank(self.group)
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """How many processes there are."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     def gather(self, value: T) -> list[T]:
@@ -63,28 +63,20 @@ class HostGroup:
         return values[0]  # type: ignore[no-any-return]
 
     def run_on_all(self, work: Callable[[], T]) -> list[T]:
-        """Run something in all processes; return what it returns in each.
-
-        Raises:
-            Exception: What it raises in one of them, in all.
-        """
+        """Run something in all processes; return what it returns in each, or raise in all."""
         return [_result(outcome) for outcome in self.gather(_outcome(work))]
 
     def run_on_first(self, work: Callable[[], T]) -> T:
-        """Run something in the first process alone; return in all what it returns.
-
-        Raises:
-            Exception: What it raises, in all.
-        """
+        """Run something in the first process alone; return, or raise, in all what it does."""
         result: T = _result(self.from_first(_outcome(work) if self.rank == 0 else None))
         return result
 
-    def sum(self, values: list[float]) -> torch.Tensor:
+    def sum(self, values: list[float]) -> list[float]:
         """Return the sums over all processes of some numbers."""
         summed = torch.tensor(values)
         if self.group is not None:
             dist.all_reduce(summed, group=self.group)
-        return summed
+        return summed.tolist()
 
 
 def _outcome(work: Callable[[], Any]) -> Any:

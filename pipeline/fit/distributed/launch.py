@@ -23,10 +23,6 @@ def told_while_waiting(world: World, seconds: float = _SECONDS_UNTIL_TOLD) -> It
 
     A ``WORLD_SIZE`` that is left in an environment would else be a silent wait of minutes. One
     process of each node says it: on a node that is waited for, there is none.
-
-    Args:
-        world: The processes that the environment promises.
-        seconds: When to say it.
     """
     others = world.size - 1
     where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
@@ -46,11 +42,7 @@ def told_while_waiting(world: World, seconds: float = _SECONDS_UNTIL_TOLD) -> It
 
 
 def check_launcher(world: World) -> None:
-    """Refuse a number of processes that no launcher stands behind.
-
-    Raises:
-        ConfigError: The environment does not say where they meet.
-    """
+    """Refuse a number of processes that no launcher stands behind."""
     lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world.size > 1 and lacking:
         raise ConfigError(
@@ -64,10 +56,6 @@ def check_launcher(world: World) -> None:
 @contextlib.contextmanager
 def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     """Yield accelerate's Accelerator, joined with the run's other processes.
-
-    Args:
-        world: The processes that the launcher started.
-        bf16: Compute in bfloat16.
 
     Raises:
         ConfigError: The launcher asks for what is not to be had here.
@@ -99,13 +87,28 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     try:
         yield accelerator
     except RuntimeError as error:
-        if accelerator.num_processes > 1 and is_of_a_collective(error):
-            raise _left_alone(accelerator, error) from error
-        raise
+        if accelerator.num_processes == 1 or not is_of_a_collective(error):
+            raise
+        raise ProcessError(
+            "another process of the run has ended",
+            where=f"seen by process {accelerator.process_index} of {accelerator.num_processes}",
+            got=str(error).splitlines()[0],
+            do="see what that one said last; nothing: it was killed, often for want of memory. "
+            "The same command resumes from the newest checkpoint",
+        ) from error
     # Only after a good end: after a fault the others may wait in a collective, and so would this.
     if not was_joined:
         accelerator.state.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def keeps_gradients(model: torch.nn.Module) -> bool:
+    """Return whether gradients are to be made zero in place, and not taken away.
+
+    DistributedDataParallel's are views of its buckets. Taken away, they are made anew beside the
+    buckets by a step's first micro-batch, and are in memory twice until its last.
+    """
+    return isinstance(model, torch.nn.parallel.DistributedDataParallel)
 
 
 def is_of_a_collective(error: Exception) -> bool:
@@ -114,22 +117,8 @@ def is_of_a_collective(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
-def _left_alone(accelerator: Any, error: RuntimeError) -> ProcessError:
-    return ProcessError(
-        "another process of the run has ended",
-        where=f"seen by process {accelerator.process_index} of {accelerator.num_processes}",
-        got=str(error).splitlines()[0],
-        do="see what that one said last; nothing: it was killed, often for want of memory. "
-        "The same command resumes from the newest checkpoint",
-    )
-
-
 def check_joined(accelerator: Any, processes: int) -> None:
-    """Refuse what a launcher can set up and this program would do wrong without a word.
-
-    Raises:
-        ConfigError: Sharding that the launcher set up, or processes that do not know each other.
-    """
+    """Refuse what a launcher can set up and this program would do wrong without a word."""
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # the first two: not by the launcher
         raise ConfigError(

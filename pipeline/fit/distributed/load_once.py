@@ -18,15 +18,7 @@ from pipeline.fit.distributed.host_group import HostGroup
 
 
 def load_once(load: Callable[[], Any], hosts: HostGroup) -> Any:
-    """Return the model that ``load`` returns, in the first process; in the others without values.
-
-    Args:
-        load: Called in the first process.
-        hosts: All processes of the run, which must all call this.
-
-    Raises:
-        Exception: What ``load`` raises, in all of them.
-    """
+    """Return what ``load``, called in the first process, returns; in the others without values."""
     if hosts.size == 1:
         return load()
     loaded: list[Any] = []
@@ -53,11 +45,8 @@ def on_meta(model: nn.Module) -> nn.Module:
 def receive_weights(module: nn.Module, device: torch.device) -> None:
     """Give the first process's parameters and buffers to all, on their devices, in place.
 
-    All processes must call this; tensors that are sharded already are left alone.
-
-    Args:
-        module: The same in all processes, but for the values and their devices.
-        device: This process's.
+    All processes must call this, with modules that are the same but for values and devices. Tensors
+    that are sharded already are left alone.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return

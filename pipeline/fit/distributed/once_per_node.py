@@ -1,8 +1,8 @@
 """One process of a node works, the others wait for its word in a file, never in a collective.
 
 A collective would time out: preparing may take longer than any limit that a launcher sets. The
-word lies on the node's own disk, so nodes without a shared one each have a worker. The others end
-with one line if that process dies or fails.
+word lies on the node's own disk, so nodes without a shared one each have a worker. It works under a
+lock, which the system takes from a process that dies: the others then end with one line.
 """
 
 import contextlib
@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 from pipeline.errors import DuetError
+from pipeline.json_object import read_json_object
 from pipeline.store.atomic import write_file
 from pipeline.world import World
 
@@ -23,29 +26,32 @@ _calls = itertools.count()
 """Numbers the calls of a launch: all its processes make the same ones in the same order."""
 
 
-def once_per_node(work: Callable[[], Path], folder: Path, world: World) -> Path:
+def once_per_node(work: Callable[[], Path], folder: Path) -> Path:
     """Run ``work`` in the first process of each node and return its result in all of them.
 
     Args:
-        work: Returns a path; called in the first process of each node.
-        folder: A folder on this node's disk for the word of it.
-        world: Which process this is.
+        work: Returns a path.
+        folder: On this node's disk, for the word of it.
 
     Raises:
         DuetError: The working process failed or died.
     """
+    world = World.from_environment()
     if world.local_size == 1:
         return work()
     word = folder / ".runs" / f"{_launch_id()}-{next(_calls)}.json"
+    lock = FileLock(word.with_suffix(".lock"))
     if world.local_rank != 0:
-        return _wait_for(word)
-    _say(word, pid=os.getpid())
-    try:
-        result = work()
-    except BaseException as error:
-        _say(word, pid=os.getpid(), failed=str(error) or type(error).__name__)
-        raise
-    _say(word, pid=os.getpid(), result=str(result.absolute()))
+        return _wait_for(word, lock)
+    word.parent.mkdir(parents=True, exist_ok=True)
+    with lock:
+        write_file(word, json.dumps({"pid": os.getpid()}))
+        try:
+            result = work()
+        except BaseException as error:
+            write_file(word, json.dumps({"failed": str(error) or type(error).__name__}))
+            raise
+        write_file(word, json.dumps({"result": str(result.absolute())}))
     return result
 
 
@@ -60,41 +66,19 @@ def _launch_id() -> str:
     return f"{parent}-{started}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
-def _say(word: Path, **content: object) -> None:
-    write_file(word, json.dumps(content))
-
-
-def _wait_for(word: Path) -> Path:
+def _wait_for(word: Path, lock: FileLock) -> Path:
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            content = json.loads(word.read_text(encoding="utf-8"))
-            if "result" in content:
-                return Path(content["result"])
-            if "failed" in content:
-                raise _ended("failed", content["failed"])
-            # It may have spoken its last word and ended since the file was read.
-            if not _alive(content["pid"]) and "result" not in word.read_text(encoding="utf-8"):
-                raise _ended("died", f"process {content['pid']} is gone")
-        if not word.exists() and time.monotonic() > deadline:
+    while not word.exists():  # then the worker has the lock, or has had it
+        if time.monotonic() > deadline:
             raise _ended("did not start", f"no {word.name} in {_SECONDS_TO_APPEAR:.0f} s")
         time.sleep(_POLL_SECONDS)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        # A zombie answers signals, but works no more.
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    with lock.acquire(poll_interval=_POLL_SECONDS):
+        content = read_json_object(word)
+    if "result" in content:
+        return Path(content["result"])
+    if "failed" in content:
+        raise _ended("failed", content["failed"])
+    raise _ended("died", f"process {content['pid']} is gone")
 
 
 def _ended(how: str, got: str) -> DuetError:

@@ -10,10 +10,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Self
-
-import torch
 
 from pipeline.fit.distributed.host_group import HostGroup
 
@@ -37,9 +36,9 @@ class GracefulShutdown:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take the signals over, but not those that the process was started to ignore."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                # Not those that the process was started to ignore.
                 if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._take)
@@ -70,15 +69,13 @@ class GracefulShutdown:
             os.kill(os.getpid(), number)
 
 
-def asked_for(flags: torch.Tensor) -> signal.Signals | None:
+def asked_for(flags: Sequence[float]) -> signal.Signals | None:
     """Return the signal of ``GracefulShutdown.flags``, summed over all processes.
 
-    >>> asked_for(torch.tensor([0.0, 2.0])).name
+    >>> asked_for([0.0, 2.0]).name
     'SIGINT'
     """
-    return next(
-        (number for number, count in zip(SIGNALS, flags.tolist(), strict=True) if count), None
-    )
+    return next((number for number, count in zip(SIGNALS, flags, strict=True) if count), None)
 
 
 def exit_code(number: signal.Signals) -> int:

@@ -15,7 +15,6 @@ from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.data.micro_batches import MicroBatcher, Shape
-from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.prepared import open_data
 from pipeline.fit.data.sampler import BatchSampler, IntArray
 from pipeline.fit.distributed.fsdp import sharding_of
@@ -26,7 +25,6 @@ from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.throughput import matmul_peak
 from pipeline.store.summary import table_row
 from pipeline.units import duration, gib
-from pipeline.world import World
 
 SHARE_OF_PEAK = 0.4
 """Of the matmul peak that training is taken to reach; public runs of T5 show a little less."""
@@ -60,13 +58,7 @@ class StepCosts:
 
 
 def cost_of_steps(steps: Iterable[IntArray], cutter: MicroBatcher, processes: int) -> StepCosts:
-    """Return what steps cost.
-
-    Args:
-        steps: The rows of each.
-        cutter: Cuts them.
-        processes: How many share a step.
-    """
+    """Return what steps cost that so many processes share; of each, its rows are given."""
     costs = StepCosts()
     for rows in steps:
         loads = [0.0] * processes
@@ -88,30 +80,19 @@ def _tokens(shape: Shape) -> int:
     return shape.rows * (shape.encoder + shape.decoder)
 
 
-def print_dry_run(config: FitConfig, world: World) -> None:
-    """Print the table on stdout, all of it at once, from the first process alone.
-
-    Raises:
-        DuetError: What ``fit`` would raise before it reads the weights.
-    """
-    if world.is_main:
-        print("\n".join(list(dry_run(config, world.size))))
-
-
 def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     """Yield the lines of the table, for a run on so many processes.
 
     Raises:
         DuetError: What ``fit`` would raise before it reads the weights.
     """
-    data = open_data(
-        config.data_path,
-        num_data=config.num_data,
-        model_max_length=config.model_max_length,
-        eval_folders=config.eval_folders,
+    data = open_data(config)
+    plan = plan_run(
+        config.steps,
+        num_rows=data.train.rows_per_epoch,
+        eval_rows=data.eval_rows,
+        processes=processes,
     )
-    rows = {"num_rows": data.rows_per_epoch, "eval_rows": data.eval_rows}
-    plan = plan_run(config.steps, processes=processes, **rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = config.model
     model = model_structure(settings, data.tokenizer)
@@ -127,18 +108,11 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
         rows_per_step=plan.rows_per_step,
         seed=config.seed,
         group_by_length=config.group_by_length,
-        mixture=data.train if isinstance(data.train, Mixture) else None,
+        epoch_rows=data.train.epoch_rows,
     )
     looked_at = steps_looked_at(plan)
     costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
-    sharding = sharding_of(
-        config.sharding,
-        processes,
-        optim=config.optim,
-        quantize=config.quantize,
-        torch_compile=config.torch_compile,
-        auto_batch_size=config.auto_batch_size,
-    )
+    sharding = sharding_of(config, processes)
     memory = training_memory(
         model, settings, config.optim, costs.largest, sharding=sharding, processes=processes
     )
@@ -148,7 +122,7 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     yield from _time(
         plan,
         costs,
-        passes=training_passes(adapted=config.lora is not None),
+        passes=training_passes(adapted=config.lora_r > 0),
         recomputed=int(config.gradient_checkpointing),
         device=device,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,

@@ -7,6 +7,7 @@ the settings say. Nothing of it is left: no gradient, no number drawn, no weight
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_state
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.device import is_out_of_memory
-from pipeline.fit.distributed.ddp import keeps_gradients
 from pipeline.fit.distributed.fsdp_alone import without_communication
+from pipeline.fit.distributed.launch import keeps_gradients
 
 MOST_ROWS = 1_000_000
 """Rows of a run that are searched for the biggest micro-batch: half a minute, and only where the
@@ -42,14 +43,9 @@ def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[S
 
     Which of them it is depends on the model. Where one micro-batch is the biggest in every way,
     it is the only one.
-
-    Args:
-        shapes: Of all micro-batches.
-        flops: The operations of a row of given lengths: see ``flops.ModelFlops``.
     """
 
     def sizes(shape: Shape) -> tuple[float, int, int]:
-        """Return the operations and the tokens of both sides."""
         rows, encoder, decoder = shape
         return rows * float(flops(encoder, decoder)), rows * encoder, rows * decoder
 
@@ -59,23 +55,20 @@ def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[S
     return list(dict.fromkeys(found))
 
 
+@dataclass
 class MemoryProbe:
     """Tries micro-batches, in all processes of a run: what it finds holds for all of them.
 
     Each tries by itself, so that none waits in a collective for one that failed; then they agree.
-
-    Args:
-        model: A ``SummedTokenLoss``, wrapped or not.
-        accelerator: accelerate's Accelerator.
-        token_id: Any id of the vocabulary.
-        reserved: Bytes that are kept meanwhile, such as the optimizer's if it has none yet.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, accelerator: Any, *, token_id: int, reserved: int = 0
-    ) -> None:
-        self._model, self._accelerator = model, accelerator
-        self._token_id, self._reserved = token_id, reserved
+    model: torch.nn.Module
+    """A ``SummedTokenLoss``, wrapped or not."""
+    accelerator: Any
+    token_id: int
+    """Any id of the vocabulary."""
+    reserved: int = 0
+    """Bytes that are kept meanwhile, such as the optimizer's if it has none yet."""
 
     def too_big(self, shapes: Sequence[Shape]) -> Shape | None:
         """Return the first of the shapes that a process has no memory for; None where all fit."""
@@ -86,7 +79,7 @@ class MemoryProbe:
         return found[0] if found else None
 
     def find_batch_size(self, longest: Shape, limit: int) -> int:
-        """Return how many of the longest rows fit on the device, on every process's.
+        """Return how many of the longest rows fit on every process's device, up to ``limit``.
 
         Args:
             longest: The lengths of the longest rows; of its rows, what to try first.
@@ -95,13 +88,13 @@ class MemoryProbe:
         Raises:
             ConfigError: Not even one fits.
         """
-        spare = spare_bytes(self._accelerator.device)
+        spare = spare_bytes(self.accelerator.device)
         found = largest_that_fits(
             lambda rows: self.fits_in_memory(longest._replace(rows=rows), spare),
             first=longest.rows,
             limit=limit,
         )
-        each = self._accelerator.gather(torch.tensor([found], device=self._accelerator.device))
+        each = self.accelerator.gather(torch.tensor([found], device=self.accelerator.device))
         found = int(each.min())
         if not found:
             raise ConfigError(
@@ -116,11 +109,9 @@ class MemoryProbe:
     def fits_in_memory(self, shape: Shape, spare: int = 0) -> bool:
         """Return whether this process can run a micro-batch forward and backward.
 
-        Args:
-            shape: Of the micro-batch.
-            spare: Bytes that are kept besides what is reserved.
+        So many bytes are kept to ``spare``, besides what is reserved.
         """
-        model, accelerator = self._model, self._accelerator
+        model, accelerator = self.model, self.accelerator
         device, generators = accelerator.device, rng_state()
         kept: list[torch.Tensor] = []
         model.train()
@@ -129,9 +120,9 @@ class MemoryProbe:
                 # First the smallest: it makes the gradients, which are there as from a step's
                 # second micro-batch.
                 for tried in (SMALLEST, shape):
-                    accelerator.backward(model(**full_batch(tried, self._token_id, device)))
+                    accelerator.backward(model(**full_batch(tried, self.token_id, device)))
                     if not kept:
-                        size = self._reserved + spare
+                        size = self.reserved + spare
                         kept.append(torch.empty(size, dtype=torch.uint8, device=device))
         except Exception as error:
             if not is_out_of_memory(error):
@@ -155,11 +146,7 @@ def warm_up_ddp_buckets(
     is summed, and so its rounding, depends on its place: the first step of a resumed run would
     differ in the last bit from that step in a run that was not stopped.
 
-    Args:
-        model: A ``SummedTokenLoss``, wrapped or not, in training mode.
-        accelerator: accelerate's Accelerator.
-        shape: Of the batch for it; the same on all processes and in all sessions.
-        token_id: Any id of the vocabulary.
+    ``shape`` is that of the batch for it, the same on all processes and in all sessions.
     """
     if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
         return

@@ -1,7 +1,6 @@
 """A saved adapter as what a run starts from: its base, its settings, what cannot be trained on."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
 from pipeline.hub import find_model_file
+from pipeline.json_object import read_json_object
 
 _PLAIN = {
     "peft_type": "LORA",
@@ -65,11 +65,7 @@ def _is_same(given: Any, saved: Any) -> bool:
 
 
 def base_name(name: str) -> str:
-    """Return the folder or hub name of an adapter's base; of a model, its own.
-
-    Raises:
-        ModelError: The adapter's config does not tell, or there is none where it says.
-    """
+    """Return the folder or hub name of an adapter's base; of a model, its own."""
     return find_base(Path(name)) if is_adapter(Path(name)) else name
 
 
@@ -99,8 +95,8 @@ def find_base(adapter: Path) -> str:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_FILES[1]
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
         raise ModelError(
             "an adapter's config cannot be read",
             where=path,

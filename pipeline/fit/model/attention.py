@@ -55,12 +55,9 @@ def share_bias(model: nn.Module) -> bool:
 
 
 def padding_mask(*, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:
-    """Return which keys are none of padding, bool[B, 1, 1, K]; None where all are.
+    """Return which keys are none of padding, bool[B, 1, 1, K], of bool[B, K].
 
     transformers' own asks whether there is padding, for which the processor has to wait on a GPU.
-
-    Args:
-        attention_mask: bool[B, K].
     """
     return None if attention_mask is None else attention_mask[:, None, None, :]
 
@@ -77,7 +74,7 @@ def attend(
     scaling: float = 1.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return softmax(query @ key.T * scaling + bias), with dropout, times the values.
+    """Return softmax(query @ key.T * scaling + bias), with dropout, times the values: [B, Q, H, D].
 
     Args:
         module: The attention layer.
@@ -88,9 +85,6 @@ def attend(
         position_bias: What is added to the scores.
         dropout: Share of the weights that are dropped, after the softmax.
         scaling: T5: 1.
-
-    Returns:
-        [B, Q, H, D], and no weights.
     """
     joined, position = position_bias
     trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -19,12 +19,7 @@ and for more; torch's own limit of 8 would leave some of them as they are withou
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile each layer of each stack, in place: the weights keep their names.
-
-    Args:
-        model: In transformers' form; its stacks are module lists.
-        backend: Of ``torch.compile``.
-    """
+    """Compile each layer of each stack, which are module lists, in place: weights keep names."""
     from torch._dynamo import config as dynamo
     from torch.fx.experimental import _config as shapes
 

@@ -93,13 +93,8 @@ def untie(model: Any) -> None:
 def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:
     """Give the model at least ``vocab_size`` rows, in place; it never shrinks.
 
-    Each row that is added, a token's or spare, is the mean of the trained ones: a row of zeros
-    would have the logit 0, which in an untied model is far above those of unlikely tokens.
-
-    Args:
-        model: The model.
-        vocab_size: The rows that it must have.
-        num_trained: The trained rows are those below this.
+    Each row that is added, a token's or spare, is the mean of the ``num_trained`` first: a row of
+    zeros would have the logit 0, which in an untied model is far above those of unlikely tokens.
     """
     if vocab_size <= num_rows(model):
         return

@@ -4,13 +4,13 @@ A checkpoint resumes on the same model alone.
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 from pipeline.fit.model.adapter import base_name
 from pipeline.fit.model.loading import load_config, model_errors
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
 from pipeline.hub import find_model_file
+from pipeline.json_object import read_json_object
 from pipeline.store.fingerprint import key_of, sha256_of_file
 
 _PIECES, _PIECE_BYTES = 1024, 4096
@@ -30,21 +30,15 @@ def architecture(name: str, cache_dir: str | None) -> str:
 
     A run whose output folder is the model's own writes ``config.json`` there anew, with defaults
     filled in and the embedding grown: what is hashed is the same before and after.
-
-    Raises:
-        ModelError: There is no config, or none that transformers knows.
     """
     settings = load_config(base_name(name), cache_dir)
     return key_of({field: getattr(settings, field, None) for field in _SHAPE.split()})
 
 
 def base_weights(name: str, cache_dir: str | None) -> str:
-    """Return a name of the weights that an adapter is trained on, and resumes on alone.
+    """Return a name of the weights, and of the adapter that is started from, if it is one.
 
-    Where that starts from an adapter, of both.
-
-    Raises:
-        ModelError: They cannot be read.
+    An adapter resumes on these alone.
     """
     with model_errors(name):
         weights = name_of_weights(base_name(name), cache_dir)
@@ -90,6 +84,6 @@ def files_of_index(index: Path) -> list[str]:
         ValueError, OSError: It does not say.
     """
     try:
-        return sorted(map(str, set(json.loads(index.read_bytes())["weight_map"].values())))
+        return sorted(map(str, set(read_json_object(index)["weight_map"].values())))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{index.name} is damaged: {error!r}") from error

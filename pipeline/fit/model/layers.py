@@ -60,11 +60,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class FeedForward(nn.Module):
-    """T5's feed-forward, with or without a gate.
-
-    Args:
-        layer: transformers' own: its layers are taken over, with their names.
-    """
+    """T5's feed-forward, with or without a gate; takes over the layers of transformers' own."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

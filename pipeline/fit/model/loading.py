@@ -5,7 +5,6 @@ each id of the prepared tokenizer; tied stays tied and untied untied, through sa
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from pipeline.fit.model.token_ids import (
     piece_ids,
 )
 from pipeline.hub import check_readable, find_model_file
+from pipeline.json_object import read_json_object
 from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer
 
@@ -84,12 +84,7 @@ def build_model(
 
 
 def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
-    """Return the model that ``build_model`` would, on the device ``meta``; no weights are read.
-
-    Raises:
-        ModelError: There is no config, or none of an encoder-decoder.
-        ConfigError: The adapter's settings do not fit the model.
-    """
+    """Return the model that ``build_model`` would, on the device ``meta``; no weights are read."""
     name = base_name(settings.name)
     with torch.device("meta"):
         model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
@@ -184,10 +179,7 @@ def _read_config(name: str, cache_dir: str | None) -> dict[str, Any]:
             do="give a folder with config.json, or a hub name",
         )
     with model_errors(path):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise TypeError(f"a {type(value).__name__}, not an object")
-    return value
+        return read_json_object(path)
 
 
 @contextlib.contextmanager

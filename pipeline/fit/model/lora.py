@@ -40,11 +40,7 @@ QUANTIZED = (4 + (8 + 32 / 256) / 64) / 32
 
 
 def require_peft(where: object) -> None:
-    """Refuse what needs PEFT where it is not installed; ``where`` is what needs it.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Refuse what needs PEFT where it is not installed; ``where`` is what needs it."""
     quiet_bitsandbytes()  # PEFT imports it where it is installed
     require_package("peft", where=where, install='"duet-t5[peft]"')
 
@@ -132,9 +128,6 @@ def _targets(model: Any, given: Sequence[str] | None) -> list[str]:
     """Return the last names of the layers that get an adapter.
 
     The output matrix is none of them: the loss multiplies by it itself, past any adapter.
-
-    Raises:
-        ConfigError: The model has no layer of such a name, or it is an embedding's.
     """
     embeddings = _names_of_embeddings(model)
     linear = {
@@ -182,11 +175,7 @@ def _trained_rows(model: Any, ids: list[int]) -> dict[str, list[int]]:
 
 
 def _share_rows(model: Any, names: Sequence[str]) -> None:
-    """Let the embeddings of encoder and decoder train one copy of their rows, as it is one matrix.
-
-    Raises:
-        ModelError: PEFT left one of them out.
-    """
+    """Let the embeddings of encoder and decoder train the same rows: it is one matrix."""
     wrapper = model.get_input_embeddings()
     for stack in (model.get_encoder(), model.get_decoder()):
         if not hasattr(stack.get_input_embeddings(), "token_adapter"):
@@ -240,11 +229,7 @@ def restore_adapter(model: Any, folder: Path) -> None:
 
 
 def merge_adapter(base: Any, folder: Path) -> Any:
-    """Return the model with what the adapter in ``folder`` adds to its weights, in place.
-
-    Raises:
-        ConfigError: PEFT is missing.
-    """
+    """Return the model with what the adapter in ``folder`` adds to its weights, in place."""
     require_peft(folder)
     from peft import PeftModel
 

@@ -7,7 +7,6 @@ model that was extended the old way keeps its trained rows under these ids. Only
 is no T5's and has no ``tokenizer.json`` is loaded: its files alone do not tell its ids.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from pipeline import lossless
 from pipeline.errors import ModelError
 from pipeline.fit.model.embedding import carry_over_rows, grow_embedding, num_rows
 from pipeline.hub import find_model_file
+from pipeline.json_object import read_json_object
 from pipeline.lossless import NEW_PIECES, is_lossless
 from pipeline.tokenizer import VOCABULARY_FILES, TextTokenizer, load_tokenizer
 
@@ -74,11 +74,11 @@ def _read(reader: Callable[[Path], T], path: Path) -> T:
 
 
 def _is_lossless(path: Path) -> bool:
-    return lossless.is_lossless(_load(path))
+    return lossless.is_lossless(read_json_object(path))
 
 
 def _ids_of_json(path: Path) -> dict[str, int]:
-    spec = _load(path)
+    spec = read_json_object(path)
     vocabulary = (spec.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, dict):
         ids = {str(token): int(i) for token, i in vocabulary.items()}
@@ -100,17 +100,12 @@ def _ids_of_spiece(path: Path) -> dict[str, int]:
 
 
 def _ids_of_added_tokens(path: Path) -> dict[str, int]:
-    return {str(token): int(i) for token, i in _load(path).items()}
+    return {str(token): int(i) for token, i in read_json_object(path).items()}
 
 
 def _ids_of_config(path: Path) -> dict[str, int]:
-    decoder = _load(path).get("added_tokens_decoder") or {}
+    decoder = read_json_object(path).get("added_tokens_decoder") or {}
     return {str(token["content"]): int(i) for i, token in decoder.items()}
-
-
-def _load(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
 
 
 _ADDED: dict[str, Callable[[Path], dict[str, int]]] = {
@@ -165,7 +160,7 @@ def piece_ids(tokenizer: TextTokenizer) -> dict[str, int]:
 
 
 def _has_pieces(tokenizer: TextTokenizer) -> bool:
-    return is_lossless(json.loads(tokenizer.files["tokenizer.json"]))
+    return is_lossless(read_json_object(tokenizer.files["tokenizer.json"]))
 
 
 def check_rows(model: Any, name: str, tokenizer: TextTokenizer) -> None:

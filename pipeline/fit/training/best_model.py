@@ -31,14 +31,11 @@ class BestModelTracker:
     @classmethod
     def from_config(cls, config: FitConfig) -> "BestModelTracker":
         """Return the one that the settings ask for."""
-        name: str | None = config.metric_for_best_model
-        if name is None and (config.load_best_model_at_end or config.early_stopping_patience):
-            name = "loss"
-        if name is not None and not name.startswith("eval_"):
-            name = f"eval_{name}"
+        asked = config.load_best_model_at_end or config.early_stopping_patience
+        name = config.metric_for_best_model or ("loss" if asked else "")
         return cls(
             output=Path(config.output_dir),
-            metric=name,
+            metric=f"eval_{name.removeprefix('eval_')}" if name else None,
             greater_is_better=bool(config.greater_is_better),
             keeps_best=config.load_best_model_at_end,
             patience=config.early_stopping_patience,

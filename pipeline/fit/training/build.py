@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.checkpoint.checkpointer import Checkpointer, CheckpointSettings
 from pipeline.fit.checkpoint.format import Checkpoint, damaged
 from pipeline.fit.checkpoint.model_card import run_metadata
+from pipeline.fit.checkpoint.pretrained import MAX_SHARD_BYTES
 from pipeline.fit.checkpoint.restoring import restore
 from pipeline.fit.checkpoint.train_state import RunState, TrainState, trainer_state_json
 from pipeline.fit.context import RunContext
 from pipeline.fit.data.loader import StepLoader, micro_batcher_for
 from pipeline.fit.data.micro_batches import MicroBatcher, Shape
-from pipeline.fit.data.mixture import Mixture
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.distributed.fsdp import init_sharded_moments, shard
 from pipeline.fit.distributed.fsdp_alone import can_run_alone
@@ -41,7 +42,7 @@ from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.optim import make_optimizer, make_schedule
 from pipeline.fit.training.step import TrainingStep, can_read_late
-from pipeline.fit.training.throughput import ThroughputMeter
+from pipeline.fit.training.throughput import ThroughputMeter, data_sheet_of, matmul_peak
 from pipeline.fit.training.trackers import Trackers
 from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from pipeline.logs import note
@@ -52,6 +53,7 @@ def build_trainer(
     ctx: RunContext,
     checkpoint: Checkpoint | None,
     checkpointer: Checkpointer,
+    hosts: HostGroup,
     *,
     callback: TrainerCallback | None = None,
     probe_memory: bool | None = None,
@@ -63,6 +65,7 @@ def build_trainer(
         ctx: The run.
         checkpoint: What it resumes from.
         checkpointer: Saves it.
+        hosts: Its processes.
         callback: Is told what happens.
         probe_memory: Try the biggest micro-batches before the first step; None: where it pays off.
         compile_backend: Of ``torch.compile``, with ``--torch-compile``.
@@ -76,12 +79,13 @@ def build_trainer(
 
     config, plan, data, accelerator = ctx.config, ctx.plan, ctx.data, ctx.accelerator
     device, eos_id = accelerator.device, data.tokenizer.eos_id
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
     state = checkpoint.state if checkpoint is not None else RunState()
     # Now, not at the end: nothing in it may fail once the training is done.
     metadata = run_metadata(ctx)
     note(f"rows per step {plan.rows_per_step} {plan.rows_source}")
 
-    stop, hosts = GracefulShutdown(), HostGroup.join()
+    stop = GracefulShutdown()
     model = _load_model(config.model, data.tokenizer, checkpoint, hosts)
     loss = SummedTokenLoss(model, config.label_smoothing_factor)
     wrapped = _wrap(loss, ctx.sharding, accelerator)
@@ -104,14 +108,14 @@ def build_trainer(
     # Device-specific: each process draws dropout of its own.
     set_seed(config.seed + state.step, device_specific=True)
     if checkpoint is not None:
-        _restore(checkpoint, optimizer, schedule, ctx.identity, hosts)
+        restore(checkpoint, optimizer, schedule, ctx.identity, hosts)
 
     sampler = BatchSampler(
         *data.train.lengths,
         rows_per_step=plan.rows_per_step,
         seed=config.seed,
         group_by_length=config.group_by_length,
-        mixture=ctx.data.train if isinstance(ctx.data.train, Mixture) else None,
+        epoch_rows=data.train.epoch_rows,
     )
     cutter = cutter_of(data.train, max_rows=max_rows)
     wrapped.train()
@@ -145,10 +149,10 @@ def build_trainer(
         sampler=sampler,
         loader=StepLoader(data.train, cutter, model.config.pad_token_id, accelerator),
         step=TrainingStep(
-            accelerator,
-            wrapped,
-            optimizer,
-            schedule,
+            accelerator=accelerator,
+            model=wrapped,
+            optimizer=optimizer,
+            schedule=schedule,
             dataset=data.train,
             stop=stop,
             max_grad_norm=config.max_grad_norm,
@@ -159,24 +163,23 @@ def build_trainer(
         checkpointer=checkpointer,
         meter=ThroughputMeter(
             device=device,
-            dtype=torch.bfloat16 if config.bf16 else torch.float32,
             processes=accelerator.num_processes,
             total_steps=plan.total_steps,
             first_step=state.step,
-            passes=training_passes(adapted=config.lora is not None),
+            passes=training_passes(adapted=config.lora_r > 0),
+            peak=matmul_peak(device, dtype),
+            data_sheet=data_sheet_of(device, dtype),
         ),
         reporter=Reporter(
-            ctx.output,
             Trackers(
-                config.trackers if accelerator.is_main_process else (),
-                ctx.output,
+                names=config.trackers if accelerator.is_main_process else (),
+                output=ctx.output,
                 run_name=config.run_name,
                 settings=metadata["settings"],
                 first_step=state.step,
             ),
             is_main=accelerator.is_main_process,
             total_steps=plan.total_steps,
-            first_step=state.step,
             log=state.log,
         ),
         stop=stop,
@@ -186,7 +189,11 @@ def build_trainer(
     )
 
 
-def build_checkpointer(ctx: RunContext) -> Checkpointer:
+def build_checkpointer(
+    ctx: RunContext,
+    on_write: Callable[[int], object] = lambda step: None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Checkpointer:
     """Build what saves a run, and finds where it stands; all processes must call this."""
     config = ctx.config
     return Checkpointer(
@@ -203,6 +210,8 @@ def build_checkpointer(ctx: RunContext) -> Checkpointer:
             save_total_limit=config.save_total_limit,
             save_only_model=config.save_only_model,
             resume_anyway=config.resume_anyway,
+            max_shard_bytes=max_shard_bytes,
+            on_write=on_write,
         ),
         HostGroup.join(),
     )
@@ -243,26 +252,6 @@ def _find_batch_size(probe: MemoryProbe, longest: Shape, plan: RunPlan, accelera
     return found
 
 
-def _restore(
-    checkpoint: Checkpoint,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    identity: dict[str, Any],
-    group: HostGroup,
-) -> None:
-    """Put optimizer, schedule and generators where the checkpoint has them.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    if not restore(checkpoint, optimizer, schedule, identity, group):
-        before = checkpoint.processes
-        note(
-            f"begun on {before} process{'es' * (before > 1)}, resumed on {group.size}: a step "
-            "takes as many rows as before, cut into other micro-batches; dropout is drawn anew"
-        )
-
-
 def _biggest_of(
     steps: range, sampler: BatchSampler, cutter: MicroBatcher, processes: int
 ) -> list[Shape]:
@@ -274,13 +263,7 @@ def _biggest_of(
 
 
 def out_of_memory(rows: int, rows_per_step: int, shape: Shape | None = None) -> ConfigError:
-    """Return the error for a run that does not fit.
-
-    Args:
-        rows: Of full length in a micro-batch.
-        rows_per_step: Of an optimizer step.
-        shape: The micro-batch that showed it.
-    """
+    """Return the error for a run with so many rows of full length at once; ``shape`` showed it."""
     return ConfigError(
         "the device is out of memory",
         where="--per-device-train-batch-size",

@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,51 +23,38 @@ from pipeline.fit.data.sampler import IntArray
 from pipeline.tokenizer import TextTokenizer
 
 
+@dataclass
 class Evaluator:
-    """Evaluates a model on one split, every row once, on any number of processes alike.
+    """Evaluates a model on one split, every row once, on any number of processes alike."""
 
-    Args:
-        dataset: The split.
-        cutter: Cuts its rows into batches; not for so many processes, so that the result depends
-            on them in no way.
-        pad_id: The id that encoder rows are padded with.
-        tokenizer: The prepared folder's, to decode the targets.
-        accelerator: accelerate's Accelerator.
-        name: Of the data, in the names of its values: ``eval_NAME_loss``; none for a run's own.
-    """
-
-    def __init__(
-        self,
-        dataset: SupervisedDataset,
-        cutter: MicroBatcher,
-        pad_id: int,
-        tokenizer: TextTokenizer,
-        accelerator: Any,
-        name: str = "",
-    ) -> None:
-        self._prefix = f"eval_{name}_" if name else "eval_"
-        self._dataset, self._cutter, self._pad_id = dataset, cutter, pad_id
-        self._tokenizer, self._accelerator = tokenizer, accelerator
+    dataset: SupervisedDataset
+    cutter: MicroBatcher
+    """Cuts its rows into batches; not for so many processes: the result does not depend on them."""
+    pad_id: int
+    """The id that encoder rows are padded with."""
+    tokenizer: TextTokenizer
+    """The prepared folder's, to decode the targets."""
+    accelerator: Any
+    name: str = ""
+    """In the names of its values, ``eval_NAME_loss``; none for a run's own split."""
 
     @functools.cached_property
     def _batches(self) -> list[IntArray]:
-        return self._cutter.cut(np.arange(len(self._dataset), dtype=np.int64))
+        return self.cutter.cut(np.arange(len(self.dataset), dtype=np.int64))
 
     @functools.cached_property
     def _bytes(self) -> int:
-        return count_target_bytes(self._dataset, self._tokenizer)
+        return count_target_bytes(self.dataset, self.tokenizer)
 
     def run(
         self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None] = lambda: None
     ) -> dict[str, float] | signal.Signals:
         """Return ``eval_loss``, ``eval_bits_per_byte`` and ``eval_runtime`` (seconds).
 
-        Args:
-            model: A ``SummedTokenLoss``, wrapped or not.
-            stopped: Asked before each batch; a signal ends the evaluation, and is returned. All
-                processes must get the same answer.
+        What ``stopped`` returns before a batch ends the evaluation, and is returned. All processes
+        must get the same answer.
         """
-        tokens, num_bytes = int(self._dataset.lengths[1].sum()), self._bytes
+        tokens, num_bytes = int(self.dataset.lengths[1].sum()), self._bytes
         start = time.perf_counter()
         was_training = model.training
         model.eval()
@@ -74,17 +62,19 @@ class Evaluator:
         model.train(was_training)
         if isinstance(total, signal.Signals):
             return total
-        return {
-            f"{self._prefix}loss": total / max(tokens, 1),
-            f"{self._prefix}bits_per_byte": total / math.log(2) / max(num_bytes, 1),
-            f"{self._prefix}runtime": time.perf_counter() - start,
+        values = {
+            "loss": total / max(tokens, 1),
+            "bits_per_byte": total / math.log(2) / max(num_bytes, 1),
+            "runtime": time.perf_counter() - start,
         }
+        prefix = f"eval_{self.name}_" if self.name else "eval_"
+        return {prefix + name: value for name, value in values.items()}
 
     @torch.no_grad()
     def _summed_loss(
         self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None]
     ) -> float | signal.Signals:
-        accelerator = self._accelerator
+        accelerator = self.accelerator
         # One place for each batch, and each place filled by one process: the sum over processes
         # adds zeros only, so the result does not depend on how many there are.
         losses = torch.zeros(len(self._batches), device=accelerator.device)
@@ -101,8 +91,8 @@ class Evaluator:
         return float(summed.cpu().double().sum())
 
     def _batch(self, at: int) -> Batch:
-        batch = self._dataset.batch(self._batches[at], self._pad_id, multiple=self._cutter.multiple)
-        return to_device(batch, self._accelerator.device)
+        batch = self.dataset.batch(self._batches[at], self.pad_id, multiple=self.cutter.multiple)
+        return to_device(batch, self.accelerator.device)
 
 
 def count_target_bytes(dataset: SupervisedDataset, tokenizer: TextTokenizer) -> int:

@@ -6,7 +6,6 @@ Everything goes to stderr, from the main process alone.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Self
 
 from pipeline.fit.training.trackers import Trackers
@@ -41,36 +40,27 @@ class Reporter:
     """Shows steps and log entries, and passes the entries on to ``log.jsonl`` and the trackers.
 
     Args:
-        output: The output folder.
         trackers: To pass entries on to.
         is_main: Whether this is the process that reports.
         total_steps: Of the run.
-        first_step: Steps done before this session.
         log: The entries so far. The file begins with these, so that a resumed run has no entry
             twice, and none that its checkpoint does not know.
     """
 
     def __init__(
         self,
-        output: Path,
         trackers: Trackers,
         *,
         is_main: bool,
         total_steps: int,
-        first_step: int,
         log: Sequence[Mapping[str, float]],
     ) -> None:
         self._is_main, self._total, self._log = is_main, total_steps, log
-        self._path, self._trackers = output / LOG_FILE, trackers
-        self._bar = Bar("training", total_steps, unit="steps", start=first_step, shown=is_main)
+        self._path, self._trackers = trackers.output / LOG_FILE, trackers
+        start = trackers.first_step
+        self._bar = Bar("training", total_steps, unit="steps", start=start, shown=is_main)
 
     def __enter__(self) -> Self:
-        """Start the trackers, the file, and, on a terminal, the bar.
-
-        Raises:
-            ConfigError: A tracker cannot start.
-            OutputError: The file cannot be written.
-        """
         if self._is_main:
             write_file(self._path, "".join(map(_json_line, self._log)))
         self._trackers.start()
@@ -78,7 +68,6 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away and end the trackers."""
         self._bar.__exit__()
         self._trackers.finish()
 
@@ -87,11 +76,7 @@ class Reporter:
         self._bar.update(step, f"loss {loss:.4f}, rate {rate:.2e}")
 
     def entry(self, values: Mapping[str, float]) -> None:
-        """Print a log entry, add it to the file and send it to the trackers.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Print a log entry, add it to the file and send it to the trackers."""
         if self._is_main:
             self._bar.print(self._line(values))
             with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -99,14 +84,13 @@ class Reporter:
             self._trackers.log(_tracked(values), step=int(values["step"]))
 
     def _line(self, values: Mapping[str, float]) -> str:
-        step = int(values["step"])
         shown = [words(values[name]) for name, words in _WORDS.items() if name in values]
         shown += [
             f"{name.replace('_', ' ')} {value:.4g}"
             for name, value in values.items()
             if name.startswith("eval_") and name.endswith("_loss") and name not in _WORDS
         ]
-        return f"step {step}/{self._total}: " + ", ".join(shown)
+        return f"step {values['step']}/{self._total}: " + ", ".join(shown)
 
 
 def _tracked(values: Mapping[str, float]) -> dict[str, float]:

@@ -27,12 +27,7 @@ def rows_without_loss(
 ) -> str:
     """Return words for the rows of the micro-batches without a finite loss; empty for none.
 
-    Every process must call this, and gets the same words.
-
-    Args:
-        parts: The rows of each micro-batch of this process.
-        losses: Their losses.
-        dataset: What the rows are of.
+    Every process must call this, with its micro-batches and their losses, and gets the same words.
     """
     from accelerate.utils import gather_object
 

@@ -19,8 +19,8 @@ import torch
 
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import StepBatch, to_device
-from pipeline.fit.distributed.ddp import keeps_gradients
 from pipeline.fit.distributed.fsdp import full_tensor
+from pipeline.fit.distributed.launch import keeps_gradients
 from pipeline.fit.distributed.signals import GracefulShutdown, asked_for
 from pipeline.fit.training.nonfinite import diverged, rows_without_loss
 
@@ -58,7 +58,6 @@ class PendingStep:
         values: torch.Tensor,
         feed: StepBatch,
         step: int,
-        *,
         losses: list[torch.Tensor],
         learning_rate: float,
         dataset: SupervisedDataset,
@@ -92,50 +91,27 @@ class PendingStep:
             tokens=tokens,
             grad_norm=norm,
             learning_rate=self._rate,
-            stop=asked_for(torch.tensor(signals)),
+            stop=asked_for(signals),
         )
 
 
+@dataclass(kw_only=True, slots=True)
 class TrainingStep:
-    """Takes one optimizer step on given batches.
+    """Takes one optimizer step on given batches."""
 
-    Args:
-        accelerator: accelerate's Accelerator.
-        model: With its loss, and prepared by accelerate already.
-        optimizer: On the model's parameters.
-        schedule: The optimizer's learning rate at each step.
-        dataset: What the rows of the batches are from; its conversations are named in errors.
-        stop: Whether this process was asked to stop.
-        max_grad_norm: The gradient is clipped to this total norm; 0: not.
-        late: Launch steps without waiting for the device: see ``can_read_late``.
-    """
-
-    def __init__(
-        self,
-        accelerator: Any,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        *,
-        dataset: SupervisedDataset,
-        stop: GracefulShutdown,
-        max_grad_norm: float,
-        late: bool = False,
-    ) -> None:
-        self._accelerator, self._model = accelerator, model
-        self._optimizer, self._schedule = optimizer, schedule
-        self._dataset, self._stop = dataset, stop
-        self._max_grad_norm = max_grad_norm
-        self.late = late
-        self._nonfinite: torch.Tensor | None = None
-
-    def __call__(self, feed: StepBatch, step: int) -> StepResult:
-        """Train on the batches of a step, and wait for what it found out.
-
-        Raises:
-            ModelError: Loss or gradient is no finite number; the weights are as before the step.
-        """
-        return self.launch(feed, step).result()
+    accelerator: Any
+    model: torch.nn.Module
+    """With its loss, and prepared by accelerate already."""
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    dataset: SupervisedDataset
+    """What the rows of the batches are from; its conversations are named in errors."""
+    stop: GracefulShutdown
+    max_grad_norm: float
+    """The gradient is clipped to this total norm; 0: not."""
+    late: bool = False
+    """Launch steps without waiting for the device: see ``can_read_late``."""
+    _nonfinite: torch.Tensor | None = None
 
     def launch(self, feed: StepBatch, step: int) -> PendingStep:
         """Train on the batches of a step; where ``late``, without waiting for the device.
@@ -145,22 +121,20 @@ class TrainingStep:
         """
         losses = self._backward(feed)
         values = torch.cat([self._sum(losses), self._clip()[None]])
-        rate = float(self._schedule.get_last_lr()[0])
-        pending = PendingStep(
-            values, feed, step, losses=losses, learning_rate=rate, dataset=self._dataset
-        )
+        rate = float(self.schedule.get_last_lr()[0])
+        pending = PendingStep(values, feed, step, losses, rate, self.dataset)
         if self.late:
             self._skip_if_nonfinite(values)
         else:
             pending.result()
         try:
-            self._optimizer.step()
+            self.optimizer.step()
         except RuntimeError as error:
             if "overflow" not in str(error):  # that of a rate that float32 cannot hold
                 raise
             raise diverged(step, error) from error
-        self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=not keeps_gradients(self._model))
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=not keeps_gradients(self.model))
         return pending
 
     def _skip_if_nonfinite(self, values: torch.Tensor) -> None:
@@ -171,11 +145,11 @@ class TrainingStep:
         """
         nonfinite = ~(values[0].isfinite() & values[-1].isfinite())
         self._nonfinite = nonfinite if self._nonfinite is None else self._nonfinite | nonfinite
-        self._optimizer.found_inf = self._nonfinite.float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._nonfinite.float()  # type: ignore[attr-defined]
 
     def _backward(self, feed: StepBatch) -> list[torch.Tensor]:
         """Leave the gradient of the step's mean token loss; return each micro-batch's sum."""
-        accelerator, model = self._accelerator, self._model
+        accelerator, model = self.accelerator, self.model
         # DistributedDataParallel takes the mean over processes, and accelerate divides by an
         # accumulation that its launcher may have set: both are undone.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps
@@ -191,19 +165,19 @@ class TrainingStep:
 
     def _sum(self, losses: list[torch.Tensor]) -> torch.Tensor:
         """Return the loss of all processes, and how many of them got each signal."""
-        flags = self._stop.flags()
-        values = torch.zeros(1 + len(flags), device=self._accelerator.device)
+        flags = self.stop.flags()
+        values = torch.zeros(1 + len(flags), device=self.accelerator.device)
         values[0] = sum(losses, start=values[0])
         for i, flag in enumerate(flags, 1):
             if flag:  # a tensor made of the list would wait for the device
                 values[i] = flag
-        summed: torch.Tensor = self._accelerator.reduce(values, reduction="sum")
+        summed: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return summed
 
     def _clip(self) -> torch.Tensor:
         """Clip the gradient; return its total norm before."""
-        limit = self._max_grad_norm or math.inf
-        return full_tensor(self._accelerator.clip_grad_norm_(self._model.parameters(), limit))
+        limit = self.max_grad_norm or math.inf
+        return full_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
 
 
 def can_read_late(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:

@@ -6,6 +6,7 @@ All of it is time and memory, so it differs from run to run; loss, rate and grad
 import functools
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -25,41 +26,44 @@ OF_DATA_SHEET = "mfu_datasheet"
 
 
 class ThroughputMeter:
-    """Measures the steps between two log entries; what happens between steps does not count."""
+    """Measures the steps between two log entries; what happens between steps does not count.
+
+    Args:
+        device: This process's; the others have the like.
+        processes: How many share a step.
+        total_steps: Of the run.
+        first_step: Steps that were done before this session.
+        passes: Forward passes that a step takes as much as: see ``flops.training_passes``.
+        peak: Operations a second that ``mfu`` is of.
+        data_sheet: Those of the maker's figure; None: not known.
+        clock: Returns seconds.
+    """
 
     def __init__(
         self,
         *,
         device: torch.device,
-        dtype: torch.dtype,
         processes: int,
         total_steps: int,
         first_step: int,
         passes: int,
+        peak: float,
+        data_sheet: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Measure what the device can do at best, which takes up to a second, and start.
-
-        Args:
-            device: This process's; the others have the like.
-            dtype: What matrix products are computed in.
-            processes: How many share a step.
-            total_steps: Of the run.
-            first_step: Steps that were done before this sitting.
-            passes: Forward passes that a step takes as much as: see ``flops.training_passes``.
-        """
-        self._device, self._processes, self._passes = device, processes, passes
+        self._clock, self._device = clock, device
+        self._processes, self._passes = processes, passes
         self._total, self._first = total_steps, first_step
-        self._peak = matmul_peak(device, dtype)
-        self._data_sheet = _data_sheet(device, dtype)
+        self._peak, self._data_sheet = peak, data_sheet
         self._waited_before = 0.0
         self._reset()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what came before is no part of the steps
-        self._began = self._since = time.perf_counter()
+        self._began = self._since = clock()
 
     def resume(self) -> None:
         """Start the clock again after what is no step: an evaluation, a checkpoint."""
-        self._since = time.perf_counter()
+        self._since = self._clock()
 
     def step(
         self, *, target_tokens: int, useful_flops: float, padded_flops: float, waited: float
@@ -70,9 +74,9 @@ class ThroughputMeter:
             target_tokens: Labels that there is a loss on.
             useful_flops: Operations of the forward pass, padding not counted.
             padded_flops: The same with padding.
-            waited: Seconds that this process has waited for data since the sitting began.
+            waited: Seconds that this process has waited for data in this session.
         """
-        self._seconds += time.perf_counter() - self._since
+        self._seconds += self._clock() - self._since
         self._tokens += target_tokens
         self._useful += useful_flops
         self._padded += padded_flops
@@ -83,7 +87,7 @@ class ThroughputMeter:
     def read(self, step: int) -> dict[str, float]:
         """Return the values of ``METRICS`` for the steps since the last reading; ``step``: done."""
         seconds = max(self._seconds, 1e-9)
-        elapsed = time.perf_counter() - self._began
+        elapsed = self._clock() - self._began
         useful = self._passes * self._useful / seconds / self._processes
         of_data_sheet = {OF_DATA_SHEET: useful / self._data_sheet} if self._data_sheet else {}
         values = {
@@ -103,7 +107,8 @@ class ThroughputMeter:
         self._tokens = 0
 
 
-def _data_sheet(device: torch.device, dtype: torch.dtype) -> float | None:
+def data_sheet_of(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the operations a second by the maker's data sheet; None: not known."""
     if device.type != "cuda":
         return None
     tf32 = torch.get_float32_matmul_precision() != "highest"

@@ -7,10 +7,11 @@ one that fails later is left out with one line, and the run goes on without it.
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, require_package
+from pipeline.errors import ConfigError
 from pipeline.logs import note
 from pipeline.store.atomic import write_file
 
@@ -20,39 +21,21 @@ RUN_ID_FILE = "run_id"
 """In the output folder: the name that a resumed run finds its tracker's run by."""
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker whose package is missing, before anything takes time.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    for name in names:
-        require_package(name, where=f"--report-to {name}", install=name)
-
-
+@dataclass(kw_only=True, slots=True)
 class Trackers:
-    """The trackers that the settings name; started, and still to be ended, are those in a list.
+    """The trackers that the settings name."""
 
-    Args:
-        names: Of the trackers; none in a process that does not report.
-        output: The output folder.
-        run_name: The run's name in them.
-        settings: Of the run, which they show.
-        first_step: Steps done before this session; 0 for a new run.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        output: Path,
-        *,
-        run_name: str | None,
-        settings: Mapping[str, Any],
-        first_step: int,
-    ) -> None:
-        self._names, self._output, self._run_name = names, output, run_name
-        self._settings, self._first_step = settings, first_step
-        self._started: list[Any] = []
+    names: Sequence[str]
+    """None in a process that does not report."""
+    output: Path
+    """The output folder."""
+    run_name: str | None
+    settings: Mapping[str, Any]
+    """Of the run, which they show."""
+    first_step: int
+    """Steps done before this session; 0 for a new run."""
+    _started: list[Any] = field(default_factory=list)
+    """And still to be ended."""
 
     def start(self) -> None:
         """Start them.
@@ -62,18 +45,18 @@ class Trackers:
         """
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        if not self._names:
+        if not self.names:
             return
         run_id = self._run_id()
-        for name in self._names:
+        for name in self.names:
             kwargs = self._arguments(name, run_id)
             project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
             try:
                 tracker = LOGGER_TYPE_TO_CLASS[name](project, **kwargs)
                 tracker.start()
                 self._started.append(tracker)
-                if not (name == "tensorboard" and self._first_step):  # it would be a second entry
-                    tracker.store_init_configuration(_plain(self._settings))
+                if not (name == "tensorboard" and self.first_step):  # it would be a second entry
+                    tracker.store_init_configuration(_plain(self.settings))
             except Exception as error:  # each tracker has its own
                 self.finish()
                 raise ConfigError(
@@ -106,24 +89,23 @@ class Trackers:
 
     def _run_id(self) -> str:
         """Return the run's id: a resumed run has that of the sessions before."""
-        path = self._output / RUN_ID_FILE
-        if self._first_step and path.is_file():
+        path = self.output / RUN_ID_FILE
+        if self.first_step and path.is_file():
             return path.read_text(encoding="utf-8").strip()
         run_id = secrets.token_hex(4)
         write_file(path, run_id + "\n")
         return run_id
 
     def _arguments(self, name: str, run_id: str) -> dict[str, Any]:
-        """Return what a tracker is started with."""
         if name == "tensorboard":
             # What an earlier session logged after the checkpoint is hidden.
-            purge = {"purge_step": self._first_step + 1} if self._first_step else {}
-            return {"logging_dir": str(self._output), **purge}
+            purge = {"purge_step": self.first_step + 1} if self.first_step else {}
+            return {"logging_dir": str(self.output), **purge}
         if name == "trackio":  # it knows its runs by name
-            return {"name": self._run_name or f"run-{run_id}", "resume": "allow"}
-        named = {"name": self._run_name} if self._run_name else {}
+            return {"name": self.run_name or f"run-{run_id}", "resume": "allow"}
+        named = {"name": self.run_name} if self.run_name else {}
         run_id = os.environ.get("WANDB_RUN_ID") or run_id
-        return {"id": run_id, "resume": "allow", "dir": str(self._output), **named}
+        return {"id": run_id, "resume": "allow", "dir": str(self.output), **named}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

@@ -41,6 +41,9 @@ class TrainerCallback:
     def on_save(self, step: int) -> None:
         """The state after a step is copied, and is being written or is written."""
 
+    def on_write(self, step: int) -> None:
+        """The state after a step begins to be written; by a thread of its own."""
+
     def on_prediction_step(self) -> None:
         """A batch of an evaluation begins."""
 
@@ -53,25 +56,18 @@ class Trainer:
     """
 
     plan: RunPlan
-    """What is due at which step."""
     train_state: TrainState
     """The model, what trains it, and where the run stands; kept up to date in place."""
     sampler: BatchSampler
-    """The rows of each step."""
     loader: StepLoader
-    """Makes batches of them."""
     step: TrainingStep
-    """Trains on the batches of a step."""
     evaluators: Sequence[Evaluator]
     """Of the split eval, where there is one, and of each folder of ``--eval-data-path``."""
     best: BestModelTracker
-    """Which evaluation was best."""
     checkpointer: Checkpointer
-    """Saves it."""
     meter: ThroughputMeter
     reporter: Reporter
     stop: GracefulShutdown
-    """Whether this process was asked to stop."""
     hosts: HostGroup
     """The run's processes, for an evaluation to agree on whether to stop."""
     run_metadata: dict[str, Any]
@@ -111,12 +107,7 @@ class Trainer:
         return None
 
     def save_pretrained(self) -> None:
-        """Write the trained folder.
-
-        Raises:
-            ModelError: A weight is infinite or NaN.
-            OutputError: It cannot be written.
-        """
+        """Write the trained folder: see ``Checkpointer.save_pretrained``."""
         state, best_step = self.state, 0
         if self.best.keeps_best and state.best_step not in (0, state.step):
             best_step = state.best_step
@@ -216,7 +207,6 @@ class Trainer:
         return self.stop.agreed(self.hosts)
 
     def _log_summary(self) -> None:
-        """Log the summary of the whole run."""
         state = self.state
         seconds = max(state.seconds, 1e-9)
         self._enter(

@@ -4,9 +4,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.errors import ModelError, OutputError
 from pipeline.fit.checkpoint.format import find_checkpoint
-from pipeline.fit.checkpoint.part import Part
 from pipeline.fit.checkpoint.staging import Staging
 from pipeline.fit.stage import fit
 from tests.fit.helpers import Hooks, assert_same_weights, changed, log_of
@@ -28,26 +25,17 @@ def run(config: FitConfig) -> FitConfig:
     return changed(config, save_strategy="steps", save_steps=3, weight_decay=0.1)
 
 
-def before_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
-    """Do something in the thread before it writes a checkpoint."""
-    write = Part.write
-
-    def written(part: Part, folder: Path) -> Any:
-        do(int(folder.name.split(".")[1].removeprefix("checkpoint-")))
-        return write(part, folder)
-
-    monkeypatch.setattr(Part, "write", written)
-
-
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adafactor", "muon"])
 def test_what_is_written_late_is_the_state_at_its_step(
-    run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str
+    run: FitConfig, tmp_path: Path, optim: str
 ) -> None:
     run = changed(run, optim=optim, output_dir=str(tmp_path / "whole"))
     late = threading.Event()
-    with monkeypatch.context() as patch:
-        before_writing(patch, lambda step: (step == 3 and not late.wait(SECONDS)) and _fail())
-        whole = fit(run, callback=Hooks(step_begin=lambda step: step == 6 and late.set()))
+    hooks = Hooks(
+        write=lambda step: (step == 3 and not late.wait(SECONDS)) and _fail(),
+        step_begin=lambda step: step == 6 and late.set(),
+    )
+    whole = fit(run, callback=hooks)
     assert late.is_set()
     parts = shutil.copytree(whole, tmp_path / "parts")
     shutil.rmtree(parts / "checkpoint-6")
@@ -64,9 +52,7 @@ def _fail() -> None:
     raise AssertionError("the steps did not go on")
 
 
-def test_a_fault_in_writing_is_raised_after_the_step(
-    run: FitConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_in_writing_is_raised_after_the_step(run: FitConfig) -> None:
     steps: list[int] = []
     failed = threading.Event()
 
@@ -80,29 +66,25 @@ def test_a_fault_in_writing_is_raised_after_the_step(
             failed.wait(SECONDS)
             time.sleep(0.2)  # the thread has only to end
 
-    before_writing(monkeypatch, fail)
     with pytest.raises(OutputError, match="cannot write"):
-        fit(run, callback=Hooks(step_begin=begin))
+        fit(run, callback=Hooks(step_begin=begin, write=fail))
     assert steps == [1, 2, 3, 4]
     assert not list(Path(run.output_dir).glob("checkpoint-*"))
 
 
-def test_a_fault_of_the_last_writing_is_raised_at_the_end(
-    run: FitConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_the_last_writing_is_raised_at_the_end(run: FitConfig) -> None:
     def fail(step: int) -> None:
         if step == 6:
             raise OutputError("cannot write", where="disk", got="full", do="free some space")
 
-    before_writing(monkeypatch, fail)
     with pytest.raises(OutputError, match="cannot write"):
-        fit(run)
+        fit(run, callback=Hooks(write=fail))
     found = [path.name for path in Path(run.output_dir).glob("checkpoint-*")]
     assert found == ["checkpoint-3"]
 
 
 def test_a_run_that_fails_finishes_the_checkpoint_first(
-    run: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: FitConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing = threading.Event()
 
@@ -111,17 +93,16 @@ def test_a_run_that_fails_finishes_the_checkpoint_first(
             failing.set()
             raise ModelError("training diverged", where="step 4", got="nan", do="start again")
 
-    with monkeypatch.context() as patch:
-        before_writing(patch, lambda step: failing.wait(SECONDS) and time.sleep(0.2))
-        with pytest.raises(ModelError, match="diverged"):
-            fit(run, callback=Hooks(step_begin=diverge))
+    wait = Hooks(write=lambda step: failing.wait(SECONDS) and time.sleep(0.2), step_begin=diverge)
+    with pytest.raises(ModelError, match="diverged"):
+        fit(run, callback=wait)
     found = find_checkpoint(Path(run.output_dir))
     assert found is not None
     assert found.state.step == 3
 
 
 def test_one_is_written_before_the_next_is_begun(
-    run: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: FitConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there: list[list[str]] = []
     out = Path(run.output_dir)
@@ -130,8 +111,7 @@ def test_one_is_written_before_the_next_is_begun(
         there.append(sorted(path.name for path in out.glob("checkpoint-*")))
         time.sleep(0.2)
 
-    before_writing(monkeypatch, look)
-    fit(changed(run, save_steps=1, save_total_limit=2))
+    fit(changed(run, save_steps=1, save_total_limit=2), callback=Hooks(write=look))
     kept = [[f"checkpoint-{step}" for step in range(max(1, n - 2), n)] for n in range(1, 7)]
     assert there == kept
     said = re.findall(

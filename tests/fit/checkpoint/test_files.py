@@ -22,6 +22,7 @@ from pipeline.fit.checkpoint.format import delete_oldest, find_checkpoint
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
 from pipeline.fit.checkpoint.pretrained import deal_files, weight_files
 from pipeline.fit.stage import fit
+from pipeline.store.seals import FileSeal
 from scripts.ranks import Ranks, run_in
 from tests.fit.helpers import assert_same_weights, changed, log_of, weights_of
 
@@ -42,7 +43,7 @@ def test_safetensors_are_the_librarys_own_bytes_and_hashed(tmp_path: Path) -> No
         write_safetensors(tensors, file)
     content = (tmp_path / "ours").read_bytes()
     assert content == (tmp_path / "theirs").read_bytes()
-    assert file.seal() == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert file.seal() == FileSeal(len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_a_file_is_not_read_again_for_its_hash(

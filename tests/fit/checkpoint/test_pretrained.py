@@ -11,26 +11,24 @@ from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.cli import run
 from pipeline.config import FitConfig
-from pipeline.fit.checkpoint import pretrained as trained
 from pipeline.fit.checkpoint.model_card import command, model_card
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.stage import fit
-from tests.fit.helpers import changed, log_of, state_of, weights_of
+from tests.fit.helpers import changed, fit_with, log_of, state_of, weights_of
 
 
 def test_large_weights_are_several_files(
     config: FitConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = changed(config, save_strategy="steps", save_steps=3)
     one = weights_of(fit(config))
     out = Path(config.output_dir)
     (out / "trainer_state.json").unlink()
-    monkeypatch.setattr(trained, "MAX_SHARD_BYTES", 40_000)
-    fit(config)  # over what is there
+    small = {"max_shard_bytes": 40_000}
+    fit_with(config, **small)  # over what is there
     several = sorted(path.name for path in out.glob("model*.safetensors"))
     assert len(several) > 1
     assert "model.safetensors" not in several
@@ -45,16 +43,16 @@ def test_large_weights_are_several_files(
     fit(config)
     assert "nothing to train" in capsys.readouterr().err
     (out / several[1]).unlink()
-    fit(config)
+    fit_with(config, **small)
     assert sorted(path.name for path in out.glob("model*.safetensors")) == several
     # And a checkpoint in several files goes on.
     parts = changed(config, output_dir=str(tmp_path / "parts"))
-    fit(parts)
+    fit_with(parts, **small)
     again = log_of(tmp_path / "parts")
     assert len(list((tmp_path / "parts" / "checkpoint-3").glob("model-*.safetensors"))) > 1
     for name in ("checkpoint-6/checkpoint.json", "trainer_state.json"):
         (tmp_path / "parts" / name).unlink()
-    fit(parts)
+    fit_with(parts, **small)
     assert log_of(tmp_path / "parts") == again
 
 

@@ -131,5 +131,4 @@ def test_the_budget_is_of_the_longest_rows_there_are() -> None:
     """Memory that held so many of the user's longest rows must do."""
     encoder: IntArray = np.array([100, 30])
     cut = cutter(encoder, np.array([20, 40]), max_rows=3, multiple=8)
-    assert (cut.budget.encoder_tokens, cut.budget.decoder_tokens) == (3 * 104, 3 * 40)
     assert cut.fullest == (3, 104, 40)

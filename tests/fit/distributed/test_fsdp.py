@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from transformers import AutoModelForSeq2SeqLM
 from pipeline.config import FitConfig
 from pipeline.config_views import Sharding
 from pipeline.errors import ConfigError
-from pipeline.fit.checkpoint import pretrained
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding
 from pipeline.fit.distributed.accelerate_config import hidden_sharding, with_launcher_settings
@@ -248,8 +246,7 @@ def test_weights_in_shares_are_several_files_too(tied_run: FitConfig, tmp_path: 
 
 
 def fit_into_small_files(config: FitConfig) -> None:
-    pretrained.MAX_SHARD_BYTES = 40_000
-    fit(config)
+    fit_with(config, max_shard_bytes=40_000)
 
 
 @pytest.mark.slow
@@ -318,9 +315,7 @@ def test_what_is_not_done_in_shares(
     config: FitConfig, changes: dict[str, Any], where: str, got: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        asked = changed(config, **{"fsdp": "full_shard"} | changes)
-        others = ("optim", "quantize", "torch_compile", "auto_batch_size")
-        sharding_of(asked.sharding, 2, **{name: getattr(asked, name) for name in others})
+        sharding_of(changed(config, **{"fsdp": "full_shard"} | changes), 2)
     assert (caught.value.where, caught.value.got) == (where, got)
 
 
@@ -482,7 +477,7 @@ def test_the_dry_run_counts_shares(
 
     def memory_of(processes: int, fsdp: str = "", **changes: Any) -> Memory:
         run = changed(tied_run, fsdp=fsdp, **changes)
-        asked = sharding_of(run.sharding, processes)
+        asked = sharding_of(run, processes)
         return training_memory(
             model, run.model, run.optim, Shape(2, 9, 7), sharding=asked, processes=processes
         )
@@ -509,6 +504,3 @@ def test_a_whole_tensor_is_its_own_share() -> None:
     tensor = torch.ones(2)
     assert sharding.full_tensor(tensor) is sharding.local_shard(tensor) is tensor
     assert not sharding.is_sharded(tensor)
-    optimizer: Any = SimpleNamespace(param_groups=[{"params": [tensor]}])
-    saved = {"state": {0: {"exp_avg": tensor}}}
-    assert sharding.shard_optimizer_state(optimizer, saved) is saved

@@ -11,9 +11,6 @@ import os, sys, time
 from pathlib import Path
 from pipeline.errors import DuetError
 from pipeline.fit.distributed.once_per_node import once_per_node
-from pipeline.world import World
-
-world = World.from_environment()
 
 def work():
     print("works")
@@ -21,8 +18,8 @@ def work():
     {body}
     return Path("made")
 try:
-    print(once_per_node(work, Path(sys.argv[1]), world).name)
-    print(once_per_node(lambda: Path("again"), Path(sys.argv[1]), world).name)
+    print(once_per_node(work, Path(sys.argv[1])).name)
+    print(once_per_node(lambda: Path("again"), Path(sys.argv[1])).name)
 except DuetError as error:
     print(error)
     sys.exit(1)

@@ -92,15 +92,15 @@ def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], 
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
     wrapped, stop = SummedTokenLoss(model), GracefulShutdown()
     step = TrainingStep(
-        accelerator,
-        wrapped,
-        optimizer,
-        schedule,
+        accelerator=accelerator,
+        model=wrapped,
+        optimizer=optimizer,
+        schedule=schedule,
         dataset=dataset,
         stop=stop,
         max_grad_norm=config.max_grad_norm,
     )
-    return lambda rows: step(feeder.feed(rows), 1)
+    return lambda rows: step.launch(feeder.feed(rows), 1).result()
 
 
 def by_hand(model_folder: Path, prepared: Path, rows: Any) -> tuple[float, int, Gradients]:

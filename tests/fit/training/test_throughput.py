@@ -1,5 +1,6 @@
 """What a run says of its speed adds up, and reading it changes nothing."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.stage import fit
-from pipeline.fit.training import throughput as metrics
 from pipeline.fit.training.throughput import METRICS, ThroughputMeter, matmul_peak, peak_memory
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import changed, state_of
@@ -22,46 +22,50 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """Stands in for the module time: it goes when it is told to."""
+    """It goes when it is told to."""
 
     now = 100.0
 
-    def perf_counter(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(metrics, "time", clock)
-    monkeypatch.setattr(metrics, "matmul_peak", lambda device, dtype: 1000.0)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def test_the_share_of_peak_of_an_adapter_counts_no_gradients_of_weights_that_stay(
     clock: Clock,
 ) -> None:
-    meter = meter_of(processes=1, passes=training_passes(adapted=True))
+    meter = meter_of(clock, processes=1, passes=training_passes(adapted=True))
     clock.now += 2
     meter.step(target_tokens=1, useful_flops=500.0, padded_flops=500.0, waited=0.0)
     assert meter.read(1)["mfu"] == pytest.approx(2 * 500 / 2 / 1000)
 
 
 def meter_of(
-    total_steps: int = 10, first_step: int = 0, processes: int = 2, passes: int = 3
+    clock: Clock,
+    total_steps: int = 10,
+    first_step: int = 0,
+    processes: int = 2,
+    passes: int = 3,
+    data_sheet: float | None = None,
 ) -> ThroughputMeter:
     return ThroughputMeter(
         device=CPU,
-        dtype=torch.float32,
         processes=processes,
         total_steps=total_steps,
         first_step=first_step,
         passes=passes,
+        peak=1000.0,
+        data_sheet=data_sheet,
+        clock=clock,
     )
 
 
 def test_each_value_by_hand(clock: Clock) -> None:
-    meter = meter_of()
+    meter = meter_of(clock)
     clock.now += 50  # what happens before the first step
     meter.resume()
     clock.now += 3
@@ -81,7 +85,7 @@ def test_each_value_by_hand(clock: Clock) -> None:
 
 
 def test_an_entry_is_of_the_steps_since_the_last_one(clock: Clock) -> None:
-    meter = meter_of(total_steps=7, first_step=4)
+    meter = meter_of(clock, total_steps=7, first_step=4)
     for step in (5, 6, 7):
         clock.now += step
         meter.step(target_tokens=step * 10, useful_flops=1.0, padded_flops=1.0, waited=float(step))
@@ -106,9 +110,9 @@ def test_the_peak_is_measured_once_and_leaves_the_generators_alone() -> None:
     for _ in range(10):  # others may have had the cores
         matmul_peak.cache_clear()
         peak = matmul_peak(CPU, torch.float32)
-        start = metrics.time.perf_counter()
+        start = time.perf_counter()
         left @ left
-        if 2 * 512**3 / (metrics.time.perf_counter() - start) < 3 * peak:
+        if 2 * 512**3 / (time.perf_counter() - start) < 3 * peak:
             return
     raise AssertionError("a product is faster than the peak")
 
@@ -162,20 +166,8 @@ def test_trackers_and_the_progress_line_have_them(
         assert word in lines[0]
 
 
-def test_on_a_known_gpu_the_share_of_its_data_sheet_is_there_too(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "peak_memory", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    meter = ThroughputMeter(
-        device=torch.device("cuda"),
-        dtype=torch.bfloat16,
-        processes=2,
-        total_steps=1,
-        first_step=0,
-        passes=3,
-    )
+def test_where_the_maker_s_figure_is_known_the_share_of_it_is_there_too(clock: Clock) -> None:
+    meter = meter_of(clock, data_sheet=989e12)
     clock.now += 2
     meter.step(target_tokens=1, useful_flops=989e12, padded_flops=989e12, waited=0.0)
     assert meter.read(1)["mfu_datasheet"] == pytest.approx(3 / 2 / 2)
