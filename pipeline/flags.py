@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from pipeline.config import FitOptions
-from pipeline.config_fields import flag
+from pipeline.config.fields import flag
 from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
 _TRUE = ("true", "yes", "on", "1")

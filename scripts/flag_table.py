@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 
 from pipeline.cli import COMMANDS
-from pipeline.config_fields import flag
+from pipeline.config.fields import flag
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 START, END = "<!-- flags: start -->", "<!-- flags: end -->"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import ExportConfig, FitConfig, PrepareConfig, TrainConfig
-from pipeline.config_views import Sharding
+from pipeline.config.views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.generation.config import ChatConfig
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FitConfig
-from pipeline.config_views import Sharding
+from pipeline.config.views import Sharding
 from pipeline.fit.data.prepared import PreparedData
 from pipeline.fit.schedule import RunPlan
 

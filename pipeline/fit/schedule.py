@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.config import Strategy
-from pipeline.config_views import StepSettings
+from pipeline.config.views import StepSettings
 from pipeline.errors import ConfigError
 
 _EPSILON = 1e-9  # 0.07 * 100 is a little more than 7

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.config_views import ModelSettings
+from pipeline.config.views import ModelSettings
 from pipeline.errors import ConfigError, require_package
 from pipeline.fit.checkpoint.identity import run_identity
 from pipeline.fit.checkpoint.output import holding_output

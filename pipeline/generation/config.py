@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config_fields import (
+from pipeline.config.fields import (
     LOCAL_OUTPUT,
     NAMED,
     REQUIRED,

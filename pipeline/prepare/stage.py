@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pipeline.config import PrepareConfig
-from pipeline.config_fields import is_url
+from pipeline.config.fields import is_url
 from pipeline.errors import ConfigError
 from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache, lock_in

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.config import FitConfig
-from pipeline.config_fields import flag
+from pipeline.config.fields import flag
 from pipeline.errors import CheckpointError
 from pipeline.fit.data.prepared import PreparedData
 from pipeline.fit.model.fingerprint import architecture, base_weights

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.config_fields import flag
+from pipeline.config.fields import flag
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.context import RunContext

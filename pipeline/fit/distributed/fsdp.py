@@ -17,7 +17,7 @@ import torch.distributed.fsdp
 from torch import nn
 
 from pipeline.config import FitConfig
-from pipeline.config_views import Sharding
+from pipeline.config.views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.fit.distributed.fsdp_alone import can_run_alone
 from pipeline.fit.distributed.load_once import receive_weights

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config_views import ModelSettings, Sharding
+from pipeline.config.views import ModelSettings, Sharding
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed.fsdp import gathered_bytes
 from pipeline.fit.flops import ModelFlops, Side

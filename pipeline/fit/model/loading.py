@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config_views import ModelSettings
+from pipeline.config.views import ModelSettings
 from pipeline.errors import DuetError, ModelError
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import load_once

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.config_views import LoraSettings
+from pipeline.config.views import LoraSettings
 from pipeline.errors import ConfigError, ModelError, require_package
 from pipeline.fit.model.embedding import embedding_weights, is_tied
 from pipeline.hub import permission_errors

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config_views import ModelSettings, Sharding
+from pipeline.config.views import ModelSettings, Sharding
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.checkpoint.checkpointer import Checkpointer, CheckpointSettings
 from pipeline.fit.checkpoint.format import Checkpoint, damaged

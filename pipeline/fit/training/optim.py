@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pipeline.config_views import OptimizerSettings, ScheduleSettings
+from pipeline.config.views import OptimizerSettings, ScheduleSettings
 from pipeline.errors import ConfigError
 
 # T5's own norms have no bias and no common base class: their names tell them.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config_fields import is_url
+from pipeline.config.fields import is_url
 from pipeline.errors import InputError
 from pipeline.logs import note
 from pipeline.prepare.files.file_kind import Kind, NoData, is_kind, kind_of

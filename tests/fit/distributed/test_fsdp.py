@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
-from pipeline.config_views import Sharding
+from pipeline.config.views import Sharding
 from pipeline.errors import ConfigError
 from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.distributed import fsdp as sharding

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
-from pipeline.config_views import LoraSettings
+from pipeline.config.views import LoraSettings
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.layers import fuse_layers
 from pipeline.fit.model.lora import add_adapter

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.cli import run
 from pipeline.config import FitConfig
-from pipeline.config_views import LoraSettings
+from pipeline.config.views import LoraSettings
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.fit.estimate.memory import optimizer_bytes
 from pipeline.fit.model.adapter import find_base, with_adapter_settings

@@ -163,3 +163,10 @@ def _plain(value: Any, *, is_tuple: bool) -> Any:
     if is_tuple:
         return (value,) if isinstance(value, str) else tuple(map(str, value))
     return value
+
+
+def shared_values(config: Any, kind: type[Any]) -> dict[str, Any]:
+    """Return the values of ``config`` for the fields that ``kind`` has too."""
+    return {
+        f.name: getattr(config, f.name) for f in dataclasses.fields(kind) if hasattr(config, f.name)
+    }

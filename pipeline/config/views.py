@@ -8,6 +8,20 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
+]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "muon"]
+Strategy = Literal["no", "steps", "epoch"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSettings:
@@ -51,9 +65,9 @@ class StepSettings:
     gradient_accumulation_steps: int = 1
     train_batch_size: int | None = None
     logging_steps: float = 500
-    eval_strategy: Literal["no", "steps", "epoch"] | None = None
+    eval_strategy: Strategy | None = None
     eval_steps: float | None = None
-    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_strategy: Strategy = "steps"
     save_steps: float = 500
     load_best_model_at_end: bool = False
     early_stopping_patience: int | None = None
@@ -63,7 +77,7 @@ class StepSettings:
 class OptimizerSettings:
     """A view of the settings: what an optimizer is made with."""
 
-    optim: str = "adamw_torch"
+    optim: Optimizer = "adamw_torch"
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -75,7 +89,7 @@ class OptimizerSettings:
 class ScheduleSettings:
     """A view of the settings: the learning rate at each step, over its peak."""
 
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Scheduler = "linear"
     warmup_ratio: float = 0.0
     warmup_steps: float = 0
     scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
