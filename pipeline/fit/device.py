@@ -34,13 +34,7 @@ def set_attention() -> None:
 
 
 def precision_notes(device: torch.device, *, bf16: bool, tf32: bool | None) -> Iterator[str]:
-    """Yield a line where another precision is the one for this device.
-
-    Args:
-        device: What is trained on.
-        bf16: Whether products are computed in bfloat16.
-        tf32: Whether those of float32 may be in TF32; None: not said.
-    """
+    """Yield a line where another precision is the one for this device; None: not said."""
     if device.type != "cuda":
         return
     name = torch.cuda.get_device_name(device)
@@ -110,10 +104,7 @@ DATA_SHEETS: tuple[tuple[str, Peak], ...] = (
 def data_sheet_peak(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
     """Return the operations a second of a device by its maker's data sheet; None: not known.
 
-    Args:
-        name: As ``torch.cuda.get_device_name`` has it.
-        dtype: What matrix products are computed in.
-        tf32: Whether those of float32 may be in TF32.
+    Matrix products are in ``dtype``; with ``tf32``, those of float32 may be in TF32.
 
     >>> data_sheet_peak("NVIDIA H100 80GB HBM3", torch.bfloat16)
     989000000000000.0

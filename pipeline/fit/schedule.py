@@ -55,13 +55,7 @@ class RunPlan:
 
 
 def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes: int) -> RunPlan:
-    """Plan a run.
-
-    Args:
-        options: The settings.
-        num_rows: Rows to train on.
-        eval_rows: Rows of the split eval; 0 where there is none.
-        processes: How many processes share a step.
+    """Plan a run on so many rows, in which so many processes share a step.
 
     Raises:
         ConfigError: There is nothing to train on, or nothing to evaluate on that was asked for.

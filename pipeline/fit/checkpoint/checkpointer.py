@@ -183,12 +183,7 @@ class Checkpointer:
     def save_pretrained(
         self, state: TrainState, run_metadata: dict[str, Any], *, best_step: int = 0
     ) -> None:
-        """Write the trained folder, and wait for it.
-
-        Args:
-            state: The run's last.
-            run_metadata: What stands in ``run.json``.
-            best_step: The checkpoint whose weights are written instead; 0: none.
+        """Write the trained folder, and wait for it; of a ``best_step``, that checkpoint's weights.
 
         Raises:
             CheckpointError: That checkpoint is not there, or damaged.

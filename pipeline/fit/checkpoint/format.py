@@ -146,13 +146,7 @@ def publish_checkpoint(
 ) -> None:
     """Complete a checkpoint in which all is written but the manifest, and give it its name.
 
-    Args:
-        temporary: Its folder.
-        final: What it will be called.
-        seals: Size and hash of the files that were hashed while they were written.
-        identity: See ``run_identity``.
-        processes: Of the run.
-        state: Where the run stands.
+    Files that have no seal yet, as those that were hashed while they were written, are hashed.
     """
     with output_errors(final):
         others = sorted(path for path in temporary.iterdir() if path.name not in seals)

@@ -81,16 +81,11 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[
 def check_identity(
     checkpoint: str, different: dict[str, tuple[Any, Any]], *, step: int, anyway: bool
 ) -> str:
-    """Return the settings that differ, in words; refuse to resume where that has no meaning.
-
-    Args:
-        checkpoint: Its name.
-        different: See ``differences``.
-        step: Steps done.
-        anyway: Resume all the same, where that is possible.
+    """Return the settings that differ after so many steps, in words.
 
     Raises:
-        CheckpointError: A setting differs; it names the first, with both values.
+        CheckpointError: One differs; it names the first, with both values. With ``anyway``, only
+            where a run cannot go on with another value.
     """
     barred = [name for name in different if not _can_change(name, *different[name], step=step)]
     for name in barred or ([] if anyway else different):

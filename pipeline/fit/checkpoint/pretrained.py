@@ -230,9 +230,11 @@ def write_trained(
 ) -> None:
     """Write the trained model into the output folder, ``trainer_state.json`` last.
 
+    Where it is the folder of the model that the run started from, the files of that one's tokenizer
+    and weights go.
+
     Args:
-        output: The run's output folder; where it is the folder of the model that the run started
-            from, the files of that one's tokenizer and weights go.
+        output: The run's output folder.
         save: ``save_model`` of the model, into a folder.
         run_metadata: What stands in ``run.json``.
         trainer_state: The content of ``trainer_state.json``.

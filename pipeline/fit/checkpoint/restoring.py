@@ -32,12 +32,7 @@ def restore(
 ) -> None:
     """Put optimizer, schedule and, on as many processes, generators where the checkpoint has them.
 
-    Args:
-        checkpoint: What is resumed from.
-        optimizer: As new, of the model that the checkpoint's weights are in.
-        schedule: As new.
-        identity: That of this run: where it differs, its own rates count.
-        group: The run's processes.
+    Optimizer and schedule are as new. Where the run's identity differs, its own rates count.
 
     Raises:
         CheckpointError: The checkpoint is damaged.

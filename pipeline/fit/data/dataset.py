@@ -54,7 +54,8 @@ class SupervisedDataset(Dataset[Row]):
         self.manifest: Manifest = read_manifest(self.path)
         table = open_split(self.path, self.manifest, split)
         self._length = int(table.num_rows if num_rows is None else min(num_rows, table.num_rows))
-        self._columns = {name: _ListColumn(self._checked(table, name)) for name in COLUMNS}
+        chunks = {name: self._checked(table, name).chunks for name in COLUMNS}
+        self.columns = {name: ListColumn(chunks[name]) for name in COLUMNS}
 
     def __len__(self) -> int:
         return self._length
@@ -70,7 +71,7 @@ class SupervisedDataset(Dataset[Row]):
             raise IndexError(f"row {index} of {self._length}")
         return {
             name: torch.from_numpy(column[row].astype(np.int64))
-            for name, column in self._columns.items()
+            for name, column in self.columns.items()
         }
 
     def batch(self, rows: IntArray, pad_id: int, *, multiple: int = 1) -> Batch:
@@ -84,7 +85,7 @@ class SupervisedDataset(Dataset[Row]):
         Returns:
             int64 tensors: ``input_ids`` [B, S], ``attention_mask`` [B, S], ``labels`` [B, T].
         """
-        sources, targets = (self._columns[name] for name in COLUMNS)
+        sources, targets = (self.columns[name] for name in COLUMNS)
         ids, mask = sources.padded(rows, pad_id, multiple)
         labels, _ = targets.padded(rows, IGNORED, multiple)
         return {
@@ -100,7 +101,7 @@ class SupervisedDataset(Dataset[Row]):
     @functools.cached_property
     def lengths(self) -> tuple[IntArray, IntArray]:
         """The tokens of each row's encoder and decoder side: two int64[rows]."""
-        encoder, decoder = (column.lengths()[: self._length] for column in self._columns.values())
+        encoder, decoder = (column.lengths()[: self._length] for column in self.columns.values())
         return encoder, decoder
 
     @property
@@ -124,7 +125,7 @@ class SupervisedDataset(Dataset[Row]):
 
     def check_ids(self, vocab_size: int) -> None:
         """Read all ids, and refuse one that is below 0, or not below ``vocab_size``."""
-        for name, column in self._columns.items():
+        for name, column in self.columns.items():
             low, high = column.range()
             if low < 0 or high >= vocab_size:
                 raise self._damaged(f"{name} from {low} to {high}, the vocabulary has {vocab_size}")
@@ -153,19 +154,19 @@ def _reopened(path: Path, split: str, num_rows: int | None) -> SupervisedDataset
     return SupervisedDataset(path, split, num_rows=num_rows)
 
 
-class _ListColumn:
-    """A list column as numpy views of its buffers, for quick access at random.
+class ListColumn:
+    """A list column as numpy views of its chunks' buffers, for quick access at random.
 
     A ``ChunkedArray`` looks for the chunk of a row from the first one on, and there is a chunk
     for each record batch; here it is a binary search.
     """
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        chunks = [chunk for chunk in column.chunks if len(chunk)]
+    def __init__(self, chunks: Iterable[pa.ListArray]) -> None:
+        self.chunks = [chunk for chunk in chunks if len(chunk)]
         # A chunk's offsets are into its whole buffer of values, also where the chunk is a slice.
-        self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]
-        self._values = [chunk.values.to_numpy() for chunk in chunks]
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        self._offsets = [chunk.offsets.to_numpy() for chunk in self.chunks]
+        self._values = [chunk.values.to_numpy() for chunk in self.chunks]
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self.chunks])
 
     def __getitem__(self, row: int) -> npt.NDArray[np.integer[npt.NBitBase]]:
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -185,10 +186,12 @@ class _ListColumn:
         return ids, mask
 
     def range(self) -> tuple[int, int]:
+        """Return the lowest and the highest value."""
         parts = [values for values in self._values if len(values)]
         lowest, highest = ([f(values) for values in parts] for f in (np.min, np.max))
         return int(min(lowest, default=0)), int(max(highest, default=0))
 
     def lengths(self) -> IntArray:
+        """Return the values of each row."""
         parts = [np.diff(offsets) for offsets in self._offsets]
         return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from pipeline.errors import ConfigError
-from pipeline.fit.data.collate import IGNORED, Batch
-from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.dataset import COLUMNS, ListColumn, SupervisedDataset
 from pipeline.fit.data.sampler import IntArray
 from pipeline.json_object import read_json_object
-from pipeline.units import round_up
 
 
 class Source(NamedTuple):
@@ -68,41 +65,14 @@ class Mixture(SupervisedDataset):
         self.path, self.split, self.num_rows = first.path, first.split, None
         self.manifest = first.manifest
         self._starts = np.cumsum([0, *map(len, self.parts)])
-        self.lengths = (
-            np.concatenate([part.lengths[0] for part in self.parts]),
-            np.concatenate([part.lengths[1] for part in self.parts]),
-        )
-
-    def __len__(self) -> int:
-        """Return the number of rows, those that an epoch does not take among them."""
-        return int(self._starts[-1])
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        part, row = self._place(index)
-        return self.parts[part][row]
+        self._length = int(self._starts[-1])
+        self.columns = {
+            name: ListColumn(chunk for part in self.parts for chunk in part.columns[name].chunks)
+            for name in COLUMNS
+        }
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Mixture, (list(zip(self.parts, self._shares, strict=True)),))
-
-    def batch(self, rows: IntArray, pad_id: int, *, multiple: int = 1) -> Batch:
-        """Return some rows as one padded batch, in their order: see ``SupervisedDataset``."""
-        encoder, decoder = (int(side[rows].max()) for side in self.lengths)
-        source, target = (round_up(longest, multiple) for longest in (encoder, decoder))
-        shape = (len(rows), source)
-        ids, mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
-        labels = torch.full((len(rows), target), IGNORED)
-        for number, part in enumerate(self.parts):
-            mine = np.flatnonzero(
-                (rows >= self._starts[number]) & (rows < self._starts[number + 1])
-            )
-            if not len(mine):
-                continue
-            piece = part.batch(rows[mine] - self._starts[number], pad_id, multiple=multiple)
-            width, height = piece["input_ids"].shape[1], piece["labels"].shape[1]
-            ids[mine, :width] = piece["input_ids"]
-            mask[mine, :width] = piece["attention_mask"]
-            labels[mine, :height] = piece["labels"]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     @property
     def rows_per_epoch(self) -> int:
@@ -122,13 +92,11 @@ class Mixture(SupervisedDataset):
 
     def conversation_ids(self, rows: Iterable[int]) -> list[str]:
         """Return the ids of the conversations that some rows are from."""
-        places = map(self._place, rows)
-        return [self.parts[part].conversation_ids([row])[0] for part, row in places]
-
-    def check_ids(self, vocab_size: int) -> None:
-        """Check the ids of all parts: see ``SupervisedDataset``."""
-        for part in self.parts:
-            part.check_ids(vocab_size)
+        places = [(int(np.searchsorted(self._starts, row, side="right")) - 1, row) for row in rows]
+        return [
+            self.parts[part].conversation_ids([int(row - self._starts[part])])[0]
+            for part, row in places
+        ]
 
     @property
     def fingerprint(self) -> str:
@@ -138,10 +106,6 @@ class Mixture(SupervisedDataset):
 
     def _taken(self, number: int) -> int:
         return max(round(self._shares[number] * len(self.parts[number])), 1)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return part, int(index - self._starts[part])
 
 
 def open_mixture(sources: Sequence[Source], *, num_rows: int | None = None) -> SupervisedDataset:

@@ -115,18 +115,9 @@ def epoch_order(
     epoch: int,
     group_by_length: bool = True,
 ) -> IntArray:
-    """Return the rows of an epoch, step by step: a permutation, another for each seed and epoch.
+    """Return the rows of an epoch, step by step, int64[rows]: a permutation, not to be written to.
 
-    Args:
-        encoder_lengths: Tokens of each row of the data set, int64[rows].
-        decoder_lengths: The same of the decoder side.
-        rows_per_step: What a step takes; what is left over at the end is the last step.
-        seed: Of the run.
-        epoch: Which one, from 0.
-        group_by_length: Put rows of like length into the same step.
-
-    Returns:
-        int64[rows], not to be written to.
+    The arguments are those of ``BatchSampler``; epochs are counted from 0.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(encoder_lengths)).astype(np.int64)

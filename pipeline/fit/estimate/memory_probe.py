@@ -30,14 +30,6 @@ SPARE = 0.05
 """Share of the device's memory that is left alone: not every free piece can be used."""
 
 
-def pays_off(device: torch.device) -> bool:
-    """Return whether to try: on a CPU a run that does not fit is no error that could be told.
-
-    There the machine swaps, or ends the process; and the trial costs as much as some steps.
-    """
-    return device.type != "cpu"
-
-
 def biggest(shapes: Iterable[Shape], flops: Callable[[int, int], Any]) -> list[Shape]:
     """Return the shapes that take most memory: by operations, encoder and decoder tokens.
 

@@ -101,12 +101,7 @@ def load_model(
 ) -> Any:
     """Return a trained model with a row for each id of the tokenizer.
 
-    Args:
-        name: A folder or a hub name.
-        tokenizer: The prepared folder's.
-        cache_dir: Where models from the hub are kept.
-        may_grow: Whether its embedding may; that of an adapter's base may not.
-        quantized: See ``lora.quantization``.
+    Its embedding grows, but not that of an adapter's base. See also ``lora.quantization``.
 
     Raises:
         ModelError: No such model, damaged, incomplete, or made for another vocabulary.
@@ -227,13 +222,7 @@ def _pretrained(name: str, cache_dir: str | None, **quantized: Any) -> Any:
 
 
 def init_model(name: str, vocab_size: int, *, cache_dir: str | None = None, seed: int = 42) -> Any:
-    """Return a model with fresh weights, made from a model's config alone.
-
-    Args:
-        name: A folder or a hub name.
-        vocab_size: The rows that its embedding has at least.
-        cache_dir: Where models from the hub are kept.
-        seed: Of the weights.
+    """Return a model with fresh weights, of a config alone, with so many rows or more.
 
     Raises:
         ModelError: There is no config, or none of an encoder-decoder.

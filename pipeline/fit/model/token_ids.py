@@ -25,10 +25,6 @@ T = TypeVar("T")
 def own_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, int] | None:
     """Return the ids of a model's own tokens, added ones too; None where it has no tokenizer.
 
-    Args:
-        name_or_path: A folder, or a name on the hub.
-        cache_dir: Where files from the hub are kept.
-
     Raises:
         ModelError: The model cannot be found, or one of the files cannot be read.
         TokenizerError: ``spiece.model`` is no SentencePiece model, or a tokenizer that is no T5's

@@ -29,7 +29,6 @@ from pipeline.fit.estimate.memory_probe import (
     MOST_ROWS,
     MemoryProbe,
     biggest,
-    pays_off,
     warm_up_ddp_buckets,
 )
 from pipeline.fit.flops import training_passes
@@ -119,7 +118,9 @@ def build_trainer(
     )
     cutter = cutter_of(data.train, max_rows=max_rows)
     wrapped.train()
-    pays = pays_off(device) if probe_memory is None else probe_memory
+    # On a CPU what does not fit is no error that could be told: the machine swaps, or ends the
+    # process; and the trial costs as much as some steps.
+    pays = device.type != "cpu" if probe_memory is None else probe_memory
     if pays and (ctx.sharding is None or can_run_alone()):
         steps = range(state.step, plan.total_steps)
         shapes = _biggest_of(steps, sampler, cutter, accelerator.num_processes)

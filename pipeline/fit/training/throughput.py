@@ -70,11 +70,8 @@ class ThroughputMeter:
     ) -> None:
         """Take in a step that is done, of all processes together.
 
-        Args:
-            target_tokens: Labels that there is a loss on.
-            useful_flops: Operations of the forward pass, padding not counted.
-            padded_flops: The same with padding.
-            waited: Seconds that this process has waited for data in this session.
+        Operations are those of its forward pass, without padding and with it; ``waited`` is the
+        seconds that this process has waited for data in this session.
         """
         self._seconds += self._clock() - self._since
         self._tokens += target_tokens

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError, PreparedFolderError
-from pipeline.fit.data.dataset import SupervisedDataset, _ListColumn
+from pipeline.fit.data.dataset import ListColumn, SupervisedDataset
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import make_rows, write_prepared
 
@@ -83,7 +83,7 @@ def test_a_sliced_chunk_is_read_at_its_own_offsets() -> None:
         pa.array([], pa.list_(pa.int64())),
         pa.array([[5, 6]]),
     ]
-    column = _ListColumn(pa.chunked_array(chunks))
+    column = ListColumn(chunks)
     assert [column[i].tolist() for i in range(3)] == [[2, 3], [4], [5, 6]]
     assert column.lengths().tolist() == [2, 1, 2]
 

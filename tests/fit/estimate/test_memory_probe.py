@@ -20,7 +20,6 @@ from pipeline.fit.estimate.memory_probe import (
     MemoryProbe,
     biggest,
     largest_that_fits,
-    pays_off,
 )
 from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.loading import build_model
@@ -106,8 +105,6 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
 def test_a_run_is_the_same_with_it(
     config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not pays_off(torch.device("cpu"))
-    assert pays_off(torch.device("cuda"))
     plain = fit(config)
     assert "biggest micro-batch" not in capsys.readouterr().err
     tried = fit_with(changed(config, output_dir=str(tmp_path / "tried")), probe_memory=True)
