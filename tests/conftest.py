@@ -13,6 +13,10 @@ import pytest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from scripts.tiny_t5 import make_tiny_t5, read_texts
 
+# The models are too small to share out: threads would only wait for each other. Before torch is
+# imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "raw" / "sample.json"
 REAL_TOKENIZER = Path(

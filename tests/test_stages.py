@@ -81,10 +81,10 @@ def _num_pieces(folder: Path) -> int:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with eight conversations where the commands look for data."""
+    """A working directory with three conversations where the commands look for data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    records = json.loads(SAMPLE.read_text(encoding="utf-8"))[:8]
+    records = json.loads(SAMPLE.read_text(encoding="utf-8"))[:3]
     (tmp_path / "data" / "dummy_conversation.json").write_text(json.dumps(records))
     return tmp_path
 

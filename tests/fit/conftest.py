@@ -1,24 +1,13 @@
 """A tiny T5 and small prepared folders, made through the store without the first stage."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.config import FitConfig
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from scripts.tiny_t5 import make_tiny_t5
 from tests.fit.helpers import TEXTS, make_rows, with_config, write_prepared
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The models are too small to share out: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

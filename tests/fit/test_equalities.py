@@ -29,6 +29,7 @@ def run(config: FitConfig, still: Path) -> FitConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_run_begun_on_two_processes_goes_on_on_four_as_on_one(
     run: FitConfig, tmp_path: Path
 ) -> None:

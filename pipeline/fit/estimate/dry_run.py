@@ -80,8 +80,8 @@ def _tokens(shape: Shape) -> int:
     return shape.rows * (shape.encoder + shape.decoder)
 
 
-def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
-    """Yield the lines of the table, for a run on so many processes.
+def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) -> Iterator[str]:
+    """Yield the lines of the table, for a run on so many processes; ``peak`` is measured if None.
 
     Raises:
         DuetError: What ``fit`` would raise before it reads the weights.
@@ -119,14 +119,8 @@ def dry_run(config: FitConfig, processes: int = 1) -> Iterator[str]:
     yield from _plan(plan, data.train, data.eval_rows)
     yield from _padding(plan, costs, processes, config.group_by_length, config.auto_batch_size)
     yield from _memory(memory)
-    yield from _time(
-        plan,
-        costs,
-        passes=training_passes(adapted=config.lora_r > 0),
-        recomputed=int(config.gradient_checkpointing),
-        device=device,
-        dtype=torch.bfloat16 if config.bf16 else torch.float32,
-    )
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    yield from _time(plan, costs, config, device, dtype, peak or matmul_peak(device, dtype))
 
 
 def steps_looked_at(plan: RunPlan) -> list[int]:
@@ -185,20 +179,19 @@ def _memory(memory: Memory) -> Iterator[str]:
 def _time(
     plan: RunPlan,
     costs: StepCosts,
-    *,
-    passes: int,
-    recomputed: int,
+    config: FitConfig,
     device: torch.device,
     dtype: torch.dtype,
+    peak: float,
 ) -> Iterator[str]:
+    passes = training_passes(adapted=config.lora_r > 0)
     steps = plan.total_steps / costs.steps
     useful = costs.useful * passes * steps
     hours = f"operations without padding: {duration(useful / 1e14)} at a useful 100 TFLOP/s"
     yield table_row("compute", f"{useful:.3g}", hours)
-    peak = matmul_peak(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     kind = str(dtype).removeprefix("torch.")
     yield table_row("matmul peak", f"{peak / 1e12:.3g}", f"TFLOP/s, measured on {name} in {kind}")
-    # With checkpointing, each layer's forward pass once more.
-    seconds = costs.slowest * (passes + recomputed) * steps / (SHARE_OF_PEAK * peak)
+    passes += int(config.gradient_checkpointing)  # each layer's forward pass once more
+    seconds = costs.slowest * passes * steps / (SHARE_OF_PEAK * peak)
     yield table_row("time", duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")

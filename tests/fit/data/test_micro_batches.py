@@ -110,7 +110,7 @@ def padding(plan: BatchSampler, cut: MicroBatcher, processes: int) -> tuple[floa
 
 @pytest.mark.parametrize(("rows_per_step", "group"), [(8, True), (128, True), (128, False)])
 def test_padding_is_a_tenth_at_most(rows_per_step: int, group: bool) -> None:
-    encoder, decoder = like_sharegpt(16_384)
+    encoder, decoder = like_sharegpt(8_192)
     plan = BatchSampler(
         encoder, decoder, rows_per_step=rows_per_step, seed=0, group_by_length=group
     )

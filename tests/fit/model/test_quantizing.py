@@ -55,6 +55,7 @@ def test_without_bitsandbytes_it_is_one_line(
     assert not Path(small.output_dir).exists()
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_bitsandbytes_says_nothing_of_its_kernels() -> None:
     code = "from pipeline.fit.model.lora import require_peft; require_peft('')\n"

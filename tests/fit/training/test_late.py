@@ -117,7 +117,7 @@ def train(config: FitConfig, late: bool) -> None:
         fit(config, callback=Late(late=late))
 
 
-@pytest.mark.parametrize("fsdp", ["", "full_shard"])
+@pytest.mark.parametrize("fsdp", ["", pytest.param("full_shard", marks=pytest.mark.slow)])
 def test_two_processes(sparse: FitConfig, tmp_path: Path, fsdp: str) -> None:
     config = changed(sparse, fsdp=fsdp, max_steps=4, logging_steps=3, save_strategy="no")
     outputs = []
