@@ -391,6 +391,7 @@ def test_a_run_whose_output_is_the_models_own_folder(
     assert architecture(config.model_name_or_path, None) == before
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
+        "checksums.json",
         "config.json",
         "generation_config.json",
         "log.jsonl",
