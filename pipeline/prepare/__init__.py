@@ -10,12 +10,13 @@ files/           paths -> files, files -> segments, a segment -> the JSON values
   planning         files           -> segments
   segments         a segment       -> records and faults
   json_values      text            -> the values in it          (tables: rows of Parquet and Arrow)
+  text_window      bytes           -> the text around the place that is read
   streams          a file          -> its bytes, unpacked
 read/            a record -> a conversation, or the reason why it is none; parts -> conversations
 encode/          a segment -> its chunk of rows (segment_encoder: all that a worker does)
 engines/         where that is done: here, in other processes, on a Ray cluster
   ordering         segments        -> chunks, in order, joined, without repeats
-preparation.py   chunks          -> the prepared folder
+preparation.py   chunks          -> the prepared folder          (collected: what is counted)
 cache.py         finds an earlier preparation, locks a new one
 stage.py         finds that folder, or has it made; copies it to a URL
 options.py       which settings decide the rows

@@ -1,7 +1,6 @@
 """One preparation: plan, encode, put together, publish."""
 
 import platform
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,14 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
 from pipeline.logs import ByteProgress, note
 from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.collected import Collected
 from pipeline.prepare.encode.chunk_content import EVAL, TRAIN
-from pipeline.prepare.encode.dataset_stats import DatasetStats
 from pipeline.prepare.engines import make_engine, tasks
 from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.engines.gc_tuning import rare_collections
 from pipeline.prepare.engines.ordering import Done, OrderedChunks
 from pipeline.prepare.files.file_index import FileIndex
 from pipeline.prepare.files.file_kind import Kind
-from pipeline.prepare.files.json_values import Fault, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.segments import PieceReader, changed
 from pipeline.prepare.files.sources import (
@@ -31,16 +29,12 @@ from pipeline.prepare.files.sources import (
 from pipeline.prepare.options import encoding_settings, row_options
 from pipeline.prepare.read.rejections import (
     RejectedFile,
-    content_of,
     in_words,
-    parse_line,
-    rejection_line,
 )
 from pipeline.prepare.read.remedies import remedy_for
-from pipeline.prepare.read.values import RejectedError
 from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
-from pipeline.store.fingerprint import ContentHash, key_of, rejected_frame
+from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
 from pipeline.store.prepared import PreparedWriter
 from pipeline.tokenizer import load_tokenizer
@@ -80,11 +74,7 @@ class _Preparation:
     ) -> None:
         self._config, self._sources, self._states = config, sources, states
         self._cache = cache
-        self._stats, self._content = DatasetStats(), ContentHash()
-        self._conversations = 0
-        self._split: str | None = None
-        self._files = [_FileCounts() for _ in sources]
-        self._first_rejection = ""
+        self._collected = Collected(sources)
 
     def run(self) -> Path:
         """Do the work in a temporary sibling and publish it."""
@@ -112,7 +102,7 @@ class _Preparation:
         if not any(shard.rows for shard in shards if shard.split == TRAIN):
             raise self._nothing_left()
         fingerprint = key_of(
-            self._content.hexdigest(),
+            self._collected.content.hexdigest(),
             row_options(self._config),
             self._tokenizer.fingerprint,
             SCHEMA_VERSION,
@@ -161,55 +151,12 @@ class _Preparation:
         ):
             for done in ordered:
                 prepared.add(chunks, done.chunk)
-                self._take(done, chunks, rejected)
-                progress.status = f"{self._stats.pairs:,} pairs"
+                self._collected.take(done, chunks, rejected)
+                self._note_group(done)
+                progress.status = f"{self._collected.stats.pairs:,} pairs"
                 progress.advance(done.segment.size)
         write_files(folder / "tokenizer", tokenizer())
         return prepared.close()
-
-    def _take(self, done: Done, chunks: ChunkCache, rejected: RejectedFile) -> None:
-        """Take in what is counted of a chunk, and what was left out of it."""
-        content = done.chunk.content
-        if done.segment.split != self._split:  # where one ends decides the rows, too
-            self._split = done.segment.split
-            self._content.records(f"split {self._split}")
-        self._stats.add(DatasetStats.of_json(content["stats"]))
-        self._content.records(content["frames"])
-        self._content.conversation(bytes.fromhex(content["digests"]))
-        self._conversations += sum(rows >= 0 for rows in content["rows"])
-        starts = [self._files[piece.file].records for piece in done.segment.pieces]
-        for piece, found in zip(done.segment.pieces, content["pieces"], strict=True):
-            self._files[piece.file].take(found)
-        if REJECTED in done.chunk.files:
-            path = chunks.pinned(done.chunk.key, REJECTED)
-            with path.open(encoding="utf-8", newline="\n") as lines:
-                for line in lines:
-                    number, position, rest = parse_line(line)
-                    file = done.segment.pieces[number].file
-                    self._leave_out(file, starts[number] + position, rest, rejected)
-        for piece in done.segment.pieces:
-            if piece.ends_file:
-                self._end_file(piece.file, rejected)
-        self._note_group(done)
-
-    def _leave_out(self, file: int, position: int, rest: str, rejected: RejectedFile) -> None:
-        name = self._sources[file].name
-        rejected.write(name, position, rest)
-        self._first_rejection = (
-            self._first_rejection or f"; the first, record {position} of {name}: {in_words(rest)}"
-        )
-
-    def _end_file(self, file: int, rejected: RejectedFile) -> None:
-        """Check that the brackets of a file match, where nothing in it was broken."""
-        counts = self._files[file]
-        found = None if counts.is_resumed else end_fault(counts.brackets, counts.records)
-        if found is None:
-            return
-        error = RejectedError(found.reason, found.detail)
-        self._content.records(rejected_frame(found.reason, content_of(found, error)))
-        self._stats.reasons[found.reason] += 1
-        self._leave_out(file, found.position, _rest(found, error), rejected)
-        counts.records, counts.rejected = counts.records + 1, counts.rejected + 1
 
     def _note_group(self, done: Done) -> None:
         """Put down with a segment's group of files what became of the segment."""
@@ -244,11 +191,8 @@ class _Preparation:
         publish_folder(folder, final)
         return final
 
-    def _total(self, name: str) -> int:
-        return sum(getattr(counts, name) for counts in self._files)
-
     def _nothing_left(self) -> InputError:
-        stats = self._stats
+        stats, counts = self._collected.stats, self._collected.counts()
         if stats.pairs and self._config.eval_data_path:
             return InputError(
                 "no pair is left to train on",
@@ -263,19 +207,20 @@ class _Preparation:
                 got=f"all {stats.pairs} pairs fell into the split eval",
                 do="give a smaller one, or more conversations",
             )
-        reasons = ", ".join(f"{name} {n}" for name, n in stats.all_reasons().items()) or "none"
-        records, rejected = self._total("records"), self._total("rejected")
+        reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"
+        first = ""
+        if self._collected.first_rejection:
+            name, position, rest = self._collected.first_rejection
+            first = f"; the first, record {position} of {name}: {in_words(rest)}"
         return InputError(
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),
-            got=f"{records} records, {rejected} rejected ({reasons}){self._first_rejection}",
-            do=remedy_for(stats.all_reasons()),
+            got=f"{counts['records']} records, {counts['rejected']} rejected ({reasons}){first}",
+            do=remedy_for(counts["reasons"]),
         )
 
     def _manifest(self, fingerprint: str, shards: list[Shard]) -> Manifest:
-        stats, model = self._stats, self._config.model_name_or_path
-        records, rejected = self._total("records"), self._total("rejected")
-        repeats = stats.reasons["duplicate"]
+        stats, model = self._collected.stats, self._config.model_name_or_path
         return Manifest(
             fingerprint=fingerprint,
             config=row_options(self._config)
@@ -283,53 +228,15 @@ class _Preparation:
             sources=[
                 {"name": source.name, "bytes": state[0], "format": kind} | counts.as_json()
                 for source, state, kind, counts in zip(
-                    self._sources, self._states, self._kinds, self._files, strict=True
+                    self._sources, self._states, self._kinds, self._collected.files, strict=True
                 )
                 if kind is not None
             ],
             files_passed_over=sum(kind is None for kind in self._kinds),
-            counts={
-                "records": records,
-                "rejected": rejected,
-                "joined": records - rejected - self._conversations - repeats,
-                "conversations": self._conversations,
-                "pairs": stats.pairs,
-                "reasons": stats.all_reasons(),
-            },
+            counts=self._collected.counts(),
             unused_keys=stats.records.unused_keys(),
             tokens=stats.tokens() | {"vocab_size": self._tokenizer.vocab_size},
             shards=shards,
             versions={"python": platform.python_version()}
             | {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")},
         )
-
-
-class _FileCounts:
-    """What is counted of one file."""
-
-    def __init__(self) -> None:
-        self.records = self.rejected = self.brackets = 0
-        self.is_resumed = False
-        self.forms, self._digests = Counter[str](), list[str]()
-
-    def take(self, piece: dict[str, Any]) -> None:
-        """Take in a piece's counts."""
-        self.records += piece["records"]
-        self.rejected += piece["rejected"]
-        self.brackets += piece["brackets"]
-        self.is_resumed |= piece["resumed"]
-        self.forms.update(piece["forms"])
-        self._digests.append(piece["digest"])
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the counts as the manifest has them."""
-        return {
-            "content": key_of(self._digests),
-            "records": self.records,
-            "rejected": self.rejected,
-            "forms": dict(sorted(self.forms.items())),
-        }
-
-
-def _rest(found: Fault, error: RejectedError) -> str:
-    return parse_line(rejection_line(0, found, error))[2]

@@ -186,6 +186,7 @@ class _Reading:
         numbers = iter(rows.each)
         counts = [REPEAT if repeat else next(numbers).rows for repeat in self._is_repeat]
         kept = [i for i, repeat in enumerate(self._is_repeat) if not repeat]
+        noted = map(pair_counts_as_json, rows.each)
         for piece, reader, digest in zip(self._pieces, self._readers, digests, strict=True):
             piece |= {"digest": digest, "brackets": reader.brackets, "resumed": reader.is_resumed}
         return {
@@ -193,7 +194,7 @@ class _Reading:
             "frames": "".join(self._frames),
             "digests": b"".join(self._digests).hex(),
             "rows": counts,
-            "noted": [[kept[i], pair_counts_as_json(counts)] for i, counts in enumerate(rows.each)],
+            "noted": [[i, n] for i, n in zip(kept, noted, strict=True) if n],
             "evaluated": [kept[i] for i in rows.evaluated],
             "first": packed(first) if may_join and first and first.start > 0 else None,
             "last": packed(last) if may_join and last and _is_part(last) else None,

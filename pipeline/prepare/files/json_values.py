@@ -13,12 +13,13 @@ keeps lone surrogates (which others refuse) for us to replace, and lets a number
 of any size.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from pipeline.prepare.files.text_window import INDENT, SEPARATORS, TextWindow
 
 TURN_KEYS = ("conversations", "conversation", "messages")
 """Where a record has its turns."""
@@ -90,8 +91,6 @@ _BEGUN = re.compile(
     r"[-+.0-9eE]*|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|N(?:a)?|-?I(?:nfinit?)?|[\\u0-9a-fA-F]{1,11}"
 )
 _LONGEST_BEGUN = 64  # in characters: where an error is nearer to the end, more text might undo it
-_SEPARATORS = re.compile(r"[ \t\n\r,]*")
-_INDENT = re.compile(r"[ \t]*")
 _LINE_OF_A_VALUE = re.compile(r"\n([ \t]*)(?=[{\[])")
 # A string without an end runs to the end of the text: its brackets are none.
 _BRACKETS_AND_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
@@ -125,69 +124,6 @@ def end_fault(brackets: int, position: int) -> Fault | None:
     return None
 
 
-class _Window:
-    """Decoded text that slides over chunks of bytes: it grows on demand and is cut at ``at``.
-
-    Bytes that are no UTF-8 are decoded to lone surrogates, as ``surrogateescape`` has them.
-    """
-
-    def __init__(self, chunks: Iterator[bytes], indent_before: Callable[[], int]) -> None:
-        self.text, self.at, self.ended = "", 0, False
-        self.has_escapes = False
-        self._chunks = chunks
-        self._strict = codecs.getincrementaldecoder("utf-8")()
-        self._indent_before: Callable[[], int] = indent_before
-
-    def grow(self) -> None:
-        """Drop what was read, and take in at least as much as is left, so that growing is cheap."""
-        newline = self.text.rfind("\n", 0, self.at)
-        keep_from = self.at
-        if newline >= 0:
-            match = _INDENT.match(self.text, newline + 1)
-            end = match.end() if match else self.at
-            if end >= self.at:  # the line has not begun to say anything: its indent may go on
-                keep_from = newline
-            else:
-                indent = end - newline - 1
-                self._indent_before = lambda: indent
-        self.text, self.at = self.text[keep_from:], self.at - keep_from
-        parts, size, goal = [self.text], 0, len(self.text)
-        while not self.ended and (size == 0 or size < goal):
-            part = self._next()
-            parts.append(part)
-            size += len(part)
-        self.text = "".join(parts)
-
-    def indent(self) -> int:
-        """Return the indent of the line that ``at`` stands in."""
-        newline = self.text.rfind("\n", 0, self.at)
-        if newline < 0:
-            return self._indent_before()
-        match = _INDENT.match(self.text, newline + 1)
-        return match.end() - newline - 1 if match else 0
-
-    def skip_separators(self) -> str:
-        """Move to the next character that is no separator and return it; empty at the end."""
-        while True:
-            match = _SEPARATORS.match(self.text, self.at)
-            self.at = match.end() if match else self.at
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self.grow()
-
-    def _next(self) -> str:
-        chunk = next(self._chunks, b"")
-        self.ended = not chunk
-        try:
-            return self._strict.decode(chunk, self.ended)
-        except UnicodeDecodeError:
-            self.has_escapes = True
-            lenient = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-            text = lenient.decode(self._strict.getstate()[0] + chunk, self.ended)
-            self._strict.setstate((lenient.getstate()[0], 0))
-            return text
-
-
 class ValueReader:
     """Reads the values of a stretch of text, and knows afterwards how it ended.
 
@@ -207,7 +143,7 @@ class ValueReader:
         error: Callable[[], str | None] = lambda: None,
         indent_before: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._window = _Window(iter(chunks), indent_before)
+        self._window = TextWindow(iter(chunks), indent_before)
         self._ends_file, self._error = ends_file, error
         self._position, self._is_cut = 0, False
         self.brackets = 0
@@ -251,7 +187,7 @@ class ValueReader:
         """Return whether the array at the window's place begins with a turn."""
         window = self._window
         while True:
-            match = _SEPARATORS.match(window.text, window.at + 1)
+            match = SEPARATORS.match(window.text, window.at + 1)
             at = match.end() if match else len(window.text)
             if at < len(window.text):
                 if window.text[at] != "{":
@@ -349,7 +285,7 @@ class ValueReader:
 def _end_of_silence(text: str, start: int) -> int:
     """Return where the last line begins if it may yet begin with a bracket, else the text's end."""
     newline = text.rfind("\n", start)
-    match = _INDENT.match(text, newline + 1) if newline >= 0 else None
+    match = INDENT.match(text, newline + 1) if newline >= 0 else None
     return newline if match is not None and match.end() == len(text) else len(text)
 
 
