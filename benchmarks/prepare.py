@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prepare_cores import measure
+
 from pipeline.prepare.files.json_values import Record
 from pipeline.prepare.files.segments import read_files
 
@@ -74,7 +76,8 @@ def main() -> None:
             bench = Bench(Path(folder) / str(count), args, records[: count or None])
             results.append(bench.run())
             print(results[-1]["line"], file=sys.stderr)
-    text = table(results)
+        cores = measure(Path(folder) / "cores", records, args.tokenizer, args.runs)
+    text = f"{table(results)}\n\n{cores}"
     print(text)
     if args.write:
         args.write.mkdir(parents=True, exist_ok=True)
