@@ -1,6 +1,9 @@
 """Records of every form and their near misses, for hypothesis to draw: what a fuzzer feeds."""
 
+import copy
 import json
+import random
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -188,3 +191,53 @@ RECORDS = st.lists(
     min_size=1,
     max_size=4,
 ).map(lambda groups: [record for group in groups for record in group])
+
+
+def variants(records: list[Any], seed: int, count: int) -> Iterator[list[Any]]:
+    """Yield records with pieces of them taken away, doubled, renamed, or put in others' places.
+
+    Hypothesis takes longer to draw a list of records than a program to read it: so each is used
+    more than once.
+    """
+    rng = random.Random(seed)
+    for _ in range(count):
+        changed = copy.deepcopy(records)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            places = list(_places(changed))
+            if not places:
+                break
+            holder, key, value = rng.choice(places)
+            other = copy.deepcopy(rng.choice(places)[2])
+            match rng.randrange(5):
+                case 0:
+                    del holder[key]
+                case 1:
+                    holder[key] = other
+                case 2:
+                    holder[key] = rng.choice((None, "", [], {}, 0, True, json.dumps(value)))
+                case 3 if isinstance(holder, list):
+                    holder.insert(rng.randrange(len(holder) + 1), value)
+                case 3:
+                    holder[rng.choice(_KEYS)] = holder.pop(key)
+                case _ if isinstance(holder, list):
+                    rng.shuffle(holder)
+                case _:
+                    holder[rng.choice(_KEYS)] = other
+        if changed:
+            yield changed
+
+
+_KEYS = (
+    *("conversations", "conversation", "messages", "id", "conversation_id", "system", "tools"),
+    *("system_prompt", "from", "role", "value", "content", "text", "weight", "train", "images"),
+    *("tool_calls", "function_call", "thinking", "prompt", "completion", "instruction", "input"),
+    *("output", "question", "answer", "response", "query", "history", "data", "label", "chosen"),
+)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield every place in a value: the list or object, the index or key, and what is there."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield value, key, inner
+            yield from _places(inner)
