@@ -160,11 +160,13 @@ def _cut_packed(whole: Piece) -> Iterator[Piece]:
     while not ended:
         parts = [text]
         size = len(text)
+        # A stretch without a place to cut at is looked through again with as much behind it.
+        goal = max(_BLOCK + _LOOKAHEAD, 2 * size)
         try:
-            while size < _BLOCK + _LOOKAHEAD and (chunk := next(chunks, b"")):
+            while size < goal and (chunk := next(chunks, b"")):
                 parts.append(chunk)
                 size += len(chunk)
-            ended = size < _BLOCK + _LOOKAHEAD
+            ended = size < goal
         except BrokenStreamError as broken:
             error, ended = str(broken), True
         text = b"".join(parts)

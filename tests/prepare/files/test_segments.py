@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.config import PrepareConfig
-from pipeline.prepare.files import anchors
+from pipeline.prepare.files import anchors, planning
 from pipeline.prepare.files.anchors import choose_anchors, find_anchors, record_after
+from pipeline.prepare.files.sources import find_sources, recognize, states_of
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import open_split
 from tests.conftest import record
@@ -222,6 +223,28 @@ def test_a_cut_in_a_long_conversation_is_made_after_it() -> None:
     found = record_after(lambda start, size: text[start : start + size], 1)
 
     assert found == len(text) - len(following)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"text": "x{}y"}\n' * 3000, json.dumps(record("a", "q{}" * 20_000, "a"))]
+)
+def test_a_packed_text_without_a_place_to_cut_at_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    cut_at(monkeypatch, 1 << 10)
+    searches = itertools.count()
+
+    def find(*args: Any) -> Any:
+        assert next(searches) < 30, "the same stretch is looked through for ever"
+        return find_anchors(*args)
+
+    monkeypatch.setattr(planning, "find_anchors", find)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(text.encode(), 0))
+    sources = find_sources([str(tmp_path / "x.gz")])
+    states = states_of(sources)
+    planner = planning.Planner(sources, states, recognize(sources, [None]), find)
+    pieces = [p for s in planner.segments(planning.group_files(sources, states)) for p in s.pieces]
+    assert b"".join(piece.content or b"" for piece in pieces) == text.encode()
 
 
 def test_a_packed_file_is_cut_like_a_plain_one(tmp_path: Path, tiny_t5: Path) -> None:
