@@ -23,8 +23,8 @@ from pipeline.prepare.engines.ordering import OrderedChunks
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, NumberText, Record, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
-from pipeline.prepare.files.segments import PieceReader, Segment, read_files, reading_at
-from pipeline.prepare.files.sources import Source, find_sources, recognize, states_of
+from pipeline.prepare.files.segments import Piece, PieceReader, Segment, read_files, reading_at
+from pipeline.prepare.files.sources import find_sources, recognize, states_of
 from tests import forms
 from tests.prepare import test_fuzz
 from tests.prepare.helpers import cut_at
@@ -192,8 +192,8 @@ class _ReadingEngine:
 def read_in_pieces(path: Path) -> Found:
     """Read a file as ``prepare`` does, but for what becomes of its records."""
 
-    def find(source: Source, start: int, end: int, usual: int) -> Callable[[], list[Anchor]]:
-        with reading_at(source.path) as read_at:
+    def find(piece: Piece, start: int, end: int, usual: int) -> Callable[[], list[Anchor]]:
+        with reading_at(piece.source.path) as read_at:
             anchors = find_anchors(read_at, start, end, usual)
         return lambda: anchors
 
