@@ -73,13 +73,15 @@ def files_below(folder: "UPath") -> dict[str, int]:
 
 
 def glob(path: "UPath") -> list["UPath"]:
-    """Return the files that a path matches as a glob, sorted, and the folders.
+    """Return the files and folders that a path matches as a glob, sorted; hidden ones if it asks.
 
     Raises:
         InputError: The file system does not answer.
     """
     with remote_errors(InputError, path):
         names = sorted(path.fs.glob(path.path))
+    hidden = "/." in path.path  # only if the pattern says so, as on a disk
+    names = [name for name in names if hidden or "/." not in name]
     return [type(path)(path.fs.unstrip_protocol(name)) for name in names]
 
 
