@@ -172,7 +172,9 @@ def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
             do="write it to disk first: files are read more than once",
         )
     if not glob.has_magic(given):
-        raise InputError("no such path", where=given, got="nothing there", do="check --data-path")
+        raise InputError(
+            "no such path", where=given, got="nothing there", do=f"check --data-path{_hint(given)}"
+        )
     matches = _local_glob(given) if isinstance(path, Path) else remote.glob(path)
     files = [match for match in matches if _type(match) == "file"]
     if not files:
