@@ -8,12 +8,13 @@ the rows are* stand in ``PrepareOptions``, fields that decide *how to train on t
 
 from pipeline.config.commands import CacheConfig, ExportConfig, InspectConfig, VerifyConfig
 from pipeline.config.fit import FitConfig, TrainConfig
-from pipeline.config.fit_options import TRACKERS, FitOptions
+from pipeline.config.fit_options import EVAL_METRICS, TRACKERS, FitOptions
 from pipeline.config.hub import HubOptions
 from pipeline.config.prepare import ROLE_NAMES, PrepareConfig, PrepareOptions, RoleName
 from pipeline.config.views import Optimizer, Scheduler, Strategy
 
 __all__ = [
+    "EVAL_METRICS",
     "ROLE_NAMES",
     "TRACKERS",
     "CacheConfig",

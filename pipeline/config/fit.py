@@ -59,7 +59,11 @@ class FitConfig(HubOptions, FitOptions):
             self.output_dir,
             "give another folder than the model's: an adapter is of no use without it",
         )
-        _ = self.eval_folders
+
+    @property
+    def eval_names(self) -> tuple[str, ...]:
+        """What is evaluated: a run's own split, which has no name, and further folders."""
+        return ("", *self.eval_folders)
 
     @property
     def eval_folders(self) -> dict[str, str]:

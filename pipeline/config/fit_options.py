@@ -27,6 +27,7 @@ from pipeline.config.views import (
 )
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+EVAL_METRICS = ("loss", "bits_per_byte")
 _NOT_FP16 = Bound(
     lambda fp16: not fp16,
     "use --bf16 True, or neither",
@@ -148,9 +149,11 @@ class FitOptions(Settings):
         help="Keep the best checkpoint, and write its weights as the trained model. Saves must "
         "fall on evaluations, as in the Hugging Face trainer.",
     )
-    metric_for_best_model: (
-        Literal["loss", "eval_loss", "bits_per_byte", "eval_bits_per_byte"] | None
-    ) = option(None, help="Metric that says which evaluation is best. Default: loss.")
+    metric_for_best_model: str | None = option(
+        None,
+        help="Metric that says which evaluation is best: loss or bits_per_byte, of a NAME of fit's "
+        "--eval-data-path NAME_loss. Default: loss.",
+    )
     greater_is_better: bool | None = option(
         None, help="Whether a larger metric is better. Default: no, the metrics are losses."
     )
@@ -239,9 +242,29 @@ class FitOptions(Settings):
                 value,
                 "give --lora-r 16 too, or leave it out: without a rank all weights are trained",
             )
+        metrics = [f"{n}_{v}" if n else v for n in self.eval_names for v in EVAL_METRICS]
+        require(
+            self.best_metric is None or self.best_metric.removeprefix("eval_") in metrics,
+            "metric_for_best_model",
+            self.metric_for_best_model,
+            "give " + ", ".join(metrics),
+        )
         unknown = [name for name in self.trackers if name not in TRACKERS]
         require(not unknown, "report_to", self.report_to, "give none, " + ", ".join(TRACKERS))
         _ = self.sharding, self.scheduler_kwargs  # which refuse what they cannot read
+
+    @property
+    def eval_names(self) -> tuple[str, ...]:
+        """What is evaluated: a run's own split, which has no name, and further folders."""
+        return ("",)
+
+    @property
+    def best_metric(self) -> str | None:
+        """The value of an evaluation that says which is best; None: no best is looked for."""
+        name = self.metric_for_best_model
+        if name is None and (self.load_best_model_at_end or self.early_stopping_patience):
+            name = "loss"
+        return name if name is None or name.startswith("eval_") else f"eval_{name}"
 
     @property
     def lora(self) -> LoraSettings | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import FitConfig
+from pipeline.config import EVAL_METRICS, FitConfig
 from pipeline.config.views import ModelSettings
 from pipeline.errors import ConfigError, require_package
 from pipeline.fit.checkpoint.identity import run_identity
@@ -124,13 +124,15 @@ def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) ->
 
 
 def check_best(config: FitConfig, data: PreparedData) -> None:
-    """Refuse to look for the best model where only ``--eval-data-path`` is evaluated."""
-    if data.eval is None and (config.load_best_model_at_end or config.early_stopping_patience):
+    """Refuse to look for the best model where its metric is never computed."""
+    own = [f"eval_{value}" for value in EVAL_METRICS]
+    looks_for_best = config.load_best_model_at_end or config.early_stopping_patience
+    if data.eval is None and looks_for_best and config.best_metric in own:
         raise ConfigError(
             "there is no evaluation to compare",
             where="--metric-for-best-model",
             got="no split eval in the prepared folder",
-            do="prepare with --eval-fraction: what is best is said by that split alone",
+            do="prepare with --eval-fraction, or give NAME_loss of a folder of --eval-data-path",
         )
 
 

@@ -31,11 +31,9 @@ class BestModelTracker:
     @classmethod
     def from_config(cls, config: FitConfig) -> "BestModelTracker":
         """Return the one that the settings ask for."""
-        asked = config.load_best_model_at_end or config.early_stopping_patience
-        name = config.metric_for_best_model or ("loss" if asked else "")
         return cls(
             output=Path(config.output_dir),
-            metric=f"eval_{name.removeprefix('eval_')}" if name else None,
+            metric=config.best_metric,
             greater_is_better=bool(config.greater_is_better),
             keeps_best=config.load_best_model_at_end,
             patience=config.early_stopping_patience,

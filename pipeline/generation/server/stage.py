@@ -78,6 +78,7 @@ def _run(model: "TrainedModel", config: ServeConfig, listener: socket.socket) ->
                 timeout_graceful_shutdown=5,
             )
         )
+        listener.listen()  # who reads the next line can connect
         host, port = listener.getsockname()[:2]
         where = f"[{host}]" if ":" in host else host
         note(f"{service.name} answers at http://{where}:{port}/ (OpenAI's interface: /v1)")

@@ -54,6 +54,39 @@ def test_they_are_enough_but_say_nothing_of_the_best(
     assert not any("eval_loss" in entry for entry in log)
 
 
+def test_one_of_them_may_say_which_model_is_best(
+    config: FitConfig, train_only: Path, prepared: Path, tmp_path: Path
+) -> None:
+    config = changed(
+        config,
+        data_path=(str(train_only),),
+        eval_data_path=(f"other={prepared}",),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="other_loss",
+    )
+    state = state_of(fit(config))
+    losses = {
+        e["step"]: e["eval_other_loss"] for e in state["log_history"] if "eval_other_loss" in e
+    }
+    best = min(losses, key=losses.__getitem__)
+    assert len(set(losses.values())) == 3
+    assert state["best_metric"] == losses[best]
+    assert state["best_model_checkpoint"].endswith(f"checkpoint-{best}")
+    same = changed(config, metric_for_best_model="eval_other_loss", output_dir=str(tmp_path / "o"))
+    assert state_of(fit(same))["best_metric"] == losses[best]
+
+
+@pytest.mark.parametrize("metric", ["othr_loss", "other", "rouge", "eval_runtime"])
+def test_a_metric_that_nobody_computes_is_refused(config: FitConfig, metric: str) -> None:
+    with pytest.raises(ConfigError, match="out of range") as caught:
+        changed(config, eval_data_path=("other=x",), metric_for_best_model=metric)
+    assert caught.value.do == "give loss, bits_per_byte, other_loss, other_bits_per_byte"
+
+
 def test_one_of_another_tokenizer_is_refused(config: FitConfig) -> None:
     other = ROOT / "tests" / "golden" / "prepared"
     with pytest.raises(ConfigError, match="another tokenizer") as caught:
