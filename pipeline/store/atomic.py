@@ -11,19 +11,12 @@ from pathlib import Path
 from pipeline.errors import OutputError
 
 
-def write_file(
-    path: Path,
-    content: bytes | str,
-    temporary_folder: Path | None = None,
-    *,
-    is_durable: bool = True,
-) -> None:
+def write_file(path: Path, content: bytes | str, *, is_durable: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
     Args:
         path: Where to.
         content: What; text as UTF-8.
-        temporary_folder: On the same disk; what a killed process leaves is there, else beside it.
         is_durable: Wait for the disk: after a crash of the machine, too, the content is whole.
 
     Raises:
@@ -31,8 +24,7 @@ def write_file(
     """
     if isinstance(content, str):
         content = content.encode("utf-8")
-    name = f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp"
-    temporary = (temporary_folder or path.parent) / name
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +63,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
 
 
 def _renamed(source: Path, target: Path) -> bool:
-    """Rename a folder unless something stands in its way; tell whether it is done."""
+    """Rename a folder unless something stands in its way; return whether it is done."""
     try:
         source.rename(target)
     except OSError as error:

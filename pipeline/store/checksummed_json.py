@@ -10,7 +10,7 @@ from pipeline.store.atomic import write_file
 from pipeline.store.fingerprint import sha256_of_text
 
 
-def write_checked(path: Path, fields: dict[str, Any], temporary_folder: Path | None = None) -> None:
+def write_checked(path: Path, fields: dict[str, Any]) -> None:
     """Write a JSON object, behind the SHA-256 of its text, as ``write_file`` does.
 
     It does not wait for the disk, as what a crash of the machine spoils is noticed.
@@ -19,7 +19,7 @@ def write_checked(path: Path, fields: dict[str, Any], temporary_folder: Path | N
         OutputError: It cannot be written.
     """
     body = json.dumps(fields, ensure_ascii=False)
-    write_file(path, f"{sha256_of_text(body)}\n{body}", temporary_folder, is_durable=False)
+    write_file(path, f"{sha256_of_text(body)}\n{body}", is_durable=False)
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:

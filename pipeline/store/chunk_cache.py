@@ -9,7 +9,6 @@ chunk may be deleted at any time, and prepared folders stay whole.
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import shutil
 import threading
@@ -22,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.store.atomic import output_errors, publish_folder, write_files
 from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
-from pipeline.store.shards import ShardFile, ShardWriter
+from pipeline.store.shards import LinesWriter, ShardFile, ShardWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,7 +52,6 @@ class ChunkCache:
     """
 
     def __init__(self, folder: Path, temporary: Path) -> None:
-        """Nothing is read or written yet."""
         self._folder, self.temporary = folder, temporary
 
     def find(self, key: str) -> Chunk | None:
@@ -172,20 +170,17 @@ class ChunkWriter:
     """Writes one chunk; it is there, complete, after ``publish`` and not before."""
 
     def __init__(self, cache: ChunkCache, schema: "pa.Schema") -> None:
-        """Files are opened as rows come."""
         self._cache, self._schema = cache, schema
         self._temporary = cache.sibling()
         self._writers: dict[str, ShardWriter] = {}
-        self._rejected: _LinesWriter | None = None
+        self._rejected: LinesWriter | None = None
         self._kept: dict[str, ShardFile] = {}
 
     def __enter__(self) -> Self:
-        """Make the temporary folder."""
         make_empty(self._temporary)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what was not published."""
         for writer in (*self._writers.values(), self._rejected):
             if writer is not None:
                 writer.abandon()
@@ -201,7 +196,7 @@ class ChunkWriter:
     def reject(self, line: str) -> None:
         """Append a line to what was left out."""
         if self._rejected is None:
-            self._rejected = _LinesWriter(self._temporary / REJECTED)
+            self._rejected = LinesWriter(self._temporary / REJECTED)
         self._rejected.write(line)
 
     def keep(self, path: Path, file: ShardFile) -> None:
@@ -218,31 +213,6 @@ class ChunkWriter:
         chunk = Chunk(key=key, files=files, content=content)
         self._cache.publish(chunk, self._temporary)
         return chunk
-
-
-class _LinesWriter:
-    """Writes lines of text, and hashes them on the way."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._hash, self._lines, self._size = path, hashlib.sha256(), 0, 0
-        with output_errors(path):
-            self._file = path.open("wb")
-
-    def write(self, line: str) -> None:
-        data = f"{line}\n".encode()
-        self._hash.update(data)
-        self._lines, self._size = self._lines + 1, self._size + len(data)
-        with output_errors(self._path):
-            self._file.write(data)
-
-    def close(self) -> ShardFile:
-        with output_errors(self._path):
-            self._file.close()
-        return ShardFile(self._lines, self._size, self._hash.hexdigest())
-
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.close()
 
 
 def make_empty(folder: Path) -> None:

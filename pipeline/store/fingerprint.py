@@ -45,7 +45,6 @@ class ContentHash:
     """The hash of all records in their order and, beside them, of the conversations in theirs."""
 
     def __init__(self) -> None:
-        """Start with no record."""
         self._records, self._conversations = hashlib.sha256(), hashlib.sha256()
 
     def records(self, frames: str) -> None:

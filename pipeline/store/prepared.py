@@ -24,7 +24,6 @@ class PreparedWriter:
     """
 
     def __init__(self, folder: Path, splits: list[str], vocab_size: int) -> None:
-        """Make a folder for each split."""
         self._folder, self._vocab_size = folder, vocab_size
         self._shards: dict[str, list[Shard]] = {split: [] for split in splits}
         for split in splits:

@@ -38,20 +38,48 @@ class ShardFile:
     sha256: str
 
 
-class ShardWriter:
-    """Writes one Arrow file, and hashes it on the way."""
+class _FileWriter:
+    """Writes one file, and counts and hashes what is in it.
 
-    def __init__(self, path: Path, schema: "pa.Schema") -> None:
-        """Open the file.
+    Raises:
+        OutputError: It cannot be written; by each method but ``abandon``.
+    """
 
-        Raises:
-            OutputError: It cannot be written.
-        """
-        import pyarrow as pa
-
+    def __init__(self, path: Path) -> None:
         self._path, self._rows = path, 0
         with output_errors(path):
             self._file = _HashingFile(path.open("wb"))
+
+    def close(self) -> ShardFile:
+        """Finish the file."""
+        with output_errors(self._path):
+            self._file.close()
+        return ShardFile(self._rows, self._file.size, self._file.hash.hexdigest())
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.close()
+
+
+class LinesWriter(_FileWriter):
+    """Writes lines of text."""
+
+    def write(self, line: str) -> None:
+        """Append one."""
+        with output_errors(self._path):
+            self._file.write(f"{line}\n".encode())
+        self._rows += 1
+
+
+class ShardWriter(_FileWriter):
+    """Writes one Arrow file."""
+
+    def __init__(self, path: Path, schema: "pa.Schema") -> None:
+        import pyarrow as pa
+
+        super().__init__(path)
+        with output_errors(path):
             self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), schema)
 
     def write(self, batch: "pa.RecordBatch") -> None:
@@ -64,13 +92,7 @@ class ShardWriter:
         """Finish the file."""
         with output_errors(self._path):
             self._stream.close()
-            self._file.close()
-        return ShardFile(self._rows, self._file.size, self._file.hash.hexdigest())
-
-    def abandon(self) -> None:
-        """Let go of the file, whatever state it is in."""
-        with contextlib.suppress(OSError, ValueError):
-            self._file.close()
+        return super().close()
 
 
 class _HashingFile:

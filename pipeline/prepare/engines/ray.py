@@ -37,8 +37,7 @@ from pipeline.store.chunk_cache import Chunk, ChunkCache
 T = TypeVar("T")
 
 _RETRIES = 3
-_SECONDS_TO_CONNECT = 10.0
-_SECONDS_TO_END = 10.0
+_SECONDS_TO_CONNECT = _SECONDS_TO_END = 10.0
 _SECONDS_BETWEEN_LOOKS = 5.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,8 +51,7 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a new process, which may use Ray; return its result.
 
     Raises:
-        ConfigError: Ray is not installed.
-        DuetError: What the function raises, or the process was ended.
+        DuetError: What the function raises, the process was ended, or Ray is not installed.
     """
     require_package("ray", where="--engine ray", install="'duet-t5[ray]'")
     context = multiprocessing.get_context("spawn")
@@ -72,8 +70,7 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
         process.kill()
     if isinstance(outcome, BaseException):
         raise outcome
-    result: T = outcome
-    return result
+    return outcome  # type: ignore[no-any-return]
 
 
 def _call(outcomes: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -89,8 +86,8 @@ def _call(outcomes: Any, function: Callable[..., Any], args: tuple[Any, ...]) ->
         outcomes.send(function(*args))
     except Exception as error:
         outcomes.send(error)
-    except KeyboardInterrupt:  # the parent has it, too
-        pass
+    except KeyboardInterrupt:
+        pass  # the parent has it, too
 
 
 class RayEngine:
@@ -214,14 +211,10 @@ def run_on_node(
     Args:
         driver_has: The driver's ``libraries``.
         context: A reference to the settings and the cache in Ray's object store, alone in a list.
-        task: What to run.
-        args: With what.
+        task: What to run, with ``args``.
 
     Returns:
         What the task gives and, of a chunk that was written elsewhere, its files' bytes.
-
-    Raises:
-        DuetError: This node has other libraries, or the task cannot be done.
     """
     encoder, shares_cache = _encoder(driver_has, context[0])
     for arg in args:
@@ -253,8 +246,8 @@ def _encoder(driver_has: dict[str, str], context: Any) -> tuple[SegmentEncoder, 
 
         # A worker a core is enough; threads in each would fight for them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        settings, cache, marker, token, folder = ray.get(context)
         shares_cache, temporary = False, None
+        settings, cache, marker, token, folder = ray.get(context)
         with contextlib.suppress(OSError):  # where it is, paths mean what they mean to the driver
             os.chdir(folder)
         with contextlib.suppress(OSError):
