@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--max-queue", type=int, default=2000)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server ends with it
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or tiny_model(Path(folder))
         log = Path(folder) / "log"
