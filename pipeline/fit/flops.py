@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ModelError
+from pipeline.fit.model.families import side_config, vocabulary_rows
 
 TRAINING = 3
 """Forward and backward pass together, in forward passes."""
@@ -57,13 +58,15 @@ class Side:
     heads: int
     attention: int
     """The width of all heads together."""
+    keys: int
+    """The same of the keys, and of the values: less where queries share them."""
     feed_forward: int
     """Elements of the feed-forward's matrices."""
 
     @property
-    def projection(self) -> int:
-        """The elements of one of attention's matrices."""
-        return self.width * self.attention
+    def projections(self) -> int:
+        """The elements of attention's four matrices."""
+        return 2 * self.width * (self.attention + self.keys)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,17 +82,18 @@ class ModelFlops:
     def of(cls, config: Any) -> "ModelFlops":
         """Return the counter for a transformers config; refuse one that does not name its sizes."""
         encoder, decoder = (_side(config, side) for side in ("encoder", "decoder"))
-        return cls(encoder=encoder, decoder=decoder, output=decoder.width * config.vocab_size)
+        return cls(encoder=encoder, decoder=decoder, output=decoder.width * vocabulary_rows(config))
 
     def __call__(self, encoder_length: Lengths, decoder_length: Lengths) -> Any:
         """Return the operations of a row's forward pass: a float, or float64 like the lengths."""
         s, t = np.float64(1) * encoder_length, np.float64(1) * decoder_length
         encoder, decoder = self.encoder, self.decoder
-        in_encoder = (4 * encoder.projection + encoder.feed_forward) * s
+        in_encoder = (encoder.projections + encoder.feed_forward) * s
         in_encoder = in_encoder + 2 * encoder.attention * s * s
         # Of the decoder's eight projections, cross-attention has two over the encoder's tokens.
-        in_decoder = (6 * decoder.projection + decoder.feed_forward) * t
-        in_decoder = in_decoder + 2 * encoder.width * decoder.attention * s
+        queries = 2 * decoder.width * decoder.attention
+        in_decoder = (decoder.projections + queries + decoder.feed_forward) * t
+        in_decoder = in_decoder + 2 * encoder.width * decoder.keys * s
         in_decoder = in_decoder + 2 * decoder.attention * (t + s) * t
         layers = encoder.layers * in_encoder + decoder.layers * in_decoder
         return 2 * (layers + self.output * t)
@@ -97,7 +101,7 @@ class ModelFlops:
 
 def _side(config: Any, side: str) -> Side:
     """Read one side's sizes, by the names that T5, BART and nested configs give them."""
-    own = getattr(config, side, None) or config
+    own = side_config(config, side)
     first = "num_decoder_layers" if side == "decoder" else "num_layers"
     layers = _size(
         own, first, f"{side}_layers", f"num_{side}_layers", "num_layers", "num_hidden_layers"
@@ -112,6 +116,7 @@ def _side(config: Any, side: str) -> Side:
         width=width,
         heads=heads,
         attention=heads * head,
+        keys=(getattr(own, "num_key_value_heads", None) or heads) * head,
         feed_forward=(3 if gated else 2) * width * inner,
     )
 

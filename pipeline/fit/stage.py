@@ -29,6 +29,7 @@ from pipeline.fit.distributed.launch import join_processes
 from pipeline.fit.distributed.signals import exit_code
 from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.model.adapter import base_name, with_adapter_settings
+from pipeline.fit.model.checks import check_model
 from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
 from pipeline.fit.model.lora import require_peft
 from pipeline.fit.schedule import RunPlan, plan_run
@@ -171,7 +172,7 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
     Raises:
         ConfigError: See ``schedule.plan_run``.
         PreparedFolderError: A shard is damaged.
-        ModelError: The model's config cannot be read.
+        ModelError: The model cannot be trained on these rows, or its config cannot be read.
     """
     plan = plan_run(
         config.steps,
@@ -179,6 +180,7 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
         eval_rows=data.eval_rows,
         processes=accelerator.num_processes,
     )
+    check_model(config.model, data.tokenizer)
     ctx = RunContext(
         config=config,
         accelerator=accelerator,

@@ -11,6 +11,7 @@ import torch
 from pipeline.config import ExportConfig
 from pipeline.errors import ConfigError, DuetError, InputError, ModelError, require_package
 from pipeline.export import export
+from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.fingerprint import name_of_weights
 from pipeline.fit.model.loading import load_trained
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
@@ -184,10 +185,8 @@ def _is_bf16(options: GenerationOptions, device: str) -> bool:
 
 def _tokens_in_memory(config: Any, device: str, dtype: torch.dtype) -> int:
     """Return how many tokens' keys and values a part of the free memory holds."""
-    layers: int = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
-    heads: int = getattr(config, "num_heads", None) or config.num_attention_heads
-    width: int = heads * (getattr(config, "d_kv", None) or config.hidden_size // heads)
-    bytes_each = 2 * layers * width * dtype.itemsize
+    decoder = ModelFlops.of(config).decoder
+    bytes_each = 2 * decoder.layers * decoder.keys * dtype.itemsize
     return max(int(_free_memory(device) * _MEMORY_SHARE[device]) // bytes_each, 1)
 
 

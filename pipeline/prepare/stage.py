@@ -9,6 +9,7 @@ from pipeline.config import PrepareConfig
 from pipeline.config.fields import is_url
 from pipeline.errors import ConfigError
 from pipeline.logs import note
+from pipeline.model_kind import check_model_kind
 from pipeline.prepare.cache import PreparedCache, lock_in
 from pipeline.prepare.files.sources import FileState, Source, find_sources, states_of
 from pipeline.prepare.options import row_options
@@ -32,7 +33,7 @@ def prepare(config: PrepareConfig) -> Path | str:
 
     Raises:
         InputError: A path is missing or cannot be read, or no pair is left.
-        ModelError, TokenizerError: The tokenizer cannot be had.
+        ModelError, TokenizerError: The tokenizer cannot be had, or rows be made for the model.
         OutputError: The result cannot be written. Nothing is published then.
     """
     if is_url(config.output_dir):
@@ -81,6 +82,7 @@ def _sources(config: PrepareConfig) -> list[Source]:
 
 def prepare_here(config: PrepareConfig) -> Path:
     """Do what ``prepare`` does, on this machine's disk."""
+    check_model_kind(config.model_name_or_path, config.cache_dir)
     sources = _sources(config)
     states = states_of(sources)
     files = [(s.identity(), state, s.split) for s, state in zip(sources, states, strict=True)]

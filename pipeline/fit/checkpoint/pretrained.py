@@ -24,6 +24,7 @@ from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.model.embedding import is_tied
+from pipeline.fit.model.families import states_tying
 from pipeline.fit.model.fingerprint import files_of_index
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
@@ -206,10 +207,11 @@ def save_config(
     for path in aside.iterdir():
         path.replace(folder / path.name)
     aside.rmdir()
-    # A T5's config says that it is tied in recent transformers, whatever the weights are, and an
-    # older one believes it and loads an untied model tied.
-    config = read_json_object(folder / "config.json") | {"tie_word_embeddings": weights.tied}
-    _write_json(folder / "config.json", dict(sorted(config.items())))
+    if not states_tying(model.config):
+        # An older transformers believes what a T5's config says, and would load an untied one tied.
+        tied = {"tie_word_embeddings": _older_meaning(model.config, weights.tied)}
+        config = read_json_object(folder / "config.json") | tied
+        _write_json(folder / "config.json", dict(sorted(config.items())))
     if len(files) > 1:
         place = {name: file for file, names in files.items() for name in names}
         total = {"total_size": sum(weights.sizes.values())}
@@ -218,6 +220,15 @@ def save_config(
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _older_meaning(config: Any, tied: bool) -> bool:
+    """Return what ``tie_word_embeddings`` of a T5 or its like has to be in ``config.json``.
+
+    Recent transformers ties by what the weights are, and scales T5's and LongT5's logits by this.
+    """
+    scaled: bool | None = getattr(config, "scale_decoder_outputs", None)
+    return tied if scaled is None else scaled
 
 
 def write_trained(

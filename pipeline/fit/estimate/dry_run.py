@@ -20,6 +20,7 @@ from pipeline.fit.data.sampler import BatchSampler, IntArray
 from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.flops import training_passes
+from pipeline.fit.model.checks import check_model
 from pipeline.fit.model.loading import model_structure
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.throughput import matmul_peak
@@ -95,6 +96,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = config.model
+    check_model(settings, data.tokenizer)
     model = model_structure(settings, data.tokenizer)
     cutter = micro_batcher_for(
         data.train,

@@ -1,8 +1,9 @@
 """Rows of the embedding for new tokens: grown where needed, started from the mean, moved along.
 
-A model has one embedding matrix (tied) or two (untied: input and output). Both kinds are worked
-on as the parameters they are, because ``resize_token_embeddings`` ties an untied T5 again and
-overwrites its output matrix. Real Flan-T5 has 32,128 rows for 32,100 tokens: the lossless
+A model has one embedding matrix (tied), two (untied: input and output; T5Gemma's decoder shares
+one with its head, its encoder has one of its own) or three. All are worked on as the parameters
+they are, because ``resize_token_embeddings`` ties an untied T5 again and overwrites its output
+matrix. Real Flan-T5 has 32,128 rows for 32,100 tokens: the lossless
 tokenizer's nine pieces fit in the rows to spare, which are untrained, and nothing grows.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.fit.model.families import input_embeddings, set_vocabulary_rows
 from pipeline.units import round_up
 
 MULTIPLE = 128
@@ -50,17 +52,17 @@ def smart_tokenizer_and_embedding_resize(
 
 
 def embedding_weights(model: Any) -> list[nn.Parameter]:
-    """Return the matrices [rows, d_model]: one if input and output are tied, else two."""
-    weights = [model.get_input_embeddings().weight]
-    output = model.get_output_embeddings()
-    if output is not None and output.weight is not weights[0]:
-        weights.append(output.weight)
-    return weights
+    """Return the matrices [rows, d_model], each once: those of the inputs, that of the output."""
+    holders = [*input_embeddings(model), model.get_output_embeddings()]
+    weights = {id(each.weight): each.weight for each in holders if each is not None}
+    return list(weights.values())
 
 
 def is_tied(model: Any) -> bool:
-    """Return whether input and output share one matrix."""
-    return len(embedding_weights(model)) == 1
+    """Return whether the output shares its matrix with an input: with the encoder's or not."""
+    output = model.get_output_embeddings()
+    inputs = (module.weight for module in input_embeddings(model))
+    return output is None or any(weight is output.weight for weight in inputs)
 
 
 def num_rows(model: Any) -> int:
@@ -102,7 +104,8 @@ def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:
     for weight in embedding_weights(model):
         grown = nn.Parameter(_with_rows(weight.detach(), rows, num_trained), weight.requires_grad)
         _replace_parameter(model, weight, grown)
-    model.get_input_embeddings().num_embeddings = rows
+    for module in input_embeddings(model):
+        module.num_embeddings = rows
     output = model.get_output_embeddings()
     if output is not None:
         output.out_features = rows
@@ -111,7 +114,9 @@ def grow_embedding(model: Any, vocab_size: int, num_trained: int) -> None:
             output.bias = nn.Parameter(bias, output.bias.requires_grad)
     if getattr(model, "final_logits_bias", None) is not None:  # a buffer of BART's, [1, rows]
         model.final_logits_bias = _with_rows(model.final_logits_bias.T, rows, num_trained).T
-    model.config.vocab_size = rows
+    set_vocabulary_rows(model.config, rows)
+    if hasattr(model, "vocab_size"):  # what T5Gemma's own loss goes by
+        model.vocab_size = rows
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from pipeline.fit.model.adapter import base_name
+from pipeline.fit.model.families import side_config
 from pipeline.fit.model.loading import load_config, model_errors
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
 from pipeline.hub import find_model_file
@@ -23,6 +24,8 @@ _SHAPE = (
     "encoder_attention_heads decoder_attention_heads activation_function"
 )
 """The settings that say of what shape a model is, apart from the rows of its embedding."""
+_SIDE = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+"""The same of a side that has a config of its own: T5Gemma."""
 
 
 def architecture(name: str, cache_dir: str | None) -> str:
@@ -32,7 +35,11 @@ def architecture(name: str, cache_dir: str | None) -> str:
     filled in and the embedding grown: what is hashed is the same before and after.
     """
     settings = load_config(base_name(name), cache_dir)
-    return key_of({field: getattr(settings, field, None) for field in _SHAPE.split()})
+    shape = {field: getattr(settings, field, None) for field in _SHAPE.split()}
+    for side in ("encoder", "decoder"):
+        if (own := side_config(settings, side)) is not settings:
+            shape[side] = {field: getattr(own, field, None) for field in _SIDE.split()}
+    return key_of(shape)
 
 
 def base_weights(name: str, cache_dir: str | None) -> str:

@@ -19,6 +19,13 @@ from pipeline.fit.model import lora
 from pipeline.fit.model.adapter import base_name, find_base
 from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import is_tied, rows_for, untie
+from pipeline.fit.model.families import (
+    complete_config,
+    has_own_head,
+    let_all_have_gradients,
+    set_vocabulary_rows,
+    vocabulary_rows,
+)
 from pipeline.fit.model.layers import checkpoint_activations, fuse_layers, set_dropout
 from pipeline.fit.model.token_ids import (
     check_rows,
@@ -88,6 +95,8 @@ def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
     name = base_name(settings.name)
     with torch.device("meta"):
         model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
+        if not settings.from_scratch and is_tied(model) and has_own_head(name, model):
+            untie(model)
         return _finished(model, settings, tokenizer, name)
 
 
@@ -232,8 +241,8 @@ def init_model(name: str, vocab_size: int, *, cache_dir: str | None = None, seed
     raw, settings = _read_config(name, cache_dir), load_config(name, cache_dir)
     auto: Any = AutoModelForSeq2SeqLM
     with model_errors(name), quiet_transformers():
-        if settings.vocab_size < vocab_size:
-            settings.vocab_size = rows_for(vocab_size)
+        if vocabulary_rows(settings) < vocab_size:
+            set_vocabulary_rows(settings, rows_for(vocab_size))
         torch.manual_seed(seed)
         model = auto.from_config(settings).float()
         if raw.get("tie_word_embeddings") is False and is_tied(model):
@@ -244,13 +253,14 @@ def init_model(name: str, vocab_size: int, *, cache_dir: str | None = None, seed
 def _finished(model: Any, settings: ModelSettings, tokenizer: TextTokenizer, name: str) -> Any:
     """Return a loaded model as it is trained: fast, and with its adapter."""
     check_rows(model, name, tokenizer)
-    _complete_config(model, name, tokenizer.eos_id)
+    complete_config(model, name, tokenizer.eos_id)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     share_bias(model)
     fuse_layers(model)
+    let_all_have_gradients(model)
     if settings.lora is not None:
         model = lora.add_adapter(
             model, settings.lora, list(piece_ids(tokenizer).values()), name=name
@@ -258,23 +268,3 @@ def _finished(model: Any, settings: ModelSettings, tokenizer: TextTokenizer, nam
         if settings.bf16:
             lora.hold_in_bfloat16(model)
     return model
-
-
-def _complete_config(model: Any, name: str, eos_id: int) -> None:
-    """Let both configs say what the decoder starts with, pads with and ends at."""
-    config, generation = model.config, model.generation_config
-    start = getattr(config, "decoder_start_token_id", None)
-    start = generation.decoder_start_token_id if start is None else start
-    if start is None:
-        raise ModelError(
-            "the model does not say what its decoder starts with",
-            where=name,
-            got="no decoder_start_token_id",
-            do="set it in config.json (T5: 0)",
-        )
-    config.decoder_start_token_id = generation.decoder_start_token_id = start
-    if config.pad_token_id is None:
-        config.pad_token_id = eos_id  # masked wherever it stands
-    generation.pad_token_id = config.pad_token_id
-    if generation.eos_token_id is None:
-        generation.eos_token_id = eos_id

@@ -28,11 +28,16 @@ import torch
 from pipeline.config.views import LoraSettings
 from pipeline.errors import ConfigError, ModelError, require_package
 from pipeline.fit.model.embedding import embedding_weights, is_tied
+from pipeline.fit.model.families import NO_TEXT
 from pipeline.hub import permission_errors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
-"""T5's matrices of attention and feed-forward; a model has some of them."""
+TARGETS = (
+    *("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"),  # T5 and its like
+    *("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),  # BART and its like
+    *("o_proj", "gate_proj", "up_proj", "down_proj"),  # Gemma
+)
+"""The matrices of attention and feed-forward; a model has some of them."""
 WHOLE = ("lm_head", "shared")
 """What is never quantized: a piece of theirs is trained."""
 QUANTIZED = (4 + (8 + 32 / 256) / 64) / 32
@@ -94,6 +99,7 @@ def add_adapter(model: Any, lora: LoraSettings, new_ids: Sequence[int], *, name:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_targets(model, lora.target_modules),
+        exclude_modules=_without_text(model),
         trainable_token_indices=rows,
         base_model_name_or_path=name,
     )
@@ -148,6 +154,12 @@ def _targets(model: Any, given: Sequence[str] | None) -> list[str]:
             do="give some of " + ", ".join(sorted(linear)) + (rows if wanted else ""),
         )
     return found
+
+
+def _without_text(model: Any) -> str | None:
+    """Return a pattern of the layers that get no adapter, for no text passes through them."""
+    names = {part for name, _ in model.named_modules() for part in name.split(".")} & NO_TEXT
+    return rf".*\b({'|'.join(sorted(names))})\..*" if names else None
 
 
 def _names_of_embeddings(model: Any) -> set[str]:

@@ -22,14 +22,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from pipeline.fit.data.collate import IGNORED
+from pipeline.fit.model.families import logit_cap
 
 CPU_CHUNK = 64 * 1024**2
 """Bytes of a chunk's logits in float32; a quarter of it takes half as long again in bfloat16."""
 GPU_CHUNK = 512 * 1024**2
 """The same on a GPU, which wants large matrix products: each adds to the whole weight gradient."""
 
-_HEAD_IS_LAST = frozenset({"t5", "mt5", "umt5"})
-"""Models whose logits are what their output matrix gives; others add to them or cap them."""
+_HEAD_IS_LAST = frozenset(
+    {"t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "t5gemma2"}
+)
+"""Models whose logits are what their output matrix gives, or that with a cap; others add to it."""
 
 
 class SummedTokenLoss(nn.Module):
@@ -102,9 +105,9 @@ class SummedTokenLoss(nn.Module):
         }
         if not is_chunked(self.model):
             return _at(self.model(**inputs).logits, targets)
-        with _passing_on(self.model.get_output_embeddings()):
-            hidden = self.model(**inputs).logits  # [B, T, D]: what the head would have got
-        return _at(hidden, targets)
+        with _head_input(self.model.get_output_embeddings()) as hidden:
+            self.model(**inputs)
+        return _at(hidden[0], targets)
 
     def _summed(self, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Return the loss of what ``_states`` returns and its labels [N]."""
@@ -114,7 +117,8 @@ class SummedTokenLoss(nn.Module):
                 states.float(), wanted, reduction="sum", label_smoothing=smoothing
             )
         weight = self.model.get_output_embeddings().weight
-        return summed_cross_entropy(states, weight, wanted, smoothing)
+        cap = logit_cap(self.model.config)
+        return summed_cross_entropy(states, weight, wanted, smoothing, cap)
 
 
 def is_chunked(model: Any) -> bool:
@@ -146,7 +150,11 @@ def shift_right(labels: torch.Tensor, start_id: int, pad_id: int) -> torch.Tenso
 
 
 def summed_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    smoothing: float = 0.0,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """Return the cross-entropy of ``hidden @ weight.T``, summed, a chunk of rows at a time.
 
@@ -158,10 +166,11 @@ def summed_cross_entropy(
         weight: [V, D].
         labels: int64[N], each below V.
         smoothing: Share of a label's probability that is spread over all V.
+        cap: See ``families.logit_cap``.
     """
     if not torch.is_grad_enabled():
-        return _chunked(hidden, weight, labels, smoothing, grad_hidden=None, grad_weight=None)
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing)  # type: ignore[no-untyped-call]
+        return _chunked(hidden, weight, labels, smoothing, cap, grad_hidden=None, grad_weight=None)
+    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing, cap)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -175,11 +184,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         smoothing: float,
+        cap: float | None,
     ) -> torch.Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         loss = _chunked(
-            hidden, weight, labels, smoothing, grad_hidden=grad_hidden, grad_weight=grad_weight
+            hidden, weight, labels, smoothing, cap, grad_hidden=grad_hidden, grad_weight=grad_weight
         )
         ctx.gradients = grad_hidden, grad_weight
         return loss
@@ -191,14 +201,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradients = ctx.gradients
         del ctx.gradients
         hidden, weight = (None if each is None else each.mul_(grad) for each in gradients)
-        return hidden, weight, None, None
+        return hidden, weight, None, None, None
 
 
 def _chunked(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
-    smoothing: float = 0.0,
+    smoothing: float,
+    cap: float | None,
     *,
     grad_hidden: torch.Tensor | None,
     grad_weight: torch.Tensor | None,
@@ -217,7 +228,7 @@ def _chunked(
                 hidden[start : start + rows].to(dtype),
                 labels[start : start + rows, None],
             )
-            log_p = F.log_softmax(chunk @ matrix.T, dim=-1, dtype=torch.float32)  # [rows, V]
+            log_p, slope = _log_softmax(chunk @ matrix.T, cap)  # [rows, V]
             loss -= (1 - smoothing) * log_p.gather(1, label).sum()
             if smoothing:
                 loss -= smoothing / len(weight) * log_p.sum()
@@ -225,12 +236,24 @@ def _chunked(
                 continue
             less = torch.full_like(label, smoothing - 1, dtype=torch.float32)
             grad = log_p.exp_().scatter_add_(1, label, less)  # softmax less the target
-            grad = (grad.sub_(smoothing / len(weight)) if smoothing else grad).to(dtype)
+            grad = grad.sub_(smoothing / len(weight)) if smoothing else grad
+            grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = grad @ matrix
             if grad_weight is not None:
                 _add_product(grad_weight, grad.T, chunk)
     return loss
+
+
+def _log_softmax(
+    logits: torch.Tensor, cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the logarithms in float32, and what the cap multiplies the logits' gradient by."""
+    if cap is None:
+        return F.log_softmax(logits, dim=-1, dtype=torch.float32), None
+    bent = logits.float().div_(cap).tanh_()
+    log_p = F.log_softmax(bent * cap, dim=-1)
+    return log_p, bent.square_().neg_().add_(1)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -246,10 +269,16 @@ def _at(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _passing_on(head: nn.Module) -> Iterator[None]:
-    """Let the output layer pass on what it gets, scaled as the model scales it for the layer."""
-    head.forward = lambda hidden: hidden
+def _head_input(head: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Keep what the output layer gets, [B, T, D], and let it give a single logit to go on with."""
+    seen: list[torch.Tensor] = []
+
+    def keep(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden)
+        return hidden.new_zeros(1, 1, 1)
+
+    head.forward = keep
     try:
-        yield
+        yield seen
     finally:
         del head.forward  # that of its class is there again

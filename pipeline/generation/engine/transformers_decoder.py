@@ -132,9 +132,8 @@ class TransformersDecoder:
             states=states,
             source_mask=mask,
             written_mask=torch.ones_like(start),
-            cache=EncoderDecoderCache(
-                DynamicCache(config=self.model.config), DynamicCache(config=self.model.config)
-            ),
+            # Layers with a sliding window slide over what is written, never over the source.
+            cache=EncoderDecoderCache(DynamicCache(config=self.model.config), DynamicCache()),
             last=start,
         )
         self._forward(batch)
@@ -151,7 +150,7 @@ class TransformersDecoder:
     def _forward(self, batch: _Batch) -> None:
         """Write one id of each row of a batch."""
         output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=batch.states),
+            encoder_outputs=_encoder_output(batch.states),
             attention_mask=batch.source_mask,
             decoder_input_ids=batch.last,
             decoder_attention_mask=batch.written_mask,
@@ -197,6 +196,13 @@ class TransformersDecoder:
                     break
             answer.end("length")
         self._beams = []
+
+
+def _encoder_output(states: torch.Tensor) -> Any:
+    """Return encoder states as models take them; those with experts ask for a router's, too."""
+    output: Any = BaseModelOutput(last_hidden_state=states)
+    output.router_logits = None
+    return output
 
 
 def _merged(one: _Batch, other: _Batch) -> _Batch:

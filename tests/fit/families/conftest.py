@@ -1,0 +1,62 @@
+"""A model and a prepared folder of each family, made when they are first asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import FitConfig
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from tests.fit.families.models import FAMILIES, make_family
+from tests.fit.helpers import Pair, make_rows, write_prepared
+
+
+@dataclass(frozen=True)
+class Family:
+    """A small model of a family, and rows of its own tokenizer."""
+
+    name: str
+    model: Path
+    data: Path
+    tokenizer: TextTokenizer
+    rows: list[Pair]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is one that ids are looked up in."""
+        return FAMILIES[self.name][2]
+
+    def run(self, output: Path, **changes: object) -> FitConfig:
+        """Return a run of two steps of four rows."""
+        settings: dict[str, object] = {
+            "data_path": str(self.data), "model_name_or_path": str(self.model),
+            "output_dir": str(output), "max_steps": 2, "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no",
+            "eval_strategy": "no",
+        }  # fmt: skip
+        return FitConfig(**settings | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    """Return a function that gives a family by its name, the same each time."""
+    made: dict[str, Family] = {}
+
+    def family(name: str) -> Family:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("families")
+            model = make_family(name, folder / name)
+            tokenizer = load_tokenizer(str(model))
+            rows = make_rows(tokenizer, 12, 0)
+            data = write_prepared(folder / "data", tokenizer, {"train": rows})
+            made[name] = Family(name, model, data, tokenizer, rows)
+        return made[name]
+
+    return family
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, make: Callable[[str], Family]) -> Family:
+    """Each family in turn."""
+    return make(request.param)

@@ -1,0 +1,219 @@
+"""Each family of encoder-decoders trains as stock transformers computes it, and loads there."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
+
+from pipeline.cli import run as run_command
+from pipeline.fit.data.collate import IGNORED, DataCollatorForSupervisedDataset
+from pipeline.fit.estimate.memory_probe import SMALLEST, full_batch
+from pipeline.fit.model import loss as losses
+from pipeline.fit.model.loading import build_model, model_structure, quiet_transformers
+from pipeline.fit.model.lora import merge_adapter
+from pipeline.fit.model.loss import SummedTokenLoss, is_chunked
+from pipeline.fit.stage import fit
+from tests.fit.distributed.test_processes import torchrun
+from tests.fit.families.conftest import Family
+from tests.fit.helpers import assert_same_weights, log_of
+
+STARTS = {"bart": 2, "t5gemma": 2, "t5gemma2": 2}
+"""Ids that decoders start with, where it is not T5's 0."""
+
+
+def stock(folder: Path) -> Any:
+    """Load a folder as others do; nothing may be missing, unexpected or of another shape."""
+    with quiet_transformers():
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.float()
+
+
+def decoder_matrix(model: Any) -> torch.Tensor:
+    matrix: torch.Tensor = model.get_decoder().get_input_embeddings().weight
+    return matrix
+
+
+def is_tied(model: Any) -> bool:
+    """T5Gemma's head is one with the decoder's matrix, and the encoder has one of its own."""
+    return model.get_output_embeddings().weight is decoder_matrix(model)
+
+
+def batch_of(family: Family, model: Any) -> dict[str, torch.Tensor]:
+    rows = [{"input_ids": source, "labels": target} for source, target in family.rows[:4]]
+    return DataCollatorForSupervisedDataset(model.config)(rows)
+
+
+def sharpen(model: Any) -> None:
+    """Make the weights larger: with those of a fresh model logits are near zero, caps idle."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(3)
+
+
+@pytest.mark.parametrize("chunk", [losses.CPU_CHUNK, 1 << 13], ids=["whole", "chunks"])
+def test_loss_and_gradients_are_those_of_transformers(
+    family: Family, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK", chunk)
+    built = build_model(family.run(tmp_path).model, family.tokenizer)
+    plain = stock(family.model)
+    plain.load_state_dict(built.state_dict())  # new pieces have rows of their own
+    for model in (built, plain):
+        model.train()
+        if family.name == "t5gemma":
+            sharpen(model)
+    batch = batch_of(family, built)
+    found = SummedTokenLoss(built)(**batch) / batch["labels"].ne(IGNORED).sum()
+    wanted = plain(**batch).loss
+    found.backward()
+    wanted.backward()
+    assert is_chunked(built) == (family.name != "bart")  # which adds a bias to its logits
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    ours = dict(built.named_parameters())
+    for name, weight in plain.named_parameters():
+        expected = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        got = torch.zeros_like(weight) if ours[name].grad is None else ours[name].grad
+        assert (got - expected).abs().max() <= 1e-5, name
+
+
+def test_the_decoder_starts_as_transformers_shifts_labels(family: Family, tmp_path: Path) -> None:
+    config = build_model(family.run(tmp_path).model, family.tokenizer).config
+    labels = torch.tensor([[7, 8, IGNORED]])
+    plain = stock(family.model)
+    wanted = plain.prepare_decoder_input_ids_from_labels(labels)
+    start = config.decoder_start_token_id
+    assert start == STARTS.get(family.name, 0)
+    assert torch.equal(losses.shift_right(labels, start, config.pad_token_id), wanted)
+
+
+def test_every_weight_that_is_trained_has_a_gradient_in_any_batch(
+    family: Family, tmp_path: Path
+) -> None:
+    """DistributedDataParallel waits for each, FSDP reduces the same ones in all processes."""
+    model = build_model(family.run(tmp_path).model, family.tokenizer).train()
+    SummedTokenLoss(model)(**full_batch(SMALLEST, 7, torch.device("cpu"))).backward()
+    trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
+    assert [name for name, weight in trained if weight.grad is None] == []
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert all("vision" in name or "multi_modal" in name for name in frozen)
+    assert bool(frozen) == (family.name == "t5gemma2")
+
+
+def test_a_trained_folder_loads_as_it_was_trained(family: Family, tmp_path: Path) -> None:
+    out = fit(family.run(tmp_path / "out"))
+    model = stock(out)
+    assert is_tied(model) == family.tied
+    if family.name == "t5gemma":
+        assert model.get_encoder().get_input_embeddings().weight is not decoder_matrix(model)
+    else:
+        assert model.get_encoder().get_input_embeddings().weight is decoder_matrix(model)
+    names = load_file(out / "model.safetensors").keys()
+    assert sum("lm_head" in name for name in names) == (not family.tied)
+    # What it was trained with is what it computes with: T5's scale of the logits, too.
+    settings = family.run(tmp_path, model_name_or_path=str(out)).model
+    built = build_model(settings, family.tokenizer)
+    batch = batch_of(family, built)
+    ours = SummedTokenLoss(built).eval()(**batch) / batch["labels"].ne(IGNORED).sum()
+    assert model.eval()(**batch).loss.item() == pytest.approx(ours.item(), rel=1e-5)
+    assert log_of(out)[0]["loss"] > log_of(out)[1]["loss"]
+    ends = model.generation_config.eos_token_id
+    assert family.tokenizer.eos_id in (ends if isinstance(ends, list) else [ends])
+    assert model.generation_config.decoder_start_token_id == STARTS.get(family.name, 0)
+
+
+def test_an_adapter_trains_the_layers_of_its_family(family: Family, tmp_path: Path) -> None:
+    out = fit(family.run(tmp_path / "out", lora_r=2, lora_alpha=4))
+    saved = load_file(out / "adapter_model.safetensors")
+    layers = {name.split(".lora_")[0] for name in saved if ".lora_" in name}
+    assert not any("vision" in name or "lm_head" in name for name in layers)
+    model = stock(family.model)
+    stacks = {id(m) for m in (*model.get_encoder().modules(), *model.get_decoder().modules())}
+    linear = {
+        f"base_model.model.{name}"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and id(module) in stacks
+        and not {"vision_tower", "multi_modal_projector", "classifier"} & set(name.split("."))
+    }
+    assert layers == linear  # all but a router
+    merged = merge_adapter(model, out)
+    learnt = [bool(weight.any()) for name, weight in saved.items() if "lora_B" in name]
+    assert sum(learnt) > len(learnt) // 2  # of a few rows no expert but those they come to
+    assert is_tied(merged) == family.tied
+
+
+RESUMED = ["t5gemma", "t5gemma2", "switch", "longt5"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    name: str, make: Callable[[str], Family], tmp_path: Path
+) -> None:
+    family = make(name)
+    whole = fit(family.run(tmp_path / "whole", save_strategy="steps", save_steps=1, max_steps=2))
+    shutil.copytree(whole / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
+    stock(whole / "checkpoint-1")
+    parts = fit(family.run(tmp_path / "parts", save_strategy="steps", save_steps=1, max_steps=2))
+    assert_same_weights(whole, parts)
+    assert log_of(whole) == log_of(parts)
+
+
+def test_its_size_is_estimated(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
+    config = family.run(Path("nowhere"), dry_run=True)
+    fit(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("memory") for line in lines)
+    meta = model_structure(config.model, family.tokenizer)
+    real = build_model(config.model, family.tokenizer)
+    assert {n: w.shape for n, w in meta.named_parameters()} == {
+        n: w.shape for n, w in real.named_parameters()
+    }
+
+
+def test_it_answers_as_transformers_does(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = fit(family.run(tmp_path / "out"))
+    assert run_command(["chat", str(out), "--message", "Hi", "--max-new-tokens", "6"]) == 0
+    said = capsys.readouterr().out
+    from pipeline.conversation import Conversation, Role, Turn
+    from pipeline.generation.source import SourceEncoder
+
+    source = SourceEncoder(family.tokenizer, 64).ids(Conversation("x", [Turn(Role.HUMAN, "Hi")]))
+    ids = stock(out).eval().generate(torch.tensor([source]), max_new_tokens=6, do_sample=False)
+    text = family.tokenizer.decode(ids[0, 1:].tolist())
+    assert said.rstrip("\n") == text.rstrip("\n")
+
+
+TWO = ["longt5", "switch", "bart", "t5gemma", "t5gemma2", "umt5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--fsdp=full_shard auto_wrap",)], ids=["whole", "fsdp"])
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_give_the_run_of_one(
+    name: str, flags: tuple[str, ...], make: Callable[[str], Family], tmp_path: Path
+) -> None:
+    family = make(name)
+    changes = {"train_batch_size": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    one = fit(family.run(tmp_path / "one", **changes))
+    two = family.run(tmp_path / "two", **changes)
+    torchrun(two, 2, "--save-strategy=no", "--eval-strategy=no", *flags)
+    for first, second in zip(log_of(one), log_of(tmp_path / "two"), strict=True):
+        assert second == pytest.approx(first, rel=1e-4)
+    assert is_tied(stock(tmp_path / "two")) == family.tied
+
+
+@pytest.mark.slow
+def test_what_is_exported_loads(family: Family, tmp_path: Path) -> None:
+    out = fit(family.run(tmp_path / "out", lora_r=2, lora_alpha=4))
+    args = ["export", str(out), "--merge", "--output-dir", str(tmp_path / "whole")]
+    assert run_command(args) == 0
+    assert is_tied(stock(tmp_path / "whole")) == family.tied
