@@ -19,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.data.sampler import BatchSampler, IntArray, epoch_order
-from pipeline.fit.estimate.dry_run import cost_of_steps
+from pipeline.fit.estimate.step_costs import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
+from pipeline.report.padding import stock_orders, stock_ratio
+from pipeline.report.rows import Lengths
 
 FLOPS = ModelFlops.of(FLAN_T5_BASE)
 ROWS_PER_STEP = (8, 16, 64, 128, 512)
@@ -37,8 +39,9 @@ def main() -> None:
     args = parser.parse_args()
     encoder, decoder = SupervisedDataset(args.prepared).lengths
     print(f"{len(encoder):,} rows, batches of {args.batch}, padded / useful operations")
+    lengths = Lengths(encoder, decoder)
     for name, order in stock_orders(encoder, args.batch, args.seed).items():
-        print(f"{name:<34}{ratio(encoder, decoder, order, args.batch):>6.3f}")
+        print(f"{name:<34}{stock_ratio(lengths, order, args.batch, FLOPS):>6.3f}")
     cutter = MicroBatcher(encoder, decoder, flops=FLOPS, max_rows=args.batch)
     columns = "".join(f"{f'{n} process' + 'es' * (n > 1):>28}" for n in PROCESSES)
     print(f"{'rows per step':<16}{columns}\n{'':<16}", end="")
@@ -56,21 +59,6 @@ def main() -> None:
             cells = "".join(cell(plan, cutter, n, args.rows) for n in PROCESSES)
             print(f"{rows_per_step:>13,}   {cells}", flush=True)
     print_speed(encoder, decoder)
-
-
-def stock_orders(encoder: IntArray, batch: int, seed: int) -> dict[str, IntArray]:
-    """Return the orders of stock trainers: as they are shuffled, and sorted in 50 batches."""
-    order = np.random.default_rng(seed).permutation(len(encoder))
-    window = np.arange(len(order)) // (50 * batch)
-    grouped = order[np.lexsort((encoder[order], window))]
-    return {"stock, random": order, "stock, group_by_length": grouped}
-
-
-def ratio(encoder: IntArray, decoder: IntArray, order: IntArray, batch: int) -> float:
-    """Return padded over useful operations of consecutive batches of an order."""
-    parts = [order[start : start + batch] for start in range(0, len(order), batch)]
-    padded = sum(len(part) * FLOPS(encoder[part].max(), decoder[part].max()) for part in parts)
-    return float(padded / FLOPS(encoder, decoder).sum())
 
 
 def cell(plan: BatchSampler, cutter: MicroBatcher, processes: int, rows: int) -> str:

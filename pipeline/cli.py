@@ -26,6 +26,7 @@ from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
 from pipeline.logs import note, print_result
+from pipeline.report.config import ReportConfig
 
 
 def _prepare(config: PrepareConfig) -> None:
@@ -53,6 +54,12 @@ def _inspect(config: InspectConfig) -> None:
 
     # All of it first: a folder that is damaged gives its one line and nothing else.
     print("\n".join(list(inspect_prepared(config))))
+
+
+def _report(config: ReportConfig) -> None:
+    from pipeline.report.stage import report
+
+    print(report(config))
 
 
 def _verify(config: VerifyConfig) -> None:
@@ -120,6 +127,11 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         InspectConfig,
         _inspect,
         "Show pairs, lengths, and what was left out and why.",
+    ),
+    "report": (
+        ReportConfig,
+        _report,
+        "Write a page with the pictures of a prepared folder, or of runs.",
     ),
     "verify": (
         VerifyConfig,

@@ -5,8 +5,7 @@ number of processes is the launcher's, so ``WORLD_SIZE=8 duet fit --dry-run …`
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,11 +13,11 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import micro_batcher_for
-from pipeline.fit.data.micro_batches import MicroBatcher, Shape
 from pipeline.fit.data.prepared import open_data
-from pipeline.fit.data.sampler import BatchSampler, IntArray
+from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import Memory, training_memory
+from pipeline.fit.estimate.step_costs import StepCosts, cost_of_steps
 from pipeline.fit.flops import training_passes
 from pipeline.fit.model.checks import check_model
 from pipeline.fit.model.loading import model_structure
@@ -31,54 +30,6 @@ SHARE_OF_PEAK = 0.4
 """Of the matmul peak that training is taken to reach; public runs of T5 show a little less."""
 _ROWS_LOOKED_AT = 65_536
 _STEPS_LOOKED_AT = 32
-
-
-@dataclass(kw_only=True, slots=True)
-class StepCosts:
-    """Sums over some steps as they are cut; operations are those of forward passes.
-
-    Ratios of them compare two plans without a model or a device: see ``benchmarks/padding.py``.
-    """
-
-    steps: int = 0
-    useful: float = 0.0
-    """Operations without any padding."""
-    padded: float = 0.0
-    """Operations of all micro-batches."""
-    slowest: float = 0.0
-    """Of each step, those of the process that has most to do."""
-    rounds: int = 0
-    """Micro-batches of a process."""
-    largest: Shape = Shape(0, 0, 0)
-    """The micro-batch of the most padded tokens."""
-
-    @property
-    def padding(self) -> float:
-        """Padded over useful operations: 1 is none."""
-        return self.padded / self.useful
-
-
-def cost_of_steps(steps: Iterable[IntArray], cutter: MicroBatcher, processes: int) -> StepCosts:
-    """Return what steps cost that so many processes share; of each, its rows are given."""
-    costs = StepCosts()
-    for rows in steps:
-        loads = [0.0] * processes
-        dealt = cutter.deal(rows, processes)
-        for parts in dealt:
-            for process, part in enumerate(parts):
-                if len(part):
-                    loads[process] += cutter.cost(part)
-                    costs.largest = max(costs.largest, cutter.shape(part), key=_tokens)
-        costs.steps += 1
-        costs.useful += cutter.useful(rows)
-        costs.padded += sum(loads)
-        costs.slowest += max(loads)
-        costs.rounds += len(dealt)
-    return costs
-
-
-def _tokens(shape: Shape) -> int:
-    return shape.rows * (shape.encoder + shape.decoder)
 
 
 def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) -> Iterator[str]:

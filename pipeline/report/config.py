@@ -1,0 +1,21 @@
+"""The settings of ``duet report``."""
+
+from dataclasses import dataclass
+
+from pipeline.config.fields import NAMED, REQUIRED, Settings, at_least, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """Settings of ``duet report``: a prepared folder, or output folders of fit, as one page."""
+
+    folders: tuple[str, ...] = option(
+        REQUIRED,
+        NAMED,
+        help="A prepared folder; or one or more output folders of fit, which are then compared.",
+        positional=True,
+    )
+    output_path: str | None = option(
+        None, NAMED, help="The HTML file to write. Default: NAME.report.html beside the folder."
+    )
+    pairs: int = option(6, at_least(0), help="Pairs of a prepared folder to show as chat.")
