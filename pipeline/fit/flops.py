@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ModelError
-from pipeline.fit.model.families import side_config, vocabulary_rows
+from pipeline.fit.model.sizes import side_config, vocabulary_rows
 
 TRAINING = 3
 """Forward and backward pass together, in forward passes."""

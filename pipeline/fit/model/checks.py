@@ -3,8 +3,8 @@
 from pipeline.config.views import ModelSettings
 from pipeline.errors import ModelError
 from pipeline.fit.model.adapter import base_name
-from pipeline.fit.model.families import vocabulary_rows
 from pipeline.fit.model.loading import load_config, model_errors, quiet_transformers
+from pipeline.fit.model.sizes import vocabulary_rows
 from pipeline.fit.model.token_ids import check_vocabulary, own_token_ids, piece_ids
 from pipeline.model_kind import check_model_kind
 from pipeline.tokenizer import TextTokenizer

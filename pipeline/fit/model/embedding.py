@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.fit.model.families import input_embeddings, set_vocabulary_rows
+from pipeline.fit.model.families import input_embeddings
+from pipeline.fit.model.sizes import set_vocabulary_rows
 from pipeline.units import round_up
 
 MULTIPLE = 128

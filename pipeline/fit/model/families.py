@@ -1,6 +1,6 @@
 """Where families of encoder-decoders differ, and how each says it.
 
-sizes          in the config itself (T5, BART), or in one of each side (T5Gemma, T5Gemma 2)
+sizes          in the config itself (T5, BART), or in one of each side (T5Gemma): see ``sizes.py``
 start id       what transformers puts before labels: T5's padding, Gemma's ``<bos>``
 logits         what the output matrix gives; with Gemma's cap, or with BART's bias added
 no gradient    vision towers never have one; experts, and what LongT5 keeps for blocks of
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.fit.model.sizes import side_config, vocabulary_rows
 
 WEIGHTS = "model.safetensors"
 
@@ -24,24 +25,6 @@ NO_TEXT = frozenset({"vision_tower", "multi_modal_projector"})
 """Modules that no text passes through."""
 _LEFT_OUT = frozenset({"SwitchTransformersExperts", "LongT5TransientGlobalAttention"})
 """Layers of which a batch may leave parameters out."""
-
-
-def side_config(config: Any, side: str) -> Any:
-    """Return what holds the settings of a model's ``encoder`` or ``decoder``, text's own."""
-    own = getattr(config, side, None) or config
-    return getattr(own, "text_config", None) or own
-
-
-def vocabulary_rows(config: Any) -> int:
-    """Return the rows of the output matrix that a config describes."""
-    rows: int = side_config(config, "decoder").vocab_size
-    return rows
-
-
-def set_vocabulary_rows(config: Any, rows: int) -> None:
-    """Let a config, and those in it, describe matrices of so many rows."""
-    for each in (config, side_config(config, "encoder"), side_config(config, "decoder")):
-        each.vocab_size = rows
 
 
 def decoder_start_id(model: Any) -> int | None:
