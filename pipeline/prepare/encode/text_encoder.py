@@ -7,13 +7,14 @@ and the ids of all are gathered:
 
     "a  b\na"  ->  " a" " " " b" "\na"  ->  0 1 2 3  ->  ▁a  ▁  ▁b  \n ▁a
 
-Where a word's ids depend on what stands around it, the whole text goes the tokenizer's own way:
+Where a word's ids depend on what stands around it, its line goes the tokenizer's own way:
 a combining mark behind a space forms one character with it, and a word that the normaliser leaves
 nothing of gives no dummy when it is alone in its line.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -55,25 +56,53 @@ class LineTokenizer:
     def encode(self, texts: Sequence[str]) -> Lines:
         """Return the ids of each text followed by a newline."""
         if self._words is None or not texts:
-            ids = self._whole([text + "\n" for text in texts])
-            return _joined(ids, self._dtype)
-        lines = _concatenated([self._words.encode(some) for some in _groups(texts)])
-        irregular = np.flatnonzero(~lines.is_regular)
-        if not len(irregular):
+            return _joined(self._whole([text + "\n" for text in texts]), self._dtype)
+        is_long = np.array([len(text) > _CHARACTERS_AT_ONCE for text in texts])
+        lines = self._by_words(
+            ["" if long else text for long, text in zip(is_long, texts, strict=True)]
+        )
+        lines.is_regular &= ~is_long
+        chosen = np.flatnonzero(~lines.is_regular)
+        if not len(chosen):
             return lines
-        whole = self._whole([texts[int(i)] + "\n" for i in irregular])
-        return _replaced(lines, irregular, whole)
+        return _replaced(lines, chosen, self._by_line([texts[int(i)] for i in chosen]))
 
     def encode_alone(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text without a newline, as the tokenizer itself gives them."""
-        return self._whole(texts)
+        if self._words is None:
+            return self._whole(texts)
+        found = self.encode(texts)
+        return [found.ids[start : end - 1] for start, end in pairwise(found.starts)]
+
+    def _by_words(self, texts: Sequence[str]) -> Lines:
+        assert self._words is not None, "see goes_by_words"
+        return _concatenated([self._words.encode(some) for some in _groups(texts)])
+
+    def _by_line(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of texts of several lines, each with a newline at its end.
+
+        No token crosses a newline: the tokenizer, which takes a hundred times a text's memory,
+        gets only the lines whose words depend on each other.
+        """
+        split = [text.split("\n") for text in texts]
+        lines = [line for some in split for line in some]
+        found = self._by_words(lines)
+        irregular = np.flatnonzero(~found.is_regular)
+        whole = self._whole([lines[int(i)] + "\n" for i in irregular])
+        found = _replaced(found, irregular, whole)
+        bounds = found.starts[np.cumsum([0, *map(len, split)])]
+        return [found.ids[start:end] for start, end in pairwise(bounds)]
 
     def _whole(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.array(ids, self._dtype) for ids in self._tokenizer.encode_batch(texts)]
+        return [
+            np.array(ids, self._dtype)
+            for some in _groups(texts)
+            for ids in self._tokenizer.encode_batch(some)
+        ]
 
 
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield the texts in groups of not too many characters: a part may be one conversation."""
+    """Yield the texts in groups of not too many characters; one text may be a group."""
     start = size = 0
     for i, text in enumerate(texts):
         if size and size + len(text) > _CHARACTERS_AT_ONCE:

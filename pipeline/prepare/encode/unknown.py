@@ -11,8 +11,9 @@ from pipeline.prepare.encode.text_encoder import Lines
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 
-# Words with a character that some T5 may not know; NUL is the one among the ASCII ones.
-_DOUBTFUL_WORD = re.compile(r"[^ \n\t]*[^\x01-\x7f][^ \n\t]*")
+# Words with a character that some T5 may not know; NUL is the one among the ASCII ones. Tried only
+# where a word begins: at each of its characters, it would take the square of a long word's length.
+_DOUBTFUL_WORD = re.compile(r"(?<![^ \n\t])[\x01-\x08\x0b-\x1f\x21-\x7f]*[^\x01-\x7f][^ \n\t]*")
 _MOST_KEPT = 50_000  # a few megabytes
 
 

@@ -280,3 +280,23 @@ def test_texts_that_are_taken_in_groups_have_the_same_ids(
     assert parts.ids.tolist() == whole.ids.tolist()
     assert parts.starts.tolist() == whole.starts.tolist()
     assert parts.is_regular.tolist() == whole.is_regular.tolist()
+
+
+def test_a_text_too_long_to_be_taken_at_once_goes_by_line(
+    any_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [
+        *random_texts(60, 120, seed=13),
+        "a b\n" * 30,
+        "x" * 99,
+        "\n" * 50,
+        "a\u0301 \u0301b\n" * 9,
+    ]
+    monkeypatch.setattr(lines_module, "_CHARACTERS_AT_ONCE", 40)
+    tokenizer = LineTokenizer(any_tokenizer, np.uint16)
+    regular = check(tokenizer, any_tokenizer, texts)
+    assert not any(
+        is_regular for is_regular, text in zip(regular, texts, strict=True) if len(text) > 40
+    )
+    alone = [ids.tolist() for ids in tokenizer.encode_alone(texts)]
+    assert alone == any_tokenizer.encode_batch(texts)
