@@ -52,8 +52,8 @@ def run_sections(runs: Sequence[Run], sheet: StyleSheet) -> Iterator[Section]:
 
 def _overview(runs: Sequence[Run]) -> Block:
     if len(runs) == 1:
-        return Facts(facts=[(name, value, "") for name, value in _facts(runs[0]).items()])
-    facts = [_facts(run) for run in runs]
+        return Facts(facts=[(name, *fact) for name, fact in _facts(runs[0]).items()])
+    facts = [{name: " ".join(f).strip() for name, f in _facts(run).items()} for run in runs]
     names = list(dict.fromkeys(name for found in facts for name in found))
     return TableBlock(
         title="Runs",
@@ -65,9 +65,10 @@ def _overview(runs: Sequence[Run]) -> Block:
     )
 
 
-def _facts(run: Run) -> dict[str, str]:
-    of = f" of {run.total_steps:,}" if run.total_steps else ""
-    found = {"steps": f"{run.last_step:,}{of}"}
+def _facts(run: Run) -> dict[str, tuple[str, str]]:
+    """Return values by name, each with a remark."""
+    of = f"of {run.total_steps:,}" if run.total_steps else ""
+    found = {"steps": (f"{run.last_step:,}", of)}
     for name, title in (
         ("epoch", "epochs"),
         ("loss", "last loss"),
@@ -75,7 +76,7 @@ def _facts(run: Run) -> dict[str, str]:
     ):
         values = run.series(name)[1]
         if values:
-            found[title] = number(values[-1])
+            found[title] = number(values[-1]), ""
     for key in run.logged():
         if key.startswith("eval_") and key.endswith(("loss", "bits_per_byte")):
             found |= _best(run, key)
@@ -85,17 +86,17 @@ def _facts(run: Run) -> dict[str, str]:
         ("device", "device"),
     ):
         if key in run.metadata:
-            found[title] = str(run.metadata[key])
+            found[title] = str(run.metadata[key]), ""
     return found
 
 
-def _best(run: Run, key: str) -> dict[str, str]:
+def _best(run: Run, key: str) -> dict[str, tuple[str, str]]:
     known = [(value, step) for step, value in zip(*run.series(key), strict=True)]
     known = [(value, step) for value, step in known if math.isfinite(value)]
     if not known:
         return {}
     value, step = min(known)
-    return {f"best {key}": f"{number(value)} at step {step:,.0f}"}
+    return {f"best {key}": (number(value), f"at step {step:,.0f}")}
 
 
 def _setting_values(run: Run) -> dict[str, str]:

@@ -188,7 +188,8 @@ def test_one_run_has_its_figures_at_the_top(tmp_path: Path) -> None:
     folder = write_log(tmp_path / "out")
     (folder / "trainer_state.json").write_text(json.dumps({"max_steps": 8, "log_history": []}))
     page = check(report(ReportConfig(folders=(str(folder),))))
-    facts = {d.children[0].text: d.children[1].text for d in page.find("dl")[0].find("div")}
+    parts_of = {d.children[0].text: d.children[1:] for d in page.find("dl")[0].find("div")}
+    facts = {name: " ".join(part.text for part in parts) for name, parts in parts_of.items()}
     assert facts == {
         "steps": "4 of 8",
         "last loss": "3",

@@ -1,14 +1,10 @@
 """The chat page: its text, and, where there is a Chromium, what a person sees and does."""
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +16,6 @@ import pytest
 from tests.generation.server.conftest import KEY, Server
 
 PAGE = Path("pipeline/generation/server/page.html")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>\n"
     "</div><h1>big</h1> <a href=javascript:alert(1)>link</a> &amp; &lt;b&gt; ```\n\tcode\n```"
@@ -44,33 +39,6 @@ def test_the_page_needs_no_network_and_makes_no_html_of_a_text(server: Server) -
         r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|\bon\w+=", text
     )
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Playwright's handle of a headless Chromium; ``CHROMIUM`` names another program."""
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine; install it, or name one in CHROMIUM")
-    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]  # fmt: skip
-    command = [program, *flags, f"--remote-debugging-port={port}", "about:blank"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                with contextlib.suppress(httpx2.TransportError):
-                    httpx2.get(f"{url}/json/version")
-                    break
-                time.sleep(0.1)
-            with api.sync_playwright() as playwright:
-                yield playwright.chromium.connect_over_cdp(url, no_defaults=True)
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
