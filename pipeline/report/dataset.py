@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.report.chat import sample_chats
 from pipeline.report.histogram import length_picture
 from pipeline.report.page import (
@@ -19,7 +21,7 @@ from pipeline.report.page import (
     shorten,
 )
 from pipeline.report.plans import padding_picture, window_section
-from pipeline.report.rows import read_lengths
+from pipeline.report.rows import Lengths, read_lengths
 from pipeline.report.svg import StyleSheet
 from pipeline.report.windows import Cuts
 from pipeline.store.manifest import Manifest
@@ -47,21 +49,14 @@ def dataset_sections(
         PreparedFolderError, TokenizerError: The folder is damaged.
     """
     lengths = read_lengths(folder, manifest, manifest.splits())
-    yield Section(id="overview", title="Overview", blocks=[_facts(manifest)])
     train = read_lengths(folder, manifest, manifest.splits()[:1])
-    yield Section(
-        id="lengths",
-        title="Lengths and padding",
-        blocks=[
-            length_picture(lengths, sheet),
-            padding_picture(train, sheet),
-            _percentiles(manifest),
-        ]
-        if len(train)
-        else [],
-    )
+    yield Section(id="overview", title="Overview", blocks=[_facts(manifest, lengths)])
     if len(lengths):
-        yield window_section(lengths, Cuts.of(manifest), sheet)
+        blocks: list[Block] = [length_picture(lengths, sheet), _percentiles(lengths)]
+        if len(train):
+            blocks.insert(1, padding_picture(train, sheet))
+        yield Section(id="lengths", title="Lengths and padding", blocks=blocks)
+        yield window_section(lengths, Cuts.of(manifest, lengths), sheet)
     yield Section(id="left-out", title="Left out and cut", blocks=_left_out(folder, manifest))
     yield Section(id="lost", title="Lost characters", blocks=list(_lost(manifest)))
     yield Section(
@@ -78,48 +73,51 @@ def dataset_sections(
     yield Section(id="sources", title="Sources and settings", blocks=list(_sources(manifest)))
 
 
-def _facts(manifest: Manifest) -> Facts:
-    counts, tokens = manifest.counts, manifest.tokens
-    total = max(tokens["input_ids"] + tokens["labels"], 1)
-    unknown = tokens["unknown"]
+def _facts(manifest: Manifest, lengths: Lengths) -> Facts:
+    """Return the numbers at the top; those that a manifest made by others lacks are left out."""
+    counts, unknown = manifest.counts, manifest.tokens.get("unknown")
+    encoder, decoder = int(lengths.encoder.sum()), int(lengths.decoder.sum())
+    rejected = counts.get("rejected", 0) / max(counts.get("records", 0), 1)
+    remarks = {
+        "records": f"{counts.get('joined', 0):,} joined to the one before",
+        "rejected": percent(rejected),
+        "conversations": "joined, without repeats",
+    }
+    facts = [(name, f"{counts[name]:,}", text) for name, text in remarks.items() if name in counts]
     splits = ", ".join(f"{manifest.rows(split):,} in {split}" for split in manifest.splits())
-    joined = f"{counts['joined']:,} joined to the one before"
-    return Facts(
-        facts=[
-            ("records", f"{counts['records']:,}", joined),
-            ("rejected", f"{counts['rejected']:,}", percent(_of(counts, "rejected", "records"))),
-            ("conversations", f"{counts['conversations']:,}", "joined, without repeats"),
-            ("pairs", f"{counts['pairs']:,}", splits),
-            ("encoder tokens", f"{tokens['input_ids']:,}", "of histories and questions"),
-            ("decoder tokens", f"{tokens['labels']:,}", "of the answers, what the loss is of"),
-            ("window", f"{manifest.config['model_max_length']:,}", "tokens, --model-max-length"),
-            ("unknown tokens", f"{100 * unknown / total:.3f} %", f"{unknown:,} of both sides"),
-        ]
-    )
+    facts += [
+        ("pairs", f"{len(lengths):,}", splits),
+        ("encoder tokens", f"{encoder:,}", "of histories and questions"),
+        ("decoder tokens", f"{decoder:,}", "of the answers, what the loss is of"),
+    ]
+    if "model_max_length" in manifest.config:
+        window = f"{manifest.config['model_max_length']:,}"
+        facts.append(("window", window, "tokens, --model-max-length"))
+    if unknown is not None:
+        share = f"{100 * unknown / max(encoder + decoder, 1):.3f} %"
+        facts.append(("unknown tokens", share, f"{unknown:,} of both sides"))
+    return Facts(facts=facts)
 
 
-def _of(counts: dict[str, Any], part: str, whole: str) -> float:
-    return float(counts[part] / max(counts[whole], 1))
-
-
-def _percentiles(manifest: Manifest) -> TableBlock:
-    spread = manifest.tokens["lengths"]
-    names = list(spread["input_ids"])
+def _percentiles(lengths: Lengths) -> TableBlock:
+    ranks = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+    sides = {
+        side: np.percentile(values, list(ranks.values()), method="inverted_cdf")
+        for side, values in (("encoder", lengths.encoder), ("decoder", lengths.decoder))
+    }
     return TableBlock(
         title="Tokens of a row",
         text="p90: 90 % of the rows have no more. Lengths count </s>.",
         table=Table(
-            header=["", *names],
-            rows=[
-                [side, *(f"{spread[column][name]:,}" for name in names)]
-                for side, column in (("encoder", "input_ids"), ("decoder", "labels"))
-            ],
+            header=["", *ranks],
+            rows=[[side, *(f"{n:,}" for n in found)] for side, found in sides.items()],
         ),
     )
 
 
 def _left_out(folder: Path, manifest: Manifest) -> list[Block]:
-    reasons = sorted(manifest.counts["reasons"].items(), key=lambda item: (-item[1], item[0]))
+    counts: dict[str, int] = manifest.counts.get("reasons", {})
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     blocks: list[Block] = []
     if reasons:
         table = Table(
@@ -158,9 +156,10 @@ def _rejected_text(example: dict[str, Any]) -> str:
 
 
 def _lost(manifest: Manifest) -> Iterator[Block]:
-    lost, affected = manifest.tokens["lost"], manifest.tokens["answers_with_unknown"]
+    lost = manifest.tokens.get("lost")
     if not lost:
         return
+    affected = manifest.tokens["answers_with_unknown"]
     total = sum(count for _, count in lost)
     yield TableBlock(
         title=f"{total:,} characters of {affected:,} answers",
@@ -181,25 +180,8 @@ def _character(text: str) -> tuple[str, str]:
 
 
 def _sources(manifest: Manifest) -> Iterator[Block]:
-    forms = sorted({form for source in manifest.sources for form in source.get("forms", {})})
-    rows = []
-    for source in manifest.sources:
-        others = source.get("forms", {})
-        turns = source["records"] - source["rejected"] - sum(others.values())
-        numbers = (source["records"], source["rejected"], turns, *(others.get(f, 0) for f in forms))
-        size = file_size(source["bytes"])
-        rows.append([source["name"], source["format"], size, *(f"{n:,}" for n in numbers)])
-    yield TableBlock(
-        title="What was read",
-        text=f"{manifest.files_passed_over:,} other files were passed over."
-        if manifest.files_passed_over
-        else "",
-        table=Table(
-            header=["file", "format", "size", "records", "rejected", "as lists of turns", *forms],
-            rows=rows,
-            words=[1],
-        ),
-    )
+    if manifest.sources:
+        yield _files(manifest)
     unused = [
         (f"{name} ({kind})", count)
         for kind, keys in manifest.unused_keys.items()
@@ -222,4 +204,26 @@ def _sources(manifest: Manifest) -> Iterator[Block]:
             words=[1],
         ),
         is_open=False,
+    )
+
+
+def _files(manifest: Manifest) -> TableBlock:
+    forms = sorted({form for source in manifest.sources for form in source.get("forms", {})})
+    rows = []
+    for source in manifest.sources:
+        others = source.get("forms", {})
+        turns = source["records"] - source["rejected"] - sum(others.values())
+        numbers = (source["records"], source["rejected"], turns, *(others.get(f, 0) for f in forms))
+        size = file_size(source["bytes"])
+        rows.append([source["name"], source["format"], size, *(f"{n:,}" for n in numbers)])
+    return TableBlock(
+        title="What was read",
+        text=f"{manifest.files_passed_over:,} other files were passed over."
+        if manifest.files_passed_over
+        else "",
+        table=Table(
+            header=["file", "format", "size", "records", "rejected", "as lists of turns", *forms],
+            rows=rows,
+            words=[1],
+        ),
     )

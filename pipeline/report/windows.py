@@ -52,12 +52,13 @@ class Cuts:
     """Rows whose answer was cut."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Cuts":
-        """Read them from a manifest."""
-        config, reasons = manifest.config, manifest.counts["reasons"]
+    def of(cls, manifest: Manifest, lengths: Lengths) -> "Cuts":
+        """Read them from a manifest; without a window there, it is the longest row's length."""
+        config, reasons = manifest.config, manifest.counts.get("reasons", {})
         turns = reasons.get("history_cut", 0) + reasons.get("question_cut", 0)
         headers = reasons.get("header_cut", 0)
-        window = config["model_max_length"]
+        longest = max(int(side.max()) for side in (lengths.encoder, lengths.decoder))
+        window = config.get("model_max_length") or longest
         return cls(
             window=window,
             target=config.get("max_target_length") or window,

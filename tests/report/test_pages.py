@@ -90,6 +90,18 @@ def test_a_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "conversations.json, record 10" in rejected
 
 
+def test_a_manifest_that_says_little_is_enough(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "prepared", tmp_path / "data"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in ("counts", "config", "tokens", "unused_keys", "versions"):
+        manifest[name] = {}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sources": []}))
+    page = check(report(ReportConfig(folders=(str(folder),))))
+    facts = {d.children[0].text: d.children[1].text for d in page.find("dl")[0].find("div")}
+    assert facts == {"pairs": "11", "encoder tokens": "1,789", "decoder tokens": "194"}
+    assert page.table("Rows that are cut")[1][0] == "240"
+
+
 def test_a_page_is_the_same_each_time(tmp_path: Path) -> None:
     texts = []
     for name in ("a.html", "b.html"):

@@ -93,10 +93,10 @@ def test_the_bounds_hold_what_preparing_anew_gives(
 ) -> None:
     manifest, lengths = prepared[own]
     assert lengths.surely_cut.any()
-    effects = window_effects(lengths, Cuts.of(manifest), FLOPS, prepared)
+    effects = window_effects(lengths, Cuts.of(manifest, lengths), FLOPS, prepared)
     for effect in effects:
         truth, rows = prepared[effect.window]
-        cuts = Cuts.of(truth)
+        cuts = Cuts.of(truth, rows)
         assert effect.inputs_cut.low <= cuts.inputs.high
         assert cuts.inputs.low <= effect.inputs_cut.high
         assert effect.answers_cut.low <= cuts.answers <= effect.answers_cut.high
@@ -110,11 +110,11 @@ def test_rows_that_were_surely_cut_are_longer_uncut(
     prepared: dict[int, tuple[Manifest, Lengths]],
 ) -> None:
     uncut = prepared[UNCUT]
-    assert Cuts.of(uncut[0]).inputs == Range(0, 0)
+    assert Cuts.of(*uncut).inputs == Range(0, 0)
     for window in (96, 160, 256):
         manifest, found = prepared[window]
         was_cut = found.encoder < uncut[1].encoder
-        bounds = Cuts.of(manifest).inputs
+        bounds = Cuts.of(manifest, found).inputs
         assert bounds.low <= was_cut.sum() <= bounds.high
         assert found.surely_cut.any() and not (found.surely_cut & ~was_cut).any()
 
