@@ -193,8 +193,8 @@ class FitOptions(Settings):
     )
     lora_target_modules: str | None = option(
         None,
-        help="Modules to apply LoRA to, separated by commas. Default: those of "
-        "q,k,v,o,wi,wi_0,wi_1,wo that the model has.",
+        help="Modules to apply LoRA to, separated by commas. Default: all of "
+        "attention and feed-forward (T5: q,k,v,o,wi,wi_0,wi_1,wo).",
     )
     quantize: Literal["4bit"] | None = option(
         None,

@@ -32,7 +32,7 @@ class LoraSettings:
     alpha: int = 16
     dropout: float = 0.05
     target_modules: tuple[str, ...] | None = None
-    """Last names of the layers; None: all of T5's matrices that the model has."""
+    """Last names of the layers; None: all of attention and feed-forward."""
     seed: int = 42
     """Of its start."""
 

@@ -209,8 +209,7 @@ def save_config(
     aside.rmdir()
     if not states_tying(model.config):
         # An older transformers believes what a T5's config says, and would load an untied one tied.
-        tied = {"tie_word_embeddings": _older_meaning(model.config, weights.tied)}
-        config = read_json_object(folder / "config.json") | tied
+        config = read_json_object(folder / "config.json") | {"tie_word_embeddings": weights.tied}
         _write_json(folder / "config.json", dict(sorted(config.items())))
     if len(files) > 1:
         place = {name: file for file, names in files.items() for name in names}
@@ -220,15 +219,6 @@ def save_config(
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _older_meaning(config: Any, tied: bool) -> bool:
-    """Return what ``tie_word_embeddings`` of a T5 or its like has to be in ``config.json``.
-
-    Recent transformers ties by what the weights are, and scales T5's and LongT5's logits by this.
-    """
-    scaled: bool | None = getattr(config, "scale_decoder_outputs", None)
-    return tied if scaled is None else scaled
 
 
 def write_trained(

@@ -93,17 +93,16 @@ def complete_config(model: Any, name: str, eos_id: int) -> None:
 
 
 def has_own_head(name: str, model: Any) -> bool:
-    """Return whether a folder's weights are of an untied model whose config cannot say so."""
-    if states_tying(model.config):
-        return False
-    head = next(n for n, m in model.named_modules() if m is model.get_output_embeddings())
+    """Return whether a folder's weights untie the head of a model that its config ties."""
+    head = model.get_output_embeddings().weight
+    one = {n for n, weight in model.named_parameters(remove_duplicate=False) if weight is head}
     index, single = (Path(name) / file for file in (f"{WEIGHTS}.index.json", WEIGHTS))
     with contextlib.suppress(OSError, ValueError, KeyError):
         if index.is_file():
-            return f"{head}.weight" in json.loads(index.read_bytes())["weight_map"]
-        with single.open("rb") as file:  # its header: sizes and names
-            header = file.read(int.from_bytes(file.read(8), "little"))
-        return f"{head}.weight" in json.loads(header)
+            return len(one & json.loads(index.read_bytes())["weight_map"].keys()) > 1
+        with single.open("rb") as file:  # its header: names and places
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return len(one & header.keys()) > 1
     return False
 
 

@@ -86,12 +86,18 @@ def _switch(rows: int) -> PreTrainedConfig:
     )  # fmt: skip
 
 
+def _bart_untied(rows: int) -> PreTrainedConfig:
+    config = _bart(rows)
+    config.tie_word_embeddings = False  # three matrices, and one that nobody uses
+    return config
+
+
 def _bart(rows: int) -> PreTrainedConfig:
     return BartConfig(
         vocab_size=rows, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, dropout=0.0,
         max_position_embeddings=128, bos_token_id=0, pad_token_id=1, eos_token_id=2,
-        decoder_start_token_id=2, forced_eos_token_id=2,
+        decoder_start_token_id=2, forced_eos_token_id=None,
     )  # fmt: skip
 
 
@@ -113,6 +119,7 @@ def _t5gemma2(rows: int) -> PreTrainedConfig:
 
 FAMILIES: dict[str, tuple[Callable[[int], PreTrainedConfig], str, bool]] = {
     "t5": (_t5, "t5", True),
+    "t5-untied": (_t5, "t5", False),  # logits are scaled all the same, and in Switch
     "flan-t5": (_flan_t5, "t5", False),
     "flan-t5-tied": (_flan_t5, "t5", True),
     "ul2": (_ul2, "t5", False),
@@ -121,7 +128,9 @@ FAMILIES: dict[str, tuple[Callable[[int], PreTrainedConfig], str, bool]] = {
     "longt5": (_long_t5, "t5", False),
     "longt5-local": (_long_t5_local, "t5", False),
     "switch": (_switch, "t5", True),
+    "switch-untied": (_switch, "t5", False),
     "bart": (_bart, "bart", True),
+    "bart-untied": (_bart_untied, "bart", False),
     "t5gemma": (_t5gemma, "gemma", True),
     "t5gemma2": (_t5gemma2, "gemma", True),
 }

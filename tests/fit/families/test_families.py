@@ -8,22 +8,34 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from pipeline.cli import run as run_command
+from pipeline.conversation import Conversation, Role, Turn
 from pipeline.fit.data.collate import IGNORED, DataCollatorForSupervisedDataset
 from pipeline.fit.estimate.memory_probe import SMALLEST, full_batch
+from pipeline.fit.model import embedding
 from pipeline.fit.model import loss as losses
+from pipeline.fit.model.embedding import (
+    MULTIPLE,
+    embedding_weights,
+    smart_tokenizer_and_embedding_resize,
+)
 from pipeline.fit.model.loading import build_model, model_structure, quiet_transformers
 from pipeline.fit.model.lora import merge_adapter
 from pipeline.fit.model.loss import SummedTokenLoss, is_chunked
 from pipeline.fit.stage import fit
+from pipeline.generation.source import SourceEncoder
 from tests.fit.distributed.test_processes import torchrun
 from tests.fit.families.conftest import Family
 from tests.fit.helpers import assert_same_weights, log_of
 
-STARTS = {"bart": 2, "t5gemma": 2, "t5gemma2": 2}
+STARTS = {"bart": 2, "bart-untied": 2, "t5gemma": 2, "t5gemma2": 2}
 """Ids that decoders start with, where it is not T5's 0."""
+APART = {"t5gemma", "bart-untied"}
+"""Families whose encoder looks ids up in a matrix of its own."""
+FROZEN = {"t5gemma2": ("vision_tower", "multi_modal"), "bart-untied": ("model.shared",)}
+"""What no text passes through."""
 
 
 def stock(folder: Path) -> Any:
@@ -44,8 +56,8 @@ def is_tied(model: Any) -> bool:
     return model.get_output_embeddings().weight is decoder_matrix(model)
 
 
-def batch_of(family: Family, model: Any) -> dict[str, torch.Tensor]:
-    rows = [{"input_ids": source, "labels": target} for source, target in family.rows[:4]]
+def batch_of(family: Family, model: Any, count: int = 4) -> dict[str, torch.Tensor]:
+    rows = [{"input_ids": source, "labels": target} for source, target in family.rows[:count]]
     return DataCollatorForSupervisedDataset(model.config)(rows)
 
 
@@ -74,7 +86,7 @@ def test_loss_and_gradients_are_those_of_transformers(
     wanted = plain(**batch).loss
     found.backward()
     wanted.backward()
-    assert is_chunked(built) == (family.name != "bart")  # which adds a bias to its logits
+    assert is_chunked(built) == (built.config.model_type != "bart")  # it adds to its logits
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     ours = dict(built.named_parameters())
     for name, weight in plain.named_parameters():
@@ -102,30 +114,32 @@ def test_every_weight_that_is_trained_has_a_gradient_in_any_batch(
     trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
     assert [name for name, weight in trained if weight.grad is None] == []
     frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
-    assert all("vision" in name or "multi_modal" in name for name in frozen)
-    assert bool(frozen) == (family.name == "t5gemma2")
+    unused = FROZEN.get(family.name, ())
+    assert all(any(part in name for part in unused) for name in frozen)
+    assert bool(frozen) == bool(unused)
 
 
 def test_a_trained_folder_loads_as_it_was_trained(family: Family, tmp_path: Path) -> None:
     out = fit(family.run(tmp_path / "out"))
     model = stock(out)
-    assert is_tied(model) == family.tied
-    if family.name == "t5gemma":
-        assert model.get_encoder().get_input_embeddings().weight is not decoder_matrix(model)
-    else:
-        assert model.get_encoder().get_input_embeddings().weight is decoder_matrix(model)
+    assert is_tied(model) == embedding.is_tied(model) == family.tied
+    encoder_matrix = model.get_encoder().get_input_embeddings().weight
+    assert (encoder_matrix is decoder_matrix(model)) == (family.name not in APART)
     names = load_file(out / "model.safetensors").keys()
     assert sum("lm_head" in name for name in names) == (not family.tied)
-    # What it was trained with is what it computes with: T5's scale of the logits, too.
-    settings = family.run(tmp_path, model_name_or_path=str(out)).model
-    built = build_model(settings, family.tokenizer)
-    batch = batch_of(family, built)
-    ours = SummedTokenLoss(built).eval()(**batch) / batch["labels"].ne(IGNORED).sum()
-    assert model.eval()(**batch).loss.item() == pytest.approx(ours.item(), rel=1e-5)
     assert log_of(out)[0]["loss"] > log_of(out)[1]["loss"]
     ends = model.generation_config.eos_token_id
     assert family.tokenizer.eos_id in (ends if isinstance(ends, list) else [ends])
     assert model.generation_config.decoder_start_token_id == STARTS.get(family.name, 0)
+
+
+def test_what_was_trained_is_what_transformers_loads(family: Family, tmp_path: Path) -> None:
+    """Its weights as they are, and T5's scale of the logits, which the config alone tells."""
+    still = {"learning_rate": 1e-12, "max_steps": 1, "per_device_train_batch_size": 12}
+    out = fit(family.run(tmp_path / "out", **still))
+    model = stock(out).eval()
+    wanted = model(**batch_of(family, model, 12)).loss.item()
+    assert log_of(out)[0]["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_adapter_trains_the_layers_of_its_family(family: Family, tmp_path: Path) -> None:
@@ -147,6 +161,31 @@ def test_an_adapter_trains_the_layers_of_its_family(family: Family, tmp_path: Pa
     learnt = [bool(weight.any()) for name, weight in saved.items() if "lora_B" in name]
     assert sum(learnt) > len(learnt) // 2  # of a few rows no expert but those they come to
     assert is_tied(merged) == family.tied
+
+
+def test_a_grown_vocabulary_loads_as_it_was(family: Family, tmp_path: Path) -> None:
+    model = stock(family.model)
+    matrices = len(embedding_weights(model))
+    tokenizer = AutoTokenizer.from_pretrained(family.model)
+    before = model.get_encoder().get_input_embeddings().weight.detach().clone()
+    known = min(len(tokenizer), len(before))
+    words = [f"<word {i}>" for i in range(500)]
+    smart_tokenizer_and_embedding_resize({}, words, tokenizer, model)
+    model.save_pretrained(tmp_path)
+    loaded = stock(tmp_path)
+    assert is_tied(loaded) == family.tied
+    assert len(embedding_weights(loaded)) == matrices
+    new = tokenizer.convert_tokens_to_ids(words[-1])
+    for weight in embedding_weights(loaded):
+        assert weight.shape[0] % MULTIPLE == 0
+        assert new < weight.shape[0] == loaded.get_output_embeddings().out_features
+    old = stock(family.model).config.tie_word_embeddings
+    assert loaded.config.tie_word_embeddings == old
+    grown = loaded.get_encoder().get_input_embeddings().weight
+    assert torch.equal(grown[:known], before[:known])
+    assert torch.allclose(grown[new], before[:known].mean(dim=0), atol=1e-6)
+    ids = torch.tensor([[new, 7, 8]])
+    assert loaded(input_ids=ids, labels=ids).loss.isfinite()
 
 
 RESUMED = ["t5gemma", "t5gemma2", "switch", "longt5"]
@@ -183,9 +222,6 @@ def test_it_answers_as_transformers_does(
     out = fit(family.run(tmp_path / "out"))
     assert run_command(["chat", str(out), "--message", "Hi", "--max-new-tokens", "6"]) == 0
     said = capsys.readouterr().out
-    from pipeline.conversation import Conversation, Role, Turn
-    from pipeline.generation.source import SourceEncoder
-
     source = SourceEncoder(family.tokenizer, 64).ids(Conversation("x", [Turn(Role.HUMAN, "Hi")]))
     ids = stock(out).eval().generate(torch.tensor([source]), max_new_tokens=6, do_sample=False)
     text = family.tokenizer.decode(ids[0, 1:].tolist())
