@@ -6,8 +6,9 @@ A tiny model is trained for two steps, with an evaluation and a checkpoint, in o
 CPU. Counted are calls with the settings among their arguments: the ``FitConfig`` itself, or an
 object that holds it as an attribute (a context that goes everywhere counts as the settings do),
 ``self`` as well. A *stop* is where the file changes: into one by such a call, or back into one by
-its return. *Entered* counts the calls alone. A part of the settings, or a value of them, is another
-thing and does not count. With ``PYTHONPATH`` another revision is traced.
+its return; the package ``config`` is one file. *Entered* counts the calls alone. A part of the
+settings, or a value of them, is another thing and does not count. With ``PYTHONPATH`` another
+revision is traced.
 """
 
 import argparse
@@ -47,6 +48,8 @@ def trace(run: Callable[[], object], settings: type[Any], package: Path) -> Trac
         nonlocal here
         code = frame.f_code
         file = Path(code.co_filename).relative_to(package).as_posix()
+        if file.startswith("config/"):
+            file = "config"  # the settings' own package
         if file != here:
             found.stops.append(f"{file}:{code.co_qualname}")
         here = file

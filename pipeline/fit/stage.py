@@ -80,6 +80,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     output, stop = Path(config.output_dir), None
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
         check_device(model, accelerator.device)
+        check_model(model, data.tokenizer)
         hosts = HostGroup.join()
         if repo:
             hosts.run_on_first(repo.create)
@@ -172,7 +173,6 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
     Raises:
         ConfigError: See ``schedule.plan_run``.
         PreparedFolderError: A shard is damaged.
-        ModelError: The model cannot be trained on these rows, or its config cannot be read.
     """
     plan = plan_run(
         config.steps,
@@ -180,7 +180,6 @@ def build_context(config: FitConfig, accelerator: Any, data: PreparedData) -> Ru
         eval_rows=data.eval_rows,
         processes=accelerator.num_processes,
     )
-    check_model(config.model, data.tokenizer)
     ctx = RunContext(
         config=config,
         accelerator=accelerator,

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import FitConfig
 from pipeline.fit.checkpoint.train_state import RunState
 
 
@@ -27,18 +26,6 @@ class BestModelTracker:
     """Evaluations in a row without a better one, after which the run stops; None: never."""
     threshold: float = 0.0
     """How much better one must be for the patience."""
-
-    @classmethod
-    def from_config(cls, config: FitConfig) -> "BestModelTracker":
-        """Return the one that the settings ask for."""
-        return cls(
-            output=Path(config.output_dir),
-            metric=config.best_metric,
-            greater_is_better=bool(config.greater_is_better),
-            keeps_best=config.load_best_model_at_end,
-            patience=config.early_stopping_patience,
-            threshold=config.early_stopping_threshold,
-        )
 
     def update(self, state: RunState, values: Mapping[str, float]) -> bool:
         """Take in an evaluation; return whether it is the best so far."""

@@ -160,7 +160,14 @@ def build_trainer(
             late=can_read_late(optimizer, device),
         ),
         evaluators=evaluators,
-        best=BestModelTracker.from_config(config),
+        best=BestModelTracker(
+            output=ctx.output,
+            metric=config.best_metric,
+            greater_is_better=bool(config.greater_is_better),
+            keeps_best=config.load_best_model_at_end,
+            patience=config.early_stopping_patience,
+            threshold=config.early_stopping_threshold,
+        ),
         checkpointer=checkpointer,
         meter=ThroughputMeter(
             device=device,
