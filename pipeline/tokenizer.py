@@ -56,13 +56,19 @@ class TextTokenizer:
         eos: The token that ends a row.
         unk: The token for what the vocabulary does not know, if there is one.
         where: The model's name, for messages.
+        decoder_start_id: What the model's decoder starts with, where its config says.
 
     Raises:
         TokenizerError: ``tokenizer.json`` cannot be read, or has no such ``eos``.
     """
 
     def __init__(
-        self, files: dict[str, bytes], eos: str | None, unk: str | None, where: str
+        self,
+        files: dict[str, bytes],
+        eos: str | None,
+        unk: str | None,
+        where: str,
+        decoder_start_id: int | None = None,
     ) -> None:
         self.files, self._where = files, where
         eos_id = self.backend.token_to_id(eos) if eos is not None else None
@@ -78,6 +84,10 @@ class TextTokenizer:
         wrapping = self.backend.encode("", add_special_tokens=True).ids
         self.prefix_ids = tuple(i for i in wrapping if i != eos_id)
         """Ids that the tokenizer puts before a text; none for T5."""
+        is_start = decoder_start_id is None or decoder_start_id in self.prefix_ids
+        self.label_prefix_ids = () if is_start else self.prefix_ids
+        """Those of them before an answer: BART's ``<s>``, whose decoder starts with ``</s>``, but
+        not Gemma's ``<bos>``, which the decoder starts with anyway."""
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         """One more than the highest id; a vocabulary may have holes."""
         normalizer = self.backend.normalizer
@@ -110,7 +120,9 @@ class TextTokenizer:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of everything that decides the ids."""
-        text = self.backend.to_str() + json.dumps([self.prefix_ids, self.eos_id, self.unk_id])
+        ids = [self.prefix_ids, self.eos_id, self.unk_id]
+        ids += [self.label_prefix_ids] if self.prefix_ids else []
+        text = self.backend.to_str() + json.dumps(ids)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -191,7 +203,7 @@ def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextToken
         )
     if "tokenizer.json" not in files:
         files = _converted_files(name_or_path, cache_dir)
-    return _own_fast_tokenizer(files, name_or_path)
+    return _own_fast_tokenizer(files, name_or_path, _decoder_start_id(name_or_path, cache_dir))
 
 
 def source_files(name_or_path: str, cache_dir: str | None = None) -> list[Path]:
@@ -243,13 +255,15 @@ def _own_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
-def _own_fast_tokenizer(files: dict[str, bytes], where: str) -> TextTokenizer:
+def _own_fast_tokenizer(
+    files: dict[str, bytes], where: str, decoder_start_id: int | None = None
+) -> TextTokenizer:
     special: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if name in files:
             special |= _read_json(files[name], f"{where}/{name}")
     eos, unk = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
-    return TextTokenizer(files, eos, unk, where)
+    return TextTokenizer(files, eos, unk, where, decoder_start_id)
 
 
 def _converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
@@ -289,6 +303,12 @@ def _model_type(name_or_path: str, cache_dir: str | None) -> str | None:
     path = find_model_file(name_or_path, "config.json", cache_dir)
     value = (_read_json(path, path) if path else {}).get("model_type")
     return value if isinstance(value, str) else None
+
+
+def _decoder_start_id(name_or_path: str, cache_dir: str | None) -> int | None:
+    path = find_model_file(name_or_path, "config.json", cache_dir)
+    value = (_read_json(path, path) if path else {}).get("decoder_start_token_id")
+    return value if isinstance(value, int) else None
 
 
 def _read_json(source: Path | bytes, where: object) -> dict[str, Any]:

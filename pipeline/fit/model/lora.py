@@ -245,8 +245,13 @@ def merge_adapter(base: Any, folder: Path) -> Any:
     require_peft(folder)
     from peft import PeftModel
 
+    tied = base.config.tie_word_embeddings
     with _quiet_peft():
-        return PeftModel.from_pretrained(base, folder).merge_and_unload(safe_merge=True)
+        merged = PeftModel.from_pretrained(base, folder).merge_and_unload(safe_merge=True)
+    # PEFT compares the encoder's matrix with the head, and would untie T5Gemma; and umT5's logits
+    # are scaled by this, whatever the weights are.
+    merged.config.tie_word_embeddings = tied
+    return merged
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ class PairEncoder:
         self.schema = row_schema(tokenizer.vocab_size)
         dtype = self.schema.field("labels").type.value_type.to_pandas_dtype()
         self._window = make_window(tokenizer, model_max_length, PROMPT, dtype)
+        self._label_prefix = np.array(tokenizer.label_prefix_ids, dtype)
         self._escape = Escaper(tokenizer.normalize)
         tags = tokenizer.encode_batch(list(TAGS.values()))
         self._tag_lengths = dict(zip(TAGS, map(len, tags), strict=True))
@@ -196,7 +197,7 @@ class PairEncoder:
 
     def _cut_answer(self, answer: Ids) -> tuple[list[Ids], bool]:
         """Return a decoder row, and whether the answer was cut: a cut is no ending, no ``</s>``."""
-        prefix, eos = self._window.prefix, self._window.eos
+        prefix, eos = self._label_prefix, self._window.eos
         if len(prefix) + len(answer) + len(eos) <= self._target_length:
             return [prefix, answer, eos], False
         return [np.concatenate([prefix, answer])[: self._target_length]], True

@@ -1,16 +1,19 @@
 """Each family of encoder-decoders trains as stock transformers computes it, and loads there."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from pipeline.cli import run as run_command
+from pipeline.config import PrepareConfig
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.fit.data.collate import IGNORED, DataCollatorForSupervisedDataset
 from pipeline.fit.estimate.memory_probe import SMALLEST, full_batch
@@ -26,6 +29,7 @@ from pipeline.fit.model.lora import merge_adapter
 from pipeline.fit.model.loss import SummedTokenLoss, is_chunked
 from pipeline.fit.stage import fit
 from pipeline.generation.source import SourceEncoder
+from pipeline.prepare.stage import prepare
 from tests.fit.distributed.test_processes import torchrun
 from tests.fit.families.conftest import Family
 from tests.fit.helpers import assert_same_weights, log_of
@@ -253,3 +257,25 @@ def test_what_is_exported_loads(family: Family, tmp_path: Path) -> None:
     args = ["export", str(out), "--merge", "--output-dir", str(tmp_path / "whole")]
     assert run_command(args) == 0
     assert is_tied(stock(tmp_path / "whole")) == family.tied
+
+
+def test_from_conversations_to_an_answer(family: Family, tmp_path: Path) -> None:
+    """Rows as ``prepare`` makes them: the tokenizer's own start, one end, no start in labels."""
+    data = tmp_path / "chats.json"
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "The sea, the wind."}]
+    data.write_text(json.dumps([{"id": str(i), "conversations": turns} for i in range(3)]), "utf-8")
+    config = PrepareConfig(
+        data_path=str(data), model_name_or_path=str(family.model), dedup=False, num_workers=1,
+        output_dir=str(tmp_path / "processed"), model_max_length=128,
+    )  # fmt: skip
+    prepared = Path(prepare(config))
+    row = datasets.load_from_disk(str(prepared))["train"][0]
+    end, start = family.tokenizer.eos_id, STARTS.get(family.name, 0)
+    assert row["labels"].count(end) == row["input_ids"].count(end) == 1
+    assert row["labels"][-1] == row["input_ids"][-1] == end
+    assert row["labels"][0] != start
+    assert (
+        tuple(row["input_ids"][: len(family.tokenizer.prefix_ids)]) == family.tokenizer.prefix_ids
+    )
+    out = fit(family.run(tmp_path / "out", data_path=str(prepared), max_steps=1))
+    assert run_command(["chat", str(out), "--message", "Hi", "--max-new-tokens", "3"]) == 0
