@@ -80,3 +80,16 @@ def test_where_all_repeats_the_split_eval_the_error_says_so(tmp_path: Path, tiny
     write(tmp_path, [record("h", "q", "a")], [record("t", "q", "a")])
     with pytest.raises(InputError, match="all 1 pairs are of --eval-data-path"):
         prepare(tmp_path, tiny_t5)
+
+
+@pytest.mark.parametrize("held", [[{"x": 1}], [record("a", "a question alone")]])
+def test_a_split_eval_without_a_pair_is_said(
+    tmp_path: Path, tiny_t5: Path, held: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, held, [record("b", "q", "a")])
+    prepare(tmp_path, tiny_t5)
+    said = "note: the split eval is empty: --eval-data-path gave no pair"
+    assert said in capsys.readouterr().err.splitlines()
+    write(tmp_path, [record("c", "r", "b")], [record("b", "q", "a")])
+    prepare(tmp_path, tiny_t5)
+    assert said not in capsys.readouterr().err.splitlines()

@@ -102,14 +102,16 @@ def test_more_than_a_tenth_rejected_is_said_with_the_commonest_detail(prepare: P
     broken = [{"prompt": f"q{i}", "response": "a"} for i in range(3)]
     assert prepare([*GOOD, {"x": 1}, *broken]) == [
         "4 of 24 records were rejected; 3 of them for wrong_shape: no turns; keys: prompt, "
-        "response; the nearest known form is {prompt, completion}"
+        "response; the nearest known form is {prompt, completion}; the first is record 21 of "
+        f"x.json; {REMEDIES['wrong_shape']}"
     ]
     alien = [record(f"b{i}", *["q"] * (i + 1), "a", roles=("human", "alien")) for i in range(5)]
     (line,) = prepare([*GOOD, *alien])
     assert line == (
         "5 of 25 records were rejected; 5 of them for unknown_role: \"from\" of turn 1 is 'alien'; "
         "see --role; keys: conversations, id; the nearest known form is "
-        "{conversations: [{from, value}, …]}"
+        "{conversations: [{from, value}, …]}; the first is record 20 of x.json; "
+        f"{REMEDIES['unknown_role']}"
     )
 
 

@@ -74,7 +74,7 @@ def elements_of(value: Any) -> Iterable[Any] | None:
     if isinstance(value, dict) and all(value.get(key) in (None, []) for key in TURN_KEYS):
         data = value.get("data")
         if isinstance(data, list) and data and all(isinstance(e, (dict, list)) for e in data):
-            return data
+            return [data] if is_turn(data[0]) else data
     return None
 
 
@@ -214,7 +214,8 @@ class ValueReader:
                     if window.ended and not self._ends_file and may_go_on(error):
                         return None
                     is_cut = window.ended and ends_early(error)
-                    return self._fault("cut_off" if is_cut else "broken_json", error.msg)
+                    detail = error.msg.removesuffix(" at")  # the place is not told
+                    return self._fault("cut_off" if is_cut else "broken_json", detail)
             except ValueError as error:
                 return self._fault("broken_json", str(error))
             except RecursionError:

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,7 +210,7 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
         below = remote.files_below(folder)
         files = [(tuple(name.split("/")), folder / name) for name in below]
     else:
-        for root, folders, names in os.walk(folder, onerror=_raise):
+        for root, folders, names in _walk(folder):
             if {"dataset_dict.json", "manifest.json"} <= set(names):
                 note(f"passed over, a prepared folder: {root}")
                 names, folders[:] = [], []
@@ -221,7 +221,7 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
         for parts, path in files
         if parts[-1] not in _OTHERS_OWN
         and not any(part.startswith(".") for part in parts)
-        and (not isinstance(path, Path) or path.is_file())
+        and (not isinstance(path, Path) or _is_regular(path))
     )
     if not chosen:
         raise InputError(
@@ -231,6 +231,25 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
             do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
         )
     return [path for _, path in chosen]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield what ``os.walk`` does, behind links to folders too; each folder once."""
+    seen = set[str]()
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield root, folders, names
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether a path of a folder is a file; say it of a link that leads nowhere."""
+    if path.is_symlink() and not path.exists():
+        note(f"passed over, a link to a file that is not there: {path.name}")
+    return path.is_file()
 
 
 def _raise(error: OSError) -> None:

@@ -62,6 +62,15 @@ def unread_form(record: Record) -> str | None:
     return None
 
 
+def holds_records(record: Record) -> bool:
+    """Return whether the first value is a record, or a list of them: records by id, or splits."""
+    value = next(iter(record.values()), None)
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, dict):
+        return False
+    return any(key in first for key in TURN_LISTS) or form_of(first) is not None
+
+
 def nearest_form(keys: Iterable[str]) -> str:
     """Return the name of the form that has most of some keys; among equals, of fewest others."""
     names = set(keys)

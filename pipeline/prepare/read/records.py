@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn, has_visible
 from pipeline.prepare.files.json_values import NumberText
-from pipeline.prepare.read.forms import form_of, nearest_form, turns_in, unread_form
+from pipeline.prepare.read.forms import form_of, holds_records, nearest_form, turns_in, unread_form
 from pipeline.prepare.read.html import HTML_STARTS, html_to_markdown, looks_like_html
 from pipeline.prepare.read.ids import ID_KEYS, content_id, has_id, id_of
 from pipeline.prepare.read.tool_calls import tool_call_lines
@@ -167,9 +167,9 @@ class _Parser:
             if value.get(key) is None:
                 continue
             read.add(key)
-            text = text_of(value[key], f'"{key}"')
+            text = self._cleaned(text_of(value[key], f'"{key}"'))
             if has_visible(text):
-                self._turns.append(Turn(Role.SYSTEM, self._cleaned(text)))
+                self._turns.append(Turn(Role.SYSTEM, text))
                 return
 
     def _add(self, message: Any, i: int) -> None:
@@ -179,6 +179,8 @@ class _Parser:
         self._refuse_media(message, f"turn {i}")
         name_key = _first_key(message, NAME_KEYS)
         name = message.get(name_key)
+        if name is None:
+            raise _lacks(message, i, "speaker", NAME_KEYS)
         if not is_text(name):
             raise wrong_shape(f'"{name_key}" of turn {i} is a string, not {kind_of(name)}')
         role = self._roles.get(name.strip().lower())
@@ -190,7 +192,9 @@ class _Parser:
         text_key = _first_key(message, TEXT_KEYS)
         read.add(text_key)
         given, text = message.get(text_key), ""
-        if given is not None or not lines:
+        if given is None and not lines:
+            raise _lacks(message, i, "text", TEXT_KEYS)
+        if given is not None:
             text = self._cleaned(text_of(given, f'"{text_key}" of turn {i}'))
         if lines:
             text = "\n".join([text, *lines] if text else lines)
@@ -231,10 +235,23 @@ def _bare_turns(value: list[Any]) -> list[Any]:
     return value
 
 
+def _lacks(message: dict[str, Any], i: int, what: str, looked_at: tuple[str, ...]) -> RejectedError:
+    """Return the error of a turn without a speaker or a text."""
+    return wrong_shape(
+        f"turn {i} has no {what} under {' or '.join(looked_at)}; its keys: {_shown_keys(message)}"
+    )
+
+
+def _shown_keys(value: dict[str, Any]) -> str:
+    return ", ".join(str(key)[:40] for key in list(value)[:12]) or "none"
+
+
 def _formless(value: dict[str, Any]) -> RejectedError:
     if any(key in value for key in ("conversations", "conversation", "messages")):
         return RejectedError("no_turns", "a record without turns")
-    keys = ", ".join(str(key)[:40] for key in list(value)[:12]) or "none"
+    keys = _shown_keys(value)
+    if holds_records(value):
+        return wrong_shape(f"no turns, but records under its keys: {keys}; write them as a list")
     return wrong_shape(f"no turns; keys: {keys}; the nearest known form is {nearest_form(value)}")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.prepare.read.forms import nearest_form
+from pipeline.prepare.read.remedies import REMEDIES
 from pipeline.store.manifest import Manifest
 from pipeline.store.rejected import RejectionKind, rejection_kinds
 
@@ -48,7 +49,8 @@ def _rejected(manifest: Manifest, folder: Path) -> Iterator[str]:
         commonest = rejection_kinds(folder)[0]
         yield (
             f"{rejected:,} of {records:,} records were rejected; {commonest.count:,} of them for "
-            f"{describe(commonest)}"
+            f"{describe(commonest)}; the first is record {commonest.example['position']} of "
+            f"{commonest.example['file']}; {REMEDIES[commonest.reason]}"
         )
 
 
@@ -76,9 +78,11 @@ def _unknown(manifest: Manifest) -> Iterator[str]:
 
 def _splits(manifest: Manifest) -> Iterator[str]:
     asked = manifest.config.get("eval_fraction") or 0.0
-    if not asked:
-        return
     rows = manifest.rows("eval")
+    if not asked:
+        if not rows and any(shard.split == "eval" for shard in manifest.shards):
+            yield "the split eval is empty: --eval-data-path gave no pair"
+        return
     share = rows / max(manifest.counts["pairs"], 1)
     if abs(share - asked) > _FAR_OFF * min(asked, 1 - asked):
         state = "is empty" if not rows else f"holds {share:.1%} of the pairs"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 REMEDIES = {
     "broken_arrow": "get the file again: it is cut off or damaged, as after a broken download",
-    "broken_json": "write the records as JSON, as json.dump does",
+    "broken_json": "write the records as JSON, as json.dump(…, allow_nan=False) does",
     "broken_parquet": "get the file again: it is cut off or damaged, as after a broken download",
     "cut_off": "get the whole file: it ends too early, as after a broken download",
     "invalid_utf8": "save the file as UTF-8",

@@ -319,3 +319,13 @@ def test_a_record_keeps_its_text(tmp_path: Path) -> None:
     (found,) = read(tmp_path / "x.json")
     assert isinstance(found, Record)
     assert found.text == '{"a" : 1.50}'
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_data_that_is_a_list_of_turns_is_one_record(tmp_path: Path, kind: str) -> None:
+    turns, path = ROWS[0]["conversations"], tmp_path / "x"
+    if kind == "json":
+        path.write_text(json.dumps({"version": "1", "data": turns}))
+    else:
+        pq.write_table(pa.Table.from_pylist([{"data": turns}]), path)
+    assert values(read(path)) == [turns]

@@ -137,3 +137,17 @@ def test_a_file_name_that_is_no_utf8_can_be_written_about(tmp_path: Path) -> Non
 def test_an_empty_path_is_not_the_current_folder() -> None:
     with pytest.raises(InputError, match="an empty name"):
         find_sources([""])
+
+
+def test_links_in_a_folder_are_followed_once_and_dead_ones_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("given", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text("[]")
+    (tmp_path / "given" / "more").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to("../given")
+    (tmp_path / "given" / "gone.json").symlink_to("nowhere")
+    assert names(str(tmp_path / "given")) == ["given.json", "elsewhere.json"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["note: passed over, a link to a file that is not there: gone.json"]

@@ -97,3 +97,9 @@ def test_without_the_library_one_line_names_it(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match=r'pip install "duet-t5\[html\]"'):
         html_to_markdown("<p>x</p>")
     cached.cache_clear()
+
+
+def test_a_system_text_of_empty_html_is_absent() -> None:
+    value = {"system": "<p></p>", "messages": [{"role": "user", "content": "q"}]}
+    found = parse_record(value, ROLES_BY_NAME, RecordCounts(), clean_html=True)
+    assert [turn.text for turn in found.turns] == ["q"]

@@ -455,3 +455,39 @@ def test_a_number_too_large_or_a_value_too_deep_in_tools_is_no_traceback() -> No
     for tools in ([NumberText("9" * 5000)], [deep], [b"x"]):
         with pytest.raises(RejectedError):
             parse({"tools": tools, "conversations": CHAT})
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        (
+            {"conversation": [{"human": "q", "assistant": "a"}]},
+            "turn 0 has no speaker under from or role; its keys: human, assistant",
+        ),
+        (
+            {"messages": [{"role": "user", "message": "q"}]},
+            "turn 0 has no text under value or content or text; its keys: role, message",
+        ),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "turn 0 has no text under value or content or text; its keys: role, content",
+        ),
+        (
+            {"id1": {"conversations": CHAT}, "id2": {"conversations": CHAT}},
+            "no turns, but records under its keys: id1, id2; write them as a list",
+        ),
+        (
+            {"train": [{"question": "q", "answer": "a"}], "test": []},
+            "no turns, but records under its keys: train, test; write them as a list",
+        ),
+        (
+            {"meta": {"version": 1}, "text": "x"},
+            "no turns; keys: meta, text; the nearest known form is "
+            "{conversations: [{from, value}, …]}",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_with_the_keys_that_were_there(value: Any, detail: str) -> None:
+    with pytest.raises(RejectedError) as raised:
+        parse(value)
+    assert raised.value.detail == detail
