@@ -290,6 +290,8 @@ def test_any_record_that_is_broken_costs_no_other(
     bare = texts[broken].rstrip()
     first = len(bare) - len(bare.lstrip()) + 1
     texts[broken] = bare[: data.draw(st.integers(first, len(bare) - 1))]
+    # A list that lacks its last bracket alone is closed by that of the array around it.
+    assume(not (bare.endswith("]") and texts[broken].rstrip() == bare[:-1].rstrip()))
     content = PACKINGS[packing](how.write(texts)[0].encode())
     try:
         values, faults = read(folder, content)
