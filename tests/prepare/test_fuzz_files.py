@@ -274,6 +274,15 @@ def test_any_text_that_is_cut_gives_what_was_whole(
         raise told(error, content) from error
 
 
+def is_list_but_for_its_end(text: str) -> bool:
+    """Return whether the bracket of an array around it would end a list: nobody can tell then."""
+    try:
+        loads(text + "]")
+    except ValueError:
+        return False
+    return True
+
+
 @fuzz
 @given(
     records=forms.RECORDS,
@@ -290,8 +299,7 @@ def test_any_record_that_is_broken_costs_no_other(
     bare = texts[broken].rstrip()
     first = len(bare) - len(bare.lstrip()) + 1
     texts[broken] = bare[: data.draw(st.integers(first, len(bare) - 1))]
-    # A list that lacks its last bracket alone is closed by that of the array around it.
-    assume(not (bare.endswith("]") and texts[broken].rstrip() == bare[:-1].rstrip()))
+    assume(not is_list_but_for_its_end(texts[broken]))
     content = PACKINGS[packing](how.write(texts)[0].encode())
     try:
         values, faults = read(folder, content)
