@@ -57,8 +57,7 @@ def _read_as(manifest: Manifest) -> Iterator[str]:
     for kind, keys in manifest.unused_keys.items():
         names = ", ".join(f"{name} {n:,}" for name, n in sorted(keys.items(), key=_by_count))
         yield f"keys of {kind} that nobody reads: {names or 'none'}"
-    joined = manifest.counts["joined"]
-    yield f"{joined:,} records were joined to the conversation that they go on with"
+    yield f"records joined to the conversation that they go on with: {manifest.counts['joined']:,}"
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

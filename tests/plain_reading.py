@@ -212,9 +212,9 @@ def chat_of(value: Any, html: Any = None) -> Chat:
         require(value.get(key) in MISSING)
     for key in ("system", "system_prompt", "system_message"):
         if value.get(key) is not None:
-            text = text_of(value[key])
+            text = clean(convert(text_of(value[key])))
             if visible(text):
-                chat.turns.append(("system", clean(convert(text))))
+                chat.turns.append(("system", text))
                 break
     beside = len(chat.turns)
     tools = json_or(value.get("tools")) if value.get("tools") != "" else None

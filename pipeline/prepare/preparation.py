@@ -208,14 +208,14 @@ class _Preparation:
                 do="give a smaller one, or more conversations",
             )
         reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"
-        first = ""
+        first, some = "", "record" if counts["records"] == 1 else "records"
         if self._collected.first_rejection:
             name, position, rest = self._collected.first_rejection
             first = f"; the first, record {position} of {name}: {in_words(rest)}"
         return InputError(
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),
-            got=f"{counts['records']} records, {counts['rejected']} rejected ({reasons}){first}",
+            got=f"{counts['records']} {some}, {counts['rejected']} rejected ({reasons}){first}",
             do=remedy_for(counts["reasons"]),
         )
 

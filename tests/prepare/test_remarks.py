@@ -96,6 +96,7 @@ def test_the_advice_fits_the_cause(prepare: Prepare, tmp_path: Path, reason: str
     assert raised.value.do == REMEDIES[reason]
     assert f"({reason} " in raised.value.got or f", {reason} " in raised.value.got
     assert '"reason"' not in raised.value.got, "in words, not in JSON"
+    assert not raised.value.got.startswith("1 records")
 
 
 def test_more_than_a_tenth_rejected_is_said_with_the_commonest_detail(prepare: Prepare) -> None:
@@ -149,7 +150,7 @@ def test_inspect_shows_what_was_read_and_the_commonest_rejections(
         "x.json (json): 22 as lists of turns, 1 as {question, answer}; 3 rejected",
         "keys of records that nobody reads: lang 2, score 1",
         "keys of turns that nobody reads: none",
-        "1 records were joined to the conversation that they go on with",
+        "records joined to the conversation that they go on with: 1",
         "",
         f"--- the commonest rejections, one of each; all are in {folder / 'rejected.jsonl'}",
         "2 × wrong_shape: a record is an object, not a number; x.json record 23: 5",

@@ -1,7 +1,8 @@
 """Text to the JSON values in it, one after another, over a sliding window: memory stays flat.
 
-White space, line ends and commas stand between values. A bracket is opened and its elements are
-values by the same rule, unless the first of them is a turn: then the array as a whole is a record.
+White space, line ends, commas and byte-order marks stand between values. A bracket is opened and
+its elements are values by the same rule, unless the first of them is a turn: then the array as a
+whole is a record.
 So arrays, arrays behind one another, JSON Lines (with trailing commas too), one array a line and
 pretty-printed objects are all the same to it.
 

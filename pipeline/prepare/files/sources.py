@@ -212,6 +212,13 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
     else:
         for root, folders, names in _walk(folder):
             if {"dataset_dict.json", "manifest.json"} <= set(names):
+                if root == str(folder):
+                    raise InputError(
+                        "rows instead of records",
+                        where=given,
+                        got="a folder that duet prepare made",
+                        do="give it to duet fit, or give prepare the files that it was made of",
+                    )
                 note(f"passed over, a prepared folder: {root}")
                 names, folders[:] = [], []
             parts = Path(root).relative_to(folder).parts

@@ -4,7 +4,8 @@ import codecs
 import re
 from collections.abc import Callable, Iterator
 
-SEPARATORS = re.compile(r"[ \t\n\r,]*")
+SEPARATORS = re.compile(r"[ \t\n\r,\ufeff]*")
+"""What may stand between values; files put together have a byte-order mark where each began."""
 INDENT = re.compile(r"[ \t]*")
 
 

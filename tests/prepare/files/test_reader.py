@@ -329,3 +329,13 @@ def test_data_that_is_a_list_of_turns_is_one_record(tmp_path: Path, kind: str) -
     else:
         pq.write_table(pa.Table.from_pylist([{"data": turns}]), path)
     assert values(read(path)) == [turns]
+
+
+@pytest.mark.parametrize("between", ["", "\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_files_with_byte_order_marks_behind_one_another_are_read_whole(
+    tmp_path: Path, encoding: str, between: str, chunk_size: int
+) -> None:
+    files = [f"\ufeff{json.dumps([row])}" for row in ROWS]
+    (tmp_path / "x").write_bytes(between.join(files).encode(encoding))
+    assert values(read(tmp_path / "x")) == ROWS

@@ -151,3 +151,11 @@ def test_links_in_a_folder_are_followed_once_and_dead_ones_said(
     assert names(str(tmp_path / "given")) == ["given.json", "elsewhere.json"]
     said = capsys.readouterr().err.splitlines()
     assert said == ["note: passed over, a link to a file that is not there: gone.json"]
+
+
+def test_a_prepared_folder_is_no_folder_of_records(tmp_path: Path) -> None:
+    for name in ("dataset_dict.json", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="rows instead of records") as raised:
+        find_sources([str(tmp_path)])
+    assert "duet fit" in raised.value.do
