@@ -15,7 +15,10 @@ def read_json_object(source: Path | bytes | str) -> dict[str, Any]:
     >>> read_json_object('{"d_model": 768}')
     {'d_model': 768}
     """
-    value = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+    try:
+        value = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+    except UnicodeDecodeError as error:  # its repr holds the whole file
+        raise ValueError(str(error)) from error
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, not an object")
     return value

@@ -145,8 +145,9 @@ def read_manifest(folder: Path) -> Manifest:
             manifest = Manifest(shards=shards, files=files, **fields)
             _check_types(manifest)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        got = f"no {error}" if isinstance(error, KeyError) else error
         raise PreparedFolderError(
-            "the manifest cannot be read", where=path, got=repr(error), do=again
+            "the manifest cannot be read", where=path, got=got, do=again
         ) from error
     if version != SCHEMA_VERSION:
         raise PreparedFolderError(

@@ -102,7 +102,7 @@ def elements(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict) and all(value.get(key) in (None, []) for key in TURN_LISTS):
         data = value.get("data")
         if isinstance(data, list) and data and all(isinstance(item, dict | list) for item in data):
-            inner = data
+            inner = [data] if is_turn(data[0]) else data
     if inner is None:
         yield value
     else:

@@ -73,3 +73,23 @@ def test_the_table_names_every_reason(folder: Path) -> None:
         assert str(count) in text
     odd = dataclasses.replace(manifest, counts=manifest.counts | {"reasons": {"new_reason": 7}})
     assert "new_reason" in summary(odd, folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "got"),
+    [
+        (lambda text: text.replace(b"fingerprint", b"fingerpri\xffnt"), "can't decode byte 0xff"),
+        (lambda text: text.replace(b'"schema_version"', b'"schema"'), "no 'schema_version'"),
+        (lambda _: b"[]", "a list, not an object"),
+    ],
+)
+def test_a_damaged_manifest_is_told_in_a_few_words(
+    folder: Path, damage: Callable[[bytes], bytes], got: str
+) -> None:
+    path = folder / "manifest.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(PreparedFolderError, match="cannot be read") as raised:
+        read_manifest(folder)
+    assert got in raised.value.got
+    assert len(raised.value.got) < 100
+    assert "Error" not in raised.value.got
