@@ -41,6 +41,8 @@ def summary(manifest: Manifest, folder: Path) -> str:
 
 def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     counts, tokens = manifest.counts, manifest.tokens
+    if manifest.files_passed_over:
+        yield table_row("files passed over", manifest.files_passed_over, "no files of records")
     for name in ("records", "rejected", "joined", "conversations", "pairs"):
         yield table_row(name, counts[name])
     for split in manifest.splits():

@@ -156,3 +156,19 @@ def test_inspect_shows_what_was_read_and_the_commonest_rejections(
         "2 × wrong_shape: a record is an object, not a number; x.json record 23: 5",
     ]
     assert read_manifest(folder).unused_keys == {"records": {"lang": 2, "score": 1}, "turns": {}}
+
+
+def test_files_that_were_passed_over_are_in_the_table_of_every_run(
+    tmp_path: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / "x.json").write_text(json.dumps(GOOD))
+    (folder / "README.md").write_text("# Chats")
+    config = PrepareConfig(
+        data_path=(str(folder),), model_name_or_path=str(tiny_t5), output_dir=str(tmp_path / "out")
+    )
+    for _ in range(2):  # the second finds what the first made
+        pipeline.prepare(config)
+        (row,) = [r for r in capsys.readouterr().err.splitlines() if r.startswith("files passed")]
+        assert row.split() == "files passed over 1 no files of records".split()
