@@ -67,17 +67,14 @@ def _sources(config: PrepareConfig) -> list[Source]:
         ConfigError: The split eval is asked for in two ways.
         InputError: A path is missing, or a glob matches nothing.
     """
-    if not config.eval_data_path:
-        return find_sources(config.data_path)
-    if config.eval_fraction:
+    if config.eval_data_path and config.eval_fraction:
         raise ConfigError(
             "the split eval is asked for in two ways",
             where="--eval-data-path",
             got=f"--eval-fraction {config.eval_fraction} too",
             do="leave one of them out",
         )
-    held_out = find_sources(config.eval_data_path, "eval")
-    return [*held_out, *find_sources(config.data_path, "train")]
+    return find_sources(config.data_path, config.eval_data_path)
 
 
 def prepare_here(config: PrepareConfig) -> Path:

@@ -67,18 +67,20 @@ _TICK = 0.05  # seconds; a disk that counts whole seconds is given two
 _HELD_OUT = re.compile(r"(?:^|[-_./])(test|validation|eval|dev)(?:[-_./]|$)", re.IGNORECASE)
 
 
-def find_sources(data_path: Sequence[str], split: str | None = None) -> list[Source]:
+def find_sources(data_path: Sequence[str], held_out: Sequence[str] = ()) -> list[Source]:
     """Return the files behind some paths, in the order given; none is opened.
 
     Args:
         data_path: Files, folders and globs.
-        split: What they are given for.
+        held_out: The same, of the split eval; they come first. Where there are none, no file is
+            given for a split.
 
     Raises:
         InputError: A path is missing, or a glob matches nothing.
     """
-    found = list[tuple[AnyPath, str, bool]]()
-    for given in data_path:
+    found = list[tuple[AnyPath, str, bool, str | None]]()
+    split = "train" if held_out else None
+    for given, split_of in [*((g, "eval") for g in held_out), *((g, split) for g in data_path)]:
         try:
             paths, is_named = _expand(given)
         except OSError as error:  # a name too long, a folder that may not be listed
@@ -88,11 +90,11 @@ def find_sources(data_path: Sequence[str], split: str | None = None) -> list[Sou
                 got=error.strerror or error,
                 do="check --data-path",
             ) from error
-        found += [(path, given, is_named) for path in paths]
+        found += [(path, given, is_named, split_of) for path in paths]
     names = _names([path for path, *_ in found])
     return [
-        Source(path, name, given, is_named, split)
-        for (path, given, is_named), name in zip(found, names, strict=True)
+        Source(path, name, given, is_named, split_of)
+        for (path, given, is_named, split_of), name in zip(found, names, strict=True)
     ]
 
 

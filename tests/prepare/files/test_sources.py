@@ -159,3 +159,14 @@ def test_a_prepared_folder_is_no_folder_of_records(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rows instead of records") as raised:
         find_sources([str(tmp_path)])
     assert "duet fit" in raised.value.do
+
+
+def test_files_of_the_two_splits_are_told_apart_by_name(tmp_path: Path) -> None:
+    for name in ("held", "rest"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.json").write_text("[]")
+    found = find_sources([str(tmp_path / "rest")], [str(tmp_path / "held" / "x.json")])
+    assert [(s.name, s.split, s.is_named) for s in found] == [
+        ("held/x.json", "eval", True),
+        ("rest/x.json", "train", False),
+    ]
