@@ -17,6 +17,8 @@ from tests.browser import browser as browser  # a fixture
 # The models are too small to share out: threads would only wait for each other. Before torch is
 # imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# huggingface_hub reads this when it is imported, and would try a hub for 20 seconds.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "raw" / "sample.json"

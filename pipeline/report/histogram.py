@@ -66,7 +66,7 @@ def _levels(most: int) -> list[int]:
     """Return the least counts of some levels, each about as many times the one before.
 
     >>> _levels(1), _levels(900)
-    ([1], [1, 3, 10, 30, 91, 290])
+    ([1], [1, 3, 10, 30, 93, 290])
     """
     count = min(_MOST_LEVELS, most)
     return sorted({max(round(most ** (i / count)), 1) for i in range(count)})

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from pipeline.config import FitConfig, FitOptions
-from pipeline.errors import CheckpointError, DuetError, OutputError
+from pipeline.errors import CheckpointError, DuetError, ModelError, OutputError
 from pipeline.fit.checkpoint import format as checkpoints
 from pipeline.fit.checkpoint.format import delete_oldest, find_checkpoint
 from pipeline.fit.checkpoint.output import delete_leftovers
 from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_state
 from pipeline.fit.stage import fit
 from pipeline.store.atomic import locked_folder
+from pipeline.tokenizer import TOKENIZER_FILES
 from tests.fit.helpers import (
     Hooks,
     assert_same_weights,
@@ -284,8 +285,15 @@ def test_no_run_goes_on_with_another_model_or_vocabulary(
     spec = json.loads((data / "tokenizer" / "tokenizer.json").read_text("utf-8"))
     spec["model"]["vocab"][99][0] += "x"
     (data / "tokenizer" / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ModelError, match="the data were prepared for another model"):
         fit(changed(finished, data_path=str(data), resume_anyway=True))
+    bare = shutil.copytree(tiny, tmp_path / "bare")  # which tells nothing of its vocabulary
+    for name in TOKENIZER_FILES:
+        (bare / name).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError) as caught:
+        fit(
+            changed(finished, data_path=str(data), model_name_or_path=str(bare), resume_anyway=True)
+        )
     assert caught.value.where == "vocabulary"
 
 
