@@ -26,7 +26,7 @@ from pipeline.store.shards import LinesWriter, ShardFile, ShardWriter
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_SCHEMA = 1
+CHUNK_SCHEMA = 2
 FILENAME = "chunk.json"
 REJECTED = "rejected.jsonl"
 
