@@ -191,7 +191,7 @@ def attention_kernels(check: Check) -> Iterator[str]:
 
 def attention_pass(length: int, dropout: float, device: torch.device) -> Callable[[], float]:
     """Return what runs attention forward and backward, and returns its milliseconds; 0: NaN."""
-    from pipeline.fit.model.attention import Bias, attend
+    from pipeline.fit.model.fast_paths.attention import Bias, attend
 
     query, key, value = (
         torch.randn(4, 12, length, 64, device=device, dtype=torch.bfloat16).requires_grad_()

@@ -72,3 +72,13 @@ def test_only_one_file_reads_what_the_launcher_says_of_a_process() -> None:
     names = re.compile(r"(environ|getenv).*(RANK|WORLD_SIZE)")
     readers = [path.name for path in source.rglob("*.py") if names.search(path.read_text("utf-8"))]
     assert readers == ["world.py"]
+
+
+def test_no_folder_of_fit_has_more_than_twelve_entries() -> None:
+    root = Path(pipeline.__file__).parent / "fit"
+    folders = {path.parent for path in root.rglob("*.py")}
+    entries = {
+        folder.relative_to(root).as_posix(): sum(p.name != "__pycache__" for p in folder.iterdir())
+        for folder in folders
+    }
+    assert max(entries.values()) <= 12, entries

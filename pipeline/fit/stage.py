@@ -30,7 +30,7 @@ from pipeline.fit.distributed.signals import exit_code
 from pipeline.fit.estimate.dry_run import dry_run
 from pipeline.fit.model.adapter import base_name, with_adapter_settings
 from pipeline.fit.model.checks import check_model
-from pipeline.fit.model.compile import is_of_the_compiler, not_compiled
+from pipeline.fit.model.fast_paths.compile import is_of_the_compiler, not_compiled
 from pipeline.fit.model.lora import require_peft
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory

@@ -20,7 +20,7 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.data.sampler import IntArray
 from pipeline.fit.flops import ModelFlops
-from pipeline.fit.model.compile import BUCKET
+from pipeline.fit.model.fast_paths.compile import BUCKET
 from pipeline.fit.model.loss import target_positions
 
 STEPS_AHEAD = 2

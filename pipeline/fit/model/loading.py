@@ -17,10 +17,10 @@ from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import load_once
 from pipeline.fit.model import lora
 from pipeline.fit.model.adapter import base_name, find_base
-from pipeline.fit.model.attention import share_bias
 from pipeline.fit.model.embedding import is_tied, rows_for, untie
 from pipeline.fit.model.families import complete_config, has_own_head, let_all_have_gradients
-from pipeline.fit.model.layers import checkpoint_activations, fuse_layers, set_dropout
+from pipeline.fit.model.fast_paths.attention import share_bias
+from pipeline.fit.model.fast_paths.layers import checkpoint_activations, fuse_layers, set_dropout
 from pipeline.fit.model.sizes import set_vocabulary_rows, vocabulary_rows
 from pipeline.fit.model.token_ids import (
     check_rows,

@@ -32,7 +32,7 @@ from pipeline.fit.estimate.memory_probe import (
     warm_up_ddp_buckets,
 )
 from pipeline.fit.flops import training_passes
-from pipeline.fit.model.compile import compile_layers
+from pipeline.fit.model.fast_paths.compile import compile_layers
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.schedule import RunPlan

@@ -22,8 +22,8 @@ from pipeline.fit.estimate.memory import (
 )
 from pipeline.fit.estimate.memory_probe import full_batch
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
-from pipeline.fit.model.attention import share_bias
-from pipeline.fit.model.layers import checkpoint_activations, fuse_layers
+from pipeline.fit.model.fast_paths.attention import share_bias
+from pipeline.fit.model.fast_paths.layers import checkpoint_activations, fuse_layers
 from pipeline.fit.model.loss import GPU_CHUNK, SummedTokenLoss
 from pipeline.fit.training.optim import make_optimizer
 from tests.fit.helpers import changed

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForSeq2SeqLM
 
-from pipeline.fit.model import attention
-from pipeline.fit.model.attention import Bias, attend, share_bias
+from pipeline.fit.model.fast_paths import attention
+from pipeline.fit.model.fast_paths.attention import Bias, attend, share_bias
 from pipeline.fit.model.loading import quiet_transformers
 
 

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
 from pipeline.config.views import LoraSettings
-from pipeline.fit.model.attention import share_bias
-from pipeline.fit.model.layers import fuse_layers
+from pipeline.fit.model.fast_paths.attention import share_bias
+from pipeline.fit.model.fast_paths.layers import fuse_layers
 from pipeline.fit.model.lora import add_adapter
 
 ROWS, LENGTH, WIDTH = 2, 10, 24

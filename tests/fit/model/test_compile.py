@@ -11,9 +11,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
-from pipeline.fit.model.attention import share_bias
-from pipeline.fit.model.compile import BUCKET, compile_layers
-from pipeline.fit.model.layers import fuse_layers
+from pipeline.fit.model.fast_paths.attention import share_bias
+from pipeline.fit.model.fast_paths.compile import BUCKET, compile_layers
+from pipeline.fit.model.fast_paths.layers import fuse_layers
 from pipeline.fit.model.loading import load_model, quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.tokenizer import TextTokenizer

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pipeline.fit.model import cpu_attention
-from pipeline.fit.model.cpu_attention import attention
+from pipeline.fit.model.fast_paths import cpu_attention
+from pipeline.fit.model.fast_paths.cpu_attention import attention
 
 Leaves = tuple[torch.Tensor, ...]
 

@@ -21,9 +21,9 @@ import pipeline.fit.model.loss as losses
 from pipeline.config import FitConfig
 from pipeline.fit.data.collate import Batch, DataCollatorForSupervisedDataset
 from pipeline.fit.data.dataset import SupervisedDataset
-from pipeline.fit.model.attention import share_bias
-from pipeline.fit.model.compile import BUCKET, compile_layers
-from pipeline.fit.model.layers import checkpoint_activations, fuse_layers
+from pipeline.fit.model.fast_paths.attention import share_bias
+from pipeline.fit.model.fast_paths.compile import BUCKET, compile_layers
+from pipeline.fit.model.fast_paths.layers import checkpoint_activations, fuse_layers
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit

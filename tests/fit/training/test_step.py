@@ -15,8 +15,8 @@ from pipeline.errors import ModelError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import StepLoader, micro_batcher_for
 from pipeline.fit.distributed.signals import GracefulShutdown
-from pipeline.fit.model.attention import share_bias
-from pipeline.fit.model.layers import fuse_layers
+from pipeline.fit.model.fast_paths.attention import share_bias
+from pipeline.fit.model.fast_paths.layers import fuse_layers
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.training.step import StepResult, TrainingStep

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from pipeline.fit.model.attention import autocast
+from pipeline.fit.model.fast_paths.attention import autocast
 
 _NORMS = frozenset({"T5LayerNorm", "MT5LayerNorm", "UMT5LayerNorm"})
 """Those that scale, and neither shift nor subtract a mean."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from pipeline.fit.model import cpu_attention
+from pipeline.fit.model.fast_paths import cpu_attention
 
 NAME = "duet_shared_bias"
 _LAYERS = frozenset({"T5Attention", "MT5Attention"})
