@@ -153,8 +153,8 @@ class Checkpointer:
         self._check_weights(state)
         folder = self._settings.output / f".checkpoint-{state.progress.step}.{os.getpid()}.tmp"
         folder = self._group.from_first(folder)  # with that one's process id in its name
-        with writing_errors(folder):
-            self._group.run_on_first(folder.mkdir)
+        # The errors of writing alone: a process that is lost here is none of them.
+        self._group.run_on_first(writing_errors(folder)(folder.mkdir))
         part = stage_part(
             state,
             self._staging,

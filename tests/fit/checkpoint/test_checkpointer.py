@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ModelError, OutputError
 from pipeline.fit.checkpoint.format import find_checkpoint
 from pipeline.fit.checkpoint.staging import Staging
+from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.stage import fit
 from tests.fit.helpers import Hooks, assert_same_weights, changed, log_of
 
@@ -99,6 +101,22 @@ def test_a_run_that_fails_finishes_the_checkpoint_first(
     found = find_checkpoint(Path(run.output_dir))
     assert found is not None
     assert found.state.step == 3
+
+
+def test_a_process_that_is_lost_is_no_fault_of_the_disk(
+    run: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are RuntimeErrors: of safetensors, and of the processes' connection."""
+    first = HostGroup.run_on_first
+
+    def lost(group: HostGroup, work: Any) -> Any:
+        if work.__name__ == "mkdir":
+            raise RuntimeError("Connection closed by peer")
+        return first(group, work)
+
+    monkeypatch.setattr(HostGroup, "run_on_first", lost)
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        fit(run)
 
 
 def test_one_is_written_before_the_next_is_begun(
