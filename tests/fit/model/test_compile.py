@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.fit.model.fast_paths.attention import share_bias
 from pipeline.fit.model.fast_paths.compile import BUCKET, compile_layers
 from pipeline.fit.model.fast_paths.layers import fuse_layers
-from pipeline.fit.model.loading import load_model, quiet_transformers
+from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.tokenizer import TextTokenizer
 from tests.fit.helpers import NOT_A_LEAF, changed, fit_with, pad_to_multiple
@@ -84,7 +84,7 @@ def test_layers_with_an_adapter_are_as_few_and_compute_the_same(
 ) -> None:
     pytest.importorskip("peft", reason="the extra peft is not installed")
     config = changed(config, model_name_or_path=str(still), lora_r=4, lora_dropout=0.0)
-    model = load_model(config, tokenizer).train()
+    model = build_model(config.model, tokenizer).train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():  # B is zero at first, and so is A's gradient
         if "lora_B" in name:
