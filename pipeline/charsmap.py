@@ -62,10 +62,11 @@ def extended(charsmap: bytes, rules: Mapping[str, str]) -> bytes:
     Returns:
         The new map; ``charsmap`` as it is where the place of a first character is taken in it.
     """
-    (size,) = struct.unpack_from("<I", charsmap or _EMPTY)
-    units = list(struct.unpack_from(f"<{size // 4}I", charsmap or _EMPTY, 4))
+    charsmap = charsmap or _EMPTY
+    (size,) = struct.unpack_from("<I", charsmap)
+    units = list(struct.unpack_from(f"<{size // 4}I", charsmap, 4))
     units += [0] * (-len(units) % _BLOCK)
-    replacements = bytearray((charsmap or _EMPTY)[4 + size :])
+    replacements = bytearray(charsmap[4 + size :])
     root = units[0] >> _OFFSET
     prefixes = {key[:end] for key in rules for end in range(1, len(key) + 1)}
     nodes = {prefix: root ^ ord(prefix) for prefix in prefixes if len(prefix) == 1}

@@ -8,7 +8,6 @@ no gradient    vision towers never have one; experts, and what LongT5 keeps for 
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.fit.model.sizes import side_config, vocabulary_rows
+from pipeline.json_object import read_json_object
 
 WEIGHTS = "model.safetensors"
 
@@ -99,9 +99,9 @@ def has_own_head(name: str, model: Any) -> bool:
     index, single = (Path(name) / file for file in (f"{WEIGHTS}.index.json", WEIGHTS))
     with contextlib.suppress(OSError, ValueError, KeyError):
         if index.is_file():
-            return len(one & json.loads(index.read_bytes())["weight_map"].keys()) > 1
+            return len(one & read_json_object(index)["weight_map"].keys()) > 1
         with single.open("rb") as file:  # its header: names and places
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header = read_json_object(file.read(int.from_bytes(file.read(8), "little")))
         return len(one & header.keys()) > 1
     return False
 
