@@ -6,16 +6,17 @@ the window, and the prompt; its target is a part of the run too, the answer behi
 """
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.conversation import Conversation
 from pipeline.prepare.encode.pairs import PairCounts, answer_turns
+from pipeline.prepare.encode.rows import Rows
+from pipeline.prepare.encode.targets import Targets
 from pipeline.prepare.encode.text_encoder import Lines, LineTokenizer
 from pipeline.prepare.encode.unknown import Unknowns
-from pipeline.store.arrow_numpy import lists, numbers, strings
 from pipeline.store.shards import row_schema
 from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
 from pipeline.tokenizer import TextTokenizer
@@ -23,8 +24,6 @@ from pipeline.window import Ids, TurnIds, cut_header, cut_source, make_window
 
 _Row = tuple[list[Ids], list[Ids], str, int]
 """The ids of a source and a target, in pieces; the conversation; the answer's turn."""
-
-_IDS_PER_BATCH = 1 << 23  # a conversation of a million turns has rows of gigabytes
 
 
 class PairEncoder:
@@ -45,16 +44,17 @@ class PairEncoder:
         *,
         last_turn_only: bool = False,
     ) -> None:
-        self._target_length, self._last_turn_only = target_length, last_turn_only
         self.schema = row_schema(tokenizer.vocab_size)
         dtype = self.schema.field("labels").type.value_type.to_pandas_dtype()
         self._window = make_window(tokenizer, model_max_length, PROMPT, dtype)
-        self._label_prefix = np.array(tokenizer.label_prefix_ids, dtype)
         self._escape = Escaper(tokenizer.normalize)
         tags = tokenizer.encode_batch(list(TAGS.values()))
         self._tag_lengths = dict(zip(TAGS, map(len, tags), strict=True))
         self._tokenizer = LineTokenizer(tokenizer, dtype)
         self._unknowns = Unknowns(tokenizer, has_words=self._tokenizer.goes_by_words)
+        self._targets = Targets(
+            tokenizer, target_length, self._unknowns, dtype, last_turn_only=last_turn_only
+        )
 
     def encode(
         self, conversations: Sequence[Conversation], counts: PairCounts
@@ -70,25 +70,23 @@ class PairEncoder:
         sources = [source for source in found if source]
         lines = self._tokenizer.encode([line for source in sources for line in source.lines])
         unknown = self._unknowns.lines(lines)
-        rows, at = _Rows(), 0
-        doubted = list[tuple[PairCounts, str]]()
+        rows, at = Rows(), 0
         for source, alone in zip(sources, self._answers_alone(sources, lines), strict=True):
             end = at + len(source.lines)
             turns = TurnIds(lines.ids, lines.starts[at : end + 1].tolist())
             doubtful = {i for i in source.answers if at + source.line_of(i) in unknown}
-            answers = self._answers(source, turns, alone, doubtful, doubted)
+            found_answers = self._answers(source, turns, alone, doubtful)
+            answers = self._targets.choose(found_answers, source.conversation, source.counts)
             source.counts.rows = len(answers)
             for row in self._pairs(source, turns, answers):
                 rows.add(*row)
-                if rows.size >= _IDS_PER_BATCH:
+                if rows.is_full:
                     yield rows.batch(self.schema)
-                    rows = _Rows()
+                    rows = Rows()
             at = end
         if rows.turns:
             yield rows.batch(self.schema)
-        lost = self._unknowns.lost([text for _, text in doubted])
-        for (own, _), characters in zip(doubted, lost, strict=True):
-            own.lost.update(characters)
+        self._targets.count_lost()
         counts.take(each)
 
     def _source(self, conversation: Conversation, counts: PairCounts) -> "_Source | None":
@@ -129,39 +127,20 @@ class PairEncoder:
         turns: TurnIds,
         alone: dict[int, Ids],
         doubtful: Set[int],
-        doubted: list[tuple[PairCounts, str]],
-    ) -> list[tuple[int, Ids]]:
-        """Return the answers that become rows: turn and ids of each, uncut.
+    ) -> Iterator[tuple[int, Ids, bool]]:
+        """Yield turn and ids of each answer, and whether an unknown token may be among them.
 
         Args:
-            source: A conversation; its counts take what is left out.
+            source: A conversation.
             turns: The ids of its lines.
             alone: Those of the answers that are tokenized by themselves.
             doubtful: The turns whose lines hold an unknown token.
-            doubted: Takes the answers that hold one, each with the counts of its conversation.
         """
-        answers, counts = list[tuple[int, Ids]](), source.counts
-        has_unknown = set()
         for at in source.answers:
-            answer = alone[at] if at in alone else self._answer(source, turns, at)
-            if not len(answer):
-                counts.reasons["empty_answer"] += 1
-                continue
-            if (at in doubtful or at in alone) and self._unknowns.among(answer):
-                if not self._unknowns.leave_something(answer.tolist()):
-                    counts.reasons["unknown_answer"] += 1
-                    continue
-                has_unknown.add(at)
-            answers.append((at, answer))
-        if self._last_turn_only:
-            answers = answers[-1:]
-        if not answers:
-            counts.reasons["no_pair"] += 1
-        for at, _ in answers:
-            if at in has_unknown:
-                counts.answers_with_unknown += 1
-                doubted.append((counts, source.conversation.turns[at].text))
-        return answers
+            if at in alone:
+                yield at, alone[at], True
+            else:
+                yield at, self._answer(source, turns, at), at in doubtful
 
     def _pairs(
         self,
@@ -178,7 +157,7 @@ class PairEncoder:
             header, header_is_cut = cut_header(whole, last, window)
             tag_length = self._tag_lengths[source.conversation.turns[at - 1].role]
             history, cut = cut_source(header, turns, 1, line, tag_length, window)
-            labels, answer_is_cut = self._cut_answer(answer)
+            labels, answer_is_cut = self._targets.cut(answer)
             if cut:
                 reasons[cut] += 1
             if header_is_cut:
@@ -194,13 +173,6 @@ class PairEncoder:
         extra = turn.text[0] in "\n\t"
         ids = turns.of(source.line_of(at))
         return ids[self._tag_lengths[turn.role] + extra : -1]
-
-    def _cut_answer(self, answer: Ids) -> tuple[list[Ids], bool]:
-        """Return a decoder row, and whether the answer was cut: a cut is no ending, no ``</s>``."""
-        prefix, eos = self._label_prefix, self._window.eos
-        if len(prefix) + len(answer) + len(eos) <= self._target_length:
-            return [prefix, answer, eos], False
-        return [np.concatenate([prefix, answer])[: self._target_length]], True
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,39 +196,3 @@ class _Source:
         turn = self.conversation.turns[answer]
         is_escaped = len(self.lines[line]) != len(TAGS[turn.role]) + 1 + len(turn.text)
         return is_regular[line] and not is_escaped
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Rows that are not yet a record batch."""
-
-    size: int = 0
-    """Ids so far."""
-    sources: list[Ids] = field(default_factory=list)
-    """All ids of ``input_ids``, in pieces."""
-    targets: list[Ids] = field(default_factory=list)
-    """The same of ``labels``."""
-    source_lengths: list[int] = field(default_factory=list)
-    target_lengths: list[int] = field(default_factory=list)
-    conversation_ids: list[str] = field(default_factory=list)
-    turns: list[int] = field(default_factory=list)
-
-    def add(self, source: list[Ids], target: list[Ids], conversation_id: str, turn: int) -> None:
-        """Append one row."""
-        self.sources += source
-        self.targets += target
-        self.source_lengths.append(sum(map(len, source)))
-        self.target_lengths.append(sum(map(len, target)))
-        self.size += self.source_lengths[-1] + self.target_lengths[-1]
-        self.conversation_ids.append(conversation_id)
-        self.turns.append(turn)
-
-    def batch(self, schema: pa.Schema) -> pa.RecordBatch:
-        """Return all rows as Arrow has them."""
-        columns = [
-            lists(np.concatenate(self.sources), self.source_lengths),
-            lists(np.concatenate(self.targets), self.target_lengths),
-            strings(self.conversation_ids),
-            numbers(np.array(self.turns, np.int32)),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,138 @@
+"""Text to ids and back: the fast tokenizer, and what the two stages ask of it."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline import lossless
+from pipeline.errors import TokenizerError
+from pipeline.json_object import read_json_object
+
+
+class TextTokenizer:
+    """A fast tokenizer and what the two stages ask of it.
+
+    Control ids never come out of a text: ``</s>`` in a message is plain characters.
+
+    Args:
+        files: What ``save`` writes: file names and contents, ``tokenizer.json`` among them.
+        eos: The token that ends a row.
+        unk: The token for what the vocabulary does not know, if there is one.
+        where: The model's name, for messages.
+        decoder_start_id: What the model's decoder starts with, where its config says.
+
+    Raises:
+        TokenizerError: ``tokenizer.json`` cannot be read, or has no such ``eos``.
+    """
+
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        eos: str | None,
+        unk: str | None,
+        where: str,
+        decoder_start_id: int | None = None,
+    ) -> None:
+        self.files, self._where = files, where
+        eos_id = self.backend.token_to_id(eos) if eos is not None else None
+        if eos_id is None:
+            raise TokenizerError(
+                "the tokenizer has no end-of-sequence token",
+                where=where,
+                got=f"eos_token {eos}",
+                do="give an encoder-decoder model",
+            )
+        self.eos_id: int = eos_id
+        self.unk_id: int | None = self.backend.token_to_id(unk) if unk is not None else None
+        wrapping = self.backend.encode("", add_special_tokens=True).ids
+        self.prefix_ids = tuple(i for i in wrapping if i != eos_id)
+        """Ids that the tokenizer puts before a text; none for T5."""
+        is_start = decoder_start_id is None or decoder_start_id in self.prefix_ids
+        self.label_prefix_ids = () if is_start else self.prefix_ids
+        """Those of them before an answer: BART's ``<s>``, whose decoder starts with ``</s>``, but
+        not Gemma's ``<bos>``, which the decoder starts with anyway."""
+        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        """One more than the highest id; a vocabulary may have holes."""
+        normalizer = self.backend.normalizer
+        self._has_dummy = normalizer is not None and str(normalizer.normalize_str("x")).endswith(
+            lossless.SPACE + "x"
+        )
+
+    @functools.cached_property
+    def backend(self) -> Tokenizer:
+        """The fast tokenizer."""
+        try:
+            backend = Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise TokenizerError(
+                "the tokenizer cannot be read",
+                where=self._where,
+                got=error,
+                do="copy the model's folder again",
+            ) from error
+        backend.no_truncation()
+        backend.no_padding()
+        # Otherwise "</s>" in a text would be the id of </s>.
+        backend.encode_special_tokens = True
+        return backend
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the backend: pickled, it forgets its settings; not all need it made again."""
+        return {name: value for name, value in vars(self).items() if name != "backend"}
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of everything that decides the ids."""
+        ids = [self.prefix_ids, self.eos_id, self.unk_id]
+        ids += [self.label_prefix_ids] if self.prefix_ids else []
+        text = self.backend.to_str() + json.dumps(ids)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without prefix and ``</s>``."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; control ids are left out."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    def normalize(self, text: str) -> str:
+        """Return a text as the normaliser leaves it, with spaces as spaces."""
+        if self.backend.normalizer is None:
+            return text
+        normal = str(self.backend.normalizer.normalize_str(text)).replace(lossless.SPACE, " ")
+        return normal[1:] if self._has_dummy and normal.startswith(" ") else normal
+
+    def save(self, folder: Path, *, model_max_length: int) -> None:
+        """Write the files that ``AutoTokenizer.from_pretrained(folder)`` loads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.saved_files(model_max_length=model_max_length).items():
+            (folder / name).write_bytes(content)
+
+    def saved_files(self, *, model_max_length: int) -> dict[str, bytes]:
+        """Return these files by name."""
+        files = self.files | self._spiece()
+        if "tokenizer_config.json" in files:
+            config = read_json_object(files["tokenizer_config.json"])
+            config |= {"model_max_length": model_max_length}
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            files["tokenizer_config.json"] = text.encode("utf-8")
+        return files
+
+    def _spiece(self) -> dict[str, bytes]:
+        """Return the lossless tokenizer's ``spiece.model``, made only when it is saved.
+
+        One that transformers saved again has none either: it does not know the file.
+        """
+        if "spiece.model" in self.files:
+            return {}
+        spec = read_json_object(self.files["tokenizer.json"])
+        if not lossless.is_lossless(spec):
+            return {}
+        return {"spiece.model": lossless.build_spiece(lossless.vocabulary_of_lossless(spec))}
