@@ -13,8 +13,8 @@ default:
 demo: _venv
     {{ bin }}/python scripts/demo.py
 
-# Lint, types, import rules, docs, then the fast tests
-test: lint types docs-check
+# Lint, types, import rules, the site, then the fast tests
+test: lint types docs-check docs
     {{ bin }}/python -m pytest -n 2 --dist loadfile
 
 # All tests, the slow ones too
@@ -45,9 +45,13 @@ bench name="reference" *args="--help": _venv
 gpu-check *args: _venv
     {{ bin }}/python scripts/gpu_check.py {{ args }}
 
-# Check that the README's flag table is what the settings say
+# Check that the reference of flags is what the settings say
 docs-check: _venv
     {{ bin }}/python scripts/flag_table.py --check
+
+# Build the site into docs/_build/html, warnings as errors
+docs: _venv
+    {{ bin }}/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 [private]
 _venv:

@@ -1,7 +1,7 @@
 """The settings of each command: frozen dataclasses that validate themselves.
 
 A field is written once, with its default and its help. The command line, the settings saved beside
-a result and the README's table of flags are all made from these fields. Fields that decide *what
+a result and the reference of flags are all made from these fields. Fields that decide *what
 the rows are* stand in ``PrepareOptions``, fields that decide *how to train on them* in
 ``FitOptions``; ``TrainConfig``, the settings of both stages in one command, has them all.
 """

@@ -1,6 +1,6 @@
 """How a setting is written down: its default, its help and its bounds, in one place.
 
-The command line, the README's table and the checks are made from these fields; what two settings
+The command line, the reference page and the checks are made from these fields; what two settings
 say together stands in ``check`` of their class.
 """
 
