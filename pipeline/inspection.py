@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.config import InspectConfig
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.rejected import FILENAME, rejection_kinds
 from pipeline.store.shards import open_split
 from pipeline.store.summary import summary
 from pipeline.tokenizer import load_tokenizer
+from pipeline.units import spread
 
 _LONGEST_REJECTION = 300
 
@@ -27,8 +26,7 @@ def inspect_prepared(config: InspectConfig) -> Iterator[str]:
     yield summary(manifest, folder)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     table = open_split(folder, manifest, config.split)
-    shown = min(config.rows, table.num_rows)
-    for row in np.linspace(0, table.num_rows - 1, shown, dtype=int).tolist():
+    for row in spread(table.num_rows, config.rows):
         values = {name: table[name][row].as_py() for name in table.column_names}
         source, target = values["input_ids"], values["labels"]
         ending = "" if target[-1] == tokenizer.eos_id else " (cut: no </s>)"

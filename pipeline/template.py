@@ -31,6 +31,8 @@ HEADER = (
 
 TAGS: dict[Role, str] = {role: f"### {role}:" for role in Role}
 PROMPT = TAGS[Role.ASSISTANT]
+_TAGGED = re.compile("^(" + "|".join(map(re.escape, TAGS.values())) + ") ?", re.MULTILINE)
+_ROLES = {tag: role for role, tag in TAGS.items()}
 
 Escape = Callable[..., str]
 """``escape(text, starts_line=False) -> text``; ``Escaper`` makes one."""
@@ -120,6 +122,26 @@ def encoder_text(turns: Sequence[Turn], escape: Escape, tools: str = "") -> str:
     sentence, taken = split_system(turns)
     history = "".join(turn_text(turn, escape) for turn in turns[taken:])
     return header_text(sentence, escape, tools) + history + PROMPT
+
+
+def parse_encoder_text(text: str) -> tuple[str, list[Turn]] | None:
+    r"""Return the header and the turns of an encoder's text; None if it is none of this template.
+
+    A line that begins with a tag begins a turn: no text can do so. Of a text that was cut to the
+    window, its first turns are gone, or the beginning of its last one.
+
+    >>> header, turns = parse_encoder_text("Be kind.\n\n### Human: Hi\nyou\n### Assistant:")
+    >>> header, [(str(turn.role), turn.text) for turn in turns]
+    ('Be kind.', [('Human', 'Hi\nyou')])
+    """
+    if not text.endswith(PROMPT):
+        return None
+    header, *parts = _TAGGED.split(text.removesuffix(PROMPT))
+    turns = [
+        Turn(_ROLES[tag], said.removesuffix("\n"))
+        for tag, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return header.strip(), turns
 
 
 def chat_template() -> str:

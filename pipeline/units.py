@@ -1,4 +1,4 @@
-"""Numbers as people read them, and rounded up; nothing here knows what they measure."""
+"""Numbers as people read them, rounded up, spread; nothing here knows what they measure."""
 
 from typing import Any, overload
 
@@ -17,6 +17,17 @@ def round_up(value: Any, multiple: int) -> Any:
     (32128, 128)
     """
     return -(-value // multiple) * multiple
+
+
+def spread(count: int, most: int | None) -> list[int]:
+    """Return so many of ``count`` places, spread over all; None: all of them.
+
+    >>> spread(10, 3), spread(2, None), spread(5, 1)
+    ([0, 4, 9], [0, 1], [0])
+    """
+    if most is None or most >= count:
+        return list(range(count))
+    return [place * (count - 1) // max(most - 1, 1) for place in range(most)]
 
 
 def percent(share: float) -> str:

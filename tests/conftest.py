@@ -13,6 +13,7 @@ import pytest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from scripts.tiny_t5 import make_tiny_t5, read_texts
 from tests.browser import browser as browser  # a fixture
+from tests.hub_server import serve_hub as serve_hub  # a fixture
 
 # The models are too small to share out: threads would only wait for each other. Before torch is
 # imported, here and in the processes that tests start.

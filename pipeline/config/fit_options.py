@@ -165,6 +165,12 @@ class FitOptions(Settings):
     early_stopping_threshold: float = option(
         0.0, at_least(0), help="How much better an evaluation must be to count for the patience."
     )
+    eval_samples: int = option(
+        0,
+        at_least(0),
+        help="Examples of each eval set that the model answers at each evaluation, for "
+        "samples.jsonl in the output folder and the trackers. 0: none.",
+    )
     resume_anyway: bool = option(
         False, help="Resume from a checkpoint that was made with other settings, where possible."
     )

@@ -71,6 +71,7 @@ class StepSettings:
     save_steps: float = 500
     load_best_model_at_end: bool = False
     early_stopping_patience: int | None = None
+    eval_samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -87,14 +87,15 @@ def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes:
 
 
 def _check_best(options: StepSettings, evaluation: Schedule, saving: Schedule) -> None:
-    """Refuse a best model where there is nothing to compare, or no checkpoint of it."""
+    """Refuse what an evaluation is for where there is none, a best model without checkpoints."""
     asked = {
         "--load-best-model-at-end": options.load_best_model_at_end,
         "--early-stopping-patience": options.early_stopping_patience,
+        "--eval-samples": options.eval_samples,
     }
     for name in (name for name, value in asked.items() if value and not evaluation):
         raise ConfigError(
-            "there is no evaluation to compare",
+            "it takes an evaluation",
             where=name,
             got="no evaluation in this run",
             do="give --eval-steps, and prepare with --eval-fraction",

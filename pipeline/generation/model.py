@@ -15,6 +15,7 @@ from pipeline.fit.flops import ModelFlops
 from pipeline.fit.model.fingerprint import name_of_weights
 from pipeline.fit.model.loading import load_trained
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
+from pipeline.fit.model.token_ids import eos_ids
 from pipeline.generation.config import GenerationOptions
 from pipeline.generation.engine.answer import Sampling
 from pipeline.generation.engine.ctranslate2_decoder import CTranslate2Decoder
@@ -150,13 +151,6 @@ def _described(
         decoder=decoder,
         tokenizer_folder=str(folder),
     )
-
-
-def eos_ids(tokenizer: TextTokenizer, model: Any) -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's, and those of a model's settings."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    also = named if isinstance(named, list) else [] if named is None else [named]
-    return frozenset([tokenizer.eos_id, *also])
 
 
 def _target_length(folder: Path, window: int) -> int:

@@ -1,24 +1,19 @@
 r"""Rows of a prepared folder as chat: the text of ids, parted at its tags.
 
-    header\n\n### Human: Hi\n### Assistant:   ->   system, human   (and the answer, from the labels)
+header\n\n### Human: Hi\n### Assistant:   ->   system, human   (and the answer, from the labels)
 
-A line that begins with a tag begins a turn: ``template.py`` sees to it that no text can do so.
 """
 
-import re
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline.report.page import Bubble, Chat, shorten
 from pipeline.store.manifest import Manifest
 from pipeline.store.shards import open_split
-from pipeline.template import PROMPT, TAGS
+from pipeline.template import parse_encoder_text
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.units import spread
 
-_TAG = re.compile("^(" + "|".join(map(re.escape, TAGS.values())) + ") ?", re.MULTILINE)
-_ROLES = {tag: str(role).lower() for role, tag in TAGS.items()}
 _SHOWN_TURNS = 3
 _LONGEST = 2_400
 """Characters of a turn; of a longer one, the beginning and the end."""
@@ -31,10 +26,11 @@ def sample_chats(folder: Path, manifest: Manifest, split: str, count: int) -> li
         PreparedFolderError, TokenizerError: The folder is damaged.
     """
     table = open_split(folder, manifest, split)
-    shown = min(count, table.num_rows)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    places = np.linspace(0, table.num_rows - 1, shown, dtype=int).tolist()
-    return [_chat(place, table.slice(place, 1).to_pylist()[0], tokenizer) for place in places]
+    return [
+        _chat(place, table.slice(place, 1).to_pylist()[0], tokenizer)
+        for place in spread(table.num_rows, count)
+    ]
 
 
 def _chat(place: int, row: dict[str, Any], tokenizer: TextTokenizer) -> Chat:
@@ -56,12 +52,10 @@ def bubbles(text: str) -> list[Bubble]:
     >>> [tuple(bubble)[:2] for bubble in bubbles("Be kind.\n\n### Human: Hi\nyou\n### Assistant:")]
     [('system', 'Be kind.'), ('human', 'Hi\nyou')]
     """
-    if not text.endswith(PROMPT):
+    parsed = parse_encoder_text(text)
+    if parsed is None:
         return [Bubble("text", shorten(text, _LONGEST))]
-    header, *parts = _TAG.split(text.removesuffix(PROMPT))
-    turns = [Bubble("system", header.strip(), "header")] if header.strip() else []
-    turns += [
-        Bubble(_ROLES[tag], said.removesuffix("\n"))
-        for tag, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    return [turn._replace(text=shorten(turn.text, _LONGEST)) for turn in turns]
+    header, turns = parsed
+    shown = [Bubble("system", header, "header")] if header else []
+    shown += [Bubble(str(turn.role).lower(), turn.text) for turn in turns]
+    return [bubble._replace(text=shorten(bubble.text, _LONGEST)) for bubble in shown]

@@ -1,12 +1,11 @@
 """Sections -> one HTML page that needs no network and no script, and takes all text as text."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from pipeline.content_security import hash_source
 from pipeline.report.svg import StyleSheet
 
 _HERE = Path(__file__).parent
@@ -167,13 +166,12 @@ def render(title: str, subtitle: str, sections: Sequence[Section], sheet: StyleS
         undefined=jinja2.StrictUndefined,
     )
     style = "\n" + (_HERE / "page.css").read_text(encoding="utf-8") + sheet.text + "\n"
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     page = environment.get_template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
         sections=[section for section in sections if section.blocks],
         style=style,
-        style_hash=f"sha256-{digest}",
+        style_hash=hash_source(style),
     )
     return page.translate(_UNPRINTABLE)
 

@@ -170,9 +170,10 @@ def samples_of(found: Any) -> Iterator[Sample]:
     """Yield the sample answers of a line of ``samples.jsonl``; none of a line that has none.
 
     Args:
-        found: An object with ``step``, ``answer``, and ``question``, ``reference``,
-            ``conversation_id``, ``turn`` where they are known; or one with ``step`` and a list of
-            such objects as ``samples``. Some other usual names are read, too.
+        found: An object with ``step``, ``answer``, and ``question``, ``reference``, ``eval_set``,
+            ``conversation_id``, ``turn`` where they are known, as ``fit`` writes them; or one
+            with ``step`` and a list of such objects as ``samples``. Some other usual names are
+            read, too.
     """
     if not isinstance(found, dict) or not _is_step(found.get("step")):
         return

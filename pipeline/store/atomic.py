@@ -40,6 +40,18 @@ def write_file(path: Path, content: bytes | str, *, is_durable: bool = True) -> 
             temporary.unlink(missing_ok=True)
 
 
+def append_durably(path: Path, text: str) -> None:
+    """Add text to a file's end, and wait for the disk. A crash may leave a part of it there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with output_errors(path), path.open("ab") as file:
+        file.write(text.encode("utf-8", "replace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Rename a finished folder into place; what stands there is replaced.
 

@@ -136,8 +136,9 @@ def write_prepared(
     rows_per_batch: int = 7,
     batches_per_shard: int = 1000,
     vocab_size: int | None = None,
+    **settings: Any,
 ) -> Path:
-    """Write a prepared folder of these rows, as the first stage does."""
+    """Write a prepared folder of these rows, as the first stage does, with some settings of it."""
     folder.mkdir(parents=True)
     schema = row_schema(vocab_size or tokenizer.vocab_size)
     shards = []
@@ -154,7 +155,7 @@ def write_prepared(
     tokenizer.save(folder / "tokenizer", model_max_length=MAX_LENGTH)
     manifest = Manifest(
         fingerprint=folder.name,
-        config={"model_max_length": MAX_LENGTH},
+        config={"model_max_length": MAX_LENGTH, **settings},
         sources=[],
         counts={"pairs": sum(map(len, rows.values()))},
         tokens={"vocab_size": tokenizer.vocab_size},

@@ -4,9 +4,7 @@ import base64
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.hub_repo import HubRepo
 from tests.conftest import ROOT
 from tests.fit.helpers import changed
+from tests.hub_server import ServeHub
 
 TOKEN = "hf_a_token_of_this_test"
 
@@ -78,7 +77,7 @@ class Hub:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+def hub(serve_hub: ServeHub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A hub on this machine, which the environment's token may write to."""
     hub = Hub()
 
@@ -102,19 +101,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    hub.url = serve_hub(Handler)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    return hub
 
 
 def pushed(config: FitConfig, **changes: Any) -> FitConfig:

@@ -239,13 +239,15 @@ def test_a_bar_on_a_terminal(
 def test_entries_reach_tensorboard(config: FitConfig) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    out = fit(changed(config, report_to="tensorboard", eval_strategy=None))
+    out = fit(changed(config, report_to="tensorboard", eval_strategy=None, eval_samples=2))
     events = EventAccumulator(str(out / "duet"))
     events.Reload()
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     wanted = [(entry["step"], entry["loss"]) for entry in log_of(out) if "loss" in entry]
     assert losses == [(step, pytest.approx(loss)) for step, loss in wanted]
     assert len(events.Scalars("eval/bits_per_byte")) == 1
+    (samples,) = events.Tensors("eval/samples/text_summary")
+    assert samples.tensor_proto.string_val[0].decode().count("**answer**") == 2
 
 
 def test_a_tracker_that_is_not_installed(

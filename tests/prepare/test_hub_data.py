@@ -6,9 +6,8 @@ A local server answers as the hub does: what is there, what is in it, and ranges
 import gzip
 import io
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +21,7 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import InputError
 from pipeline.store.manifest import read_manifest
 from tests.conftest import record
+from tests.hub_server import ServeHub
 
 DATA = "hf://datasets/me/chats"
 RECORDS = [record(f"r{i}", f"Question {i}?", f"Answer {i}, at length.") for i in range(30)]
@@ -113,29 +113,15 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Handler]]:
+def hub(serve_hub: ServeHub) -> type[Handler]:
     """The hub, which has one data set."""
 
     class Own(Handler):
         """One for each test."""
 
     Own.files, Own.fails = dict(FILES), False
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Own
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    serve_hub(Own)
+    return Own
 
 
 Prepare = Callable[..., Path]

@@ -9,6 +9,7 @@ padded batch; nothing else is read or kept.
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,10 +119,14 @@ class SupervisedDataset(Dataset[Row]):
         """Return the rows of an epoch, ascending: all; those of a mixture are drawn."""
         return np.arange(len(self))
 
+    def values(self, name: str, rows: Iterable[int]) -> list[Any]:
+        """Return a column's values of some rows, which alone are read."""
+        column = open_split(self.path, self.manifest, self.split).column(name)
+        return [column[row].as_py() for row in rows]
+
     def conversation_ids(self, rows: Iterable[int]) -> list[str]:
-        """Return the ids of the conversations that some rows are from; only they are read."""
-        column = open_split(self.path, self.manifest, self.split).column("conversation_id")
-        return [str(column[row]) for row in rows]
+        """Return the ids of the conversations that some rows are from."""
+        return self.values("conversation_id", rows)
 
     def check_ids(self, vocab_size: int) -> None:
         """Read all ids, and refuse one that is below 0, or not below ``vocab_size``."""

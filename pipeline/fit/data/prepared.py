@@ -32,6 +32,13 @@ class PreparedData:
         return self.train.path / "tokenizer"
 
     @property
+    def target_length(self) -> int:
+        """Most tokens of an answer in the training."""
+        settings = self.train.manifest.config
+        length = settings.get("max_target_length") or settings.get("model_max_length")
+        return int(length or self.train.lengths[1].max())
+
+    @property
     def eval_rows(self) -> int:
         """Rows to evaluate on; 0 where there is no split, and no other folder."""
         own = len(self.eval) if self.eval is not None else 0

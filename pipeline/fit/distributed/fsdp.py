@@ -78,7 +78,11 @@ def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Mo
     loss are as without sharding.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     # Of an output that is changed in place, and T5 changes none.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
@@ -100,6 +104,7 @@ def shard(model: SummedTokenLoss, sharding: Sharding, accelerator: Any) -> nn.Mo
         fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard, mp_policy=policy)
     receive_weights(prepared, accelerator.device)
     fully_shard(prepared, mesh=mesh, mp_policy=full)
+    register_fsdp_forward_method(prepared, "with_model")
     return prepared
 
 

@@ -70,6 +70,12 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
         model, settings, config.optim, costs.largest, sharding=sharding, processes=processes
     )
     yield from _plan(plan, data.train, data.eval_rows)
+    if config.eval_samples:
+        yield table_row(
+            "sample answers",
+            config.eval_samples,
+            f"of each eval set, of up to {data.target_length:,} tokens each, at each evaluation",
+        )
     yield from _padding(plan, costs, processes, config.group_by_length, config.auto_batch_size)
     yield from _memory(memory)
     dtype = torch.bfloat16 if config.bf16 else torch.float32

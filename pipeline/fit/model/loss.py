@@ -14,8 +14,8 @@ bfloat16. And its chunks know no label smoothing. So it is not used.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,6 +24,7 @@ from torch import nn
 from pipeline.fit.data.collate import IGNORED
 from pipeline.fit.model.families import logit_cap
 
+T = TypeVar("T")
 CPU_CHUNK = 64 * 1024**2
 """Bytes of a chunk's logits in float32; a quarter of it takes half as long again in bfloat16."""
 GPU_CHUNK = 512 * 1024**2
@@ -73,6 +74,13 @@ class SummedTokenLoss(nn.Module):
             targets = target_positions(labels)
         states = self._states(input_ids, attention_mask, labels, targets)
         return self._summed(states, labels.flatten()[targets])
+
+    def with_model(self, use: Callable[[Any], T]) -> T:
+        """Return what something returns, given the model; of a sharded one, its root is gathered.
+
+        This is the way to any pass but ``forward``.
+        """
+        return use(self.model)
 
     def row_losses(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor

@@ -46,6 +46,13 @@ def own_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, 
     return ids
 
 
+def eos_ids(tokenizer: TextTokenizer, model: Any) -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's, and those of a model's settings."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    also = named if isinstance(named, list) else [] if named is None else [named]
+    return frozenset([tokenizer.eos_id, *also])
+
+
 def _base_ids(
     name_or_path: str, cache_dir: str | None, paths: Mapping[str, Path | None]
 ) -> dict[str, int]:

@@ -40,6 +40,7 @@ from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
 from pipeline.fit.training.optim import make_optimizer, make_schedule
+from pipeline.fit.training.samples import EvalSamples
 from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import ThroughputMeter, data_sheet_of, matmul_peak
 from pipeline.fit.training.trackers import Trackers
@@ -160,6 +161,16 @@ def build_trainer(
             late=can_read_late(optimizer, device),
         ),
         evaluators=evaluators,
+        samples=[
+            EvalSamples(
+                evaluator=evaluator,
+                count=config.eval_samples,
+                batch_size=config.per_device_eval_batch_size,
+                max_new_tokens=data.target_length,
+                is_compiled=config.torch_compile,
+            )
+            for evaluator in (evaluators if config.eval_samples else ())
+        ],
         best=BestModelTracker(
             output=ctx.output,
             metric=config.best_metric,

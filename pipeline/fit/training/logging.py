@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
+from pipeline.fit.training.samples import FILE as SAMPLES_FILE
+from pipeline.fit.training.samples import Sample, append_samples, keep_samples
 from pipeline.fit.training.trackers import Trackers
 from pipeline.logs import Bar
 from pipeline.store.atomic import output_errors, write_file
@@ -63,6 +65,7 @@ class Reporter:
     def __enter__(self) -> Self:
         if self._is_main:
             write_file(self._path, "".join(map(_json_line, self._log)))
+            keep_samples(self._trackers.output, set(map(_evaluated_step, self._log)))
         self._trackers.start()
         self._bar.__enter__()
         return self
@@ -83,6 +86,17 @@ class Reporter:
                 file.write(_json_line(values))
             self._trackers.log(_tracked(values), step=int(values["step"]))
 
+    def samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Add the sample answers of an evaluation to their file and send them to the trackers."""
+        if self._is_main and samples:
+            append_samples(self._trackers.output, step, samples)
+            ended = sum(sample["finish_reason"] == "stop" for sample in samples)
+            self._bar.print(
+                f"step {step}/{self._total}: {len(samples)} sample answers in {SAMPLES_FILE}, "
+                f"{ended} of them ended by themselves"
+            )
+            self._trackers.log_table("eval/samples", samples, step=step)
+
     def _line(self, values: Mapping[str, float]) -> str:
         shown = [words(values[name]) for name, words in _WORDS.items() if name in values]
         shown += [
@@ -91,6 +105,11 @@ class Reporter:
             if name.startswith("eval_") and name.endswith("_loss") and name not in _WORDS
         ]
         return f"step {values['step']}/{self._total}: " + ", ".join(shown)
+
+
+def _evaluated_step(entry: Mapping[str, float]) -> int:
+    """Return the step of an entry of an evaluation; of another -1."""
+    return int(entry["step"]) if any(name.startswith("eval_") for name in entry) else -1
 
 
 def _tracked(values: Mapping[str, float]) -> dict[str, float]:

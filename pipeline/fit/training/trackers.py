@@ -4,9 +4,11 @@ A tracker never decides how a run ends. One that cannot start is one line before
 one that fails later is left out with one line, and the run goes on without it.
 """
 
+import importlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,12 +70,19 @@ class Trackers:
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Send values to all of them; one that fails is left out from then on."""
+        self._send(lambda tracker: dict(values), step)
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Send a table to all of them; TensorBoard, which has none, gets text."""
+        self._send(lambda tracker: {name: _table(tracker.name, rows)}, step)
+
+    def _send(self, values_for: Callable[[Any], dict[str, Any]], step: int) -> None:
         for tracker in list(self._started):
             # A resumed run takes the steps after its checkpoint again; W&B refuses those.
             if tracker.name == "wandb" and step < getattr(tracker.run, "step", 0):
                 continue
             try:
-                tracker.log(dict(values), step=step)
+                tracker.log(values_for(tracker), step=step)
             except Exception as error:
                 self._started.remove(tracker)
                 note(f"{tracker.name} failed ({error}); the run goes on without it")
@@ -106,6 +115,25 @@ class Trackers:
         named = {"name": self.run_name} if self.run_name else {}
         run_id = os.environ.get("WANDB_RUN_ID") or run_id
         return {"id": run_id, "resume": "allow", "dir": str(self.output), **named}
+
+
+def _table(tracker: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return rows as a tracker takes them."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if tracker == "tensorboard":
+        return "\n\n---\n\n".join(map(_markdown, rows))
+    data = [[row.get(name, "") for name in columns] for row in rows]
+    return importlib.import_module(tracker).Table(columns=columns, data=data)
+
+
+def _markdown(row: Mapping[str, Any]) -> str:
+    r"""Return a row as Markdown in which its texts stay as they are.
+
+    >>> _markdown({"turn": 1, "answer": "# a\n<b>"})
+    '**turn**\n\n    1\n\n**answer**\n\n    # a\n    <b>'
+    """
+    indented = {name: textwrap.indent(str(value), "    ", bool) for name, value in row.items()}
+    return "\n\n".join(f"**{name}**\n\n{text}" for name, text in indented.items())
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

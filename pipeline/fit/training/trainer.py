@@ -18,6 +18,7 @@ from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.logging import Reporter
+from pipeline.fit.training.samples import EvalSamples, Sample
 from pipeline.fit.training.step import PendingStep, StepResult, TrainingStep
 from pipeline.fit.training.throughput import ThroughputMeter
 from pipeline.logs import note
@@ -45,7 +46,7 @@ class TrainerCallback:
         """The state after a step begins to be written; by a thread of its own."""
 
     def on_prediction_step(self) -> None:
-        """A batch of an evaluation begins."""
+        """A batch of an evaluation begins, or a token of its sample answers."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +64,8 @@ class Trainer:
     step: TrainingStep
     evaluators: Sequence[Evaluator]
     """Of the split eval, where there is one, and of each folder of ``--eval-data-path``."""
+    samples: Sequence[EvalSamples]
+    """Of each of these, with ``--eval-samples``."""
     best: BestModelTracker
     checkpointer: Checkpointer
     meter: ThroughputMeter
@@ -191,8 +194,15 @@ class Trainer:
             if isinstance(found, signal.Signals):
                 return found
             values |= found
+        samples: list[Sample] = []
+        for each in self.samples:
+            answered = each.answer(self.model, self._asked_to_stop)
+            if isinstance(answered, signal.Signals):
+                return answered
+            samples += answered
         self.state.evaluation_is_due = False
         self._enter(values)
+        self.reporter.samples(samples, self.state.step)
         self.best.update(self.state, values)
         self.checkpointer.protected = self.best.protected(self.state)
         if self.state.stopped_early:

@@ -99,14 +99,3 @@ def _read(folder: Path, split: str, tokenizer: TextTokenizer) -> Pairs:
         turns=table.column("turn").to_pylist(),
         references=[tokenizer.decode(dataset[i]["labels"].tolist()) for i in range(len(dataset))],
     )
-
-
-def spread(count: int, most: int | None) -> list[int]:
-    """Return so many places spread over all.
-
-    >>> spread(10, 3), spread(2, None)
-    ([0, 4, 9], [0, 1])
-    """
-    if most is None or most >= count:
-        return list(range(count))
-    return [int(place) for place in np.linspace(0, count - 1, most)]

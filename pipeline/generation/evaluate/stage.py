@@ -17,10 +17,11 @@ from pipeline.generation.config import EvalConfig
 from pipeline.generation.evaluate.intervals import Draws
 from pipeline.generation.evaluate.losses import losses_of
 from pipeline.generation.evaluate.metrics import Metric, answer_metrics, require_metrics
-from pipeline.generation.evaluate.pairs import Pairs, opened_pairs, spread
+from pipeline.generation.evaluate.pairs import Pairs, opened_pairs
 from pipeline.generation.model import TrainedModel, baseline_model, device, open_model
 from pipeline.generation.progress import AnswerProgress
 from pipeline.logs import note
+from pipeline.units import spread
 
 _LENGTHS = (("up to 64 tokens", 0, 64), ("65 to 256", 65, 256), ("more", 257, 1 << 31))
 _DEPTHS = (("first exchange", 0, 2), ("2 to 4 exchanges", 3, 8), ("more", 9, 1 << 31))

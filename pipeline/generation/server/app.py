@@ -1,8 +1,6 @@
 """The routes: OpenAI's endpoints, the chat page, health and metrics."""
 
 import asyncio
-import base64
-import hashlib
 import re
 import time
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from pipeline.content_security import hash_source
 from pipeline.generation.config import ServeConfig
 from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.model import TrainedModel
@@ -140,9 +139,8 @@ def _add_pages(app: FastAPI, service: Service, gate: Gate) -> None:
     page = _PAGE.read_text(encoding="utf-8")
     # Its own script alone may run, whatever an answer holds.
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src '{hash_source(script)}'; style-src 'unsafe-inline'; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )

@@ -96,6 +96,21 @@ def test_a_resumed_run_keeps_its_trackers_run_and_logs_nothing_twice(
     assert wandb.inits[-1]["id"] != first["id"]
 
 
+def test_sample_answers_are_a_table(config: FitConfig, wandb: Any) -> None:
+    wandb.Table = dict
+    config = changed(config, eval_strategy="steps", eval_steps=3, eval_samples=2)
+    fit(changed(config, report_to="wandb", eval_data_path=(f"other={config.data_path[0]}",)))
+    tables = [(step, v["eval/samples"]) for step, v in wandb.entries if "eval/samples" in v]
+    assert [step for step, _ in tables] == [3, 6]
+    (table, _) = (table for _, table in tables)
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["eval_set"], row["conversation_id"]) for row in rows] == [
+        *(("", "c0"), ("", "c4")),
+        *(("other", "c0"), ("other", "c4")),
+    ]
+    assert all(isinstance(row["answer"], str) for row in rows)
+
+
 def test_a_tracker_that_fails_later_does_not_end_the_run(
     config: FitConfig, wandb: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

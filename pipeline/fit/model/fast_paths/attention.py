@@ -11,9 +11,12 @@ what layers hand back is [1, H, Q, K], and not [B, H, Q, K] in bfloat16 to be ad
 Under autocast, what queries, keys and values are made of is cast once, and not by each of them.
 
 Nothing of a model is replaced but the function that transformers lets be chosen, and its weights
-and its config stay as they are. It is made for training: no cache of keys, no past.
+and its config stay as they are. It is made for training: no cache of keys, no past. Where a model
+writes answers, ``stock_attention`` gives it back its own for so long.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +55,19 @@ def share_bias(model: nn.Module) -> bool:
     for layer in layers:
         layer.register_forward_pre_hook(_prepare_inputs, with_kwargs=True)
     return True
+
+
+@contextlib.contextmanager
+def stock_attention(model: Any) -> Iterator[None]:
+    """Let a model take its attention from transformers meanwhile, which knows a cache of keys."""
+    if model.config._attn_implementation != NAME:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(NAME)
 
 
 def padding_mask(*, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor | None:
@@ -120,6 +136,8 @@ def _prepare_inputs(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Cast what a layer works on, once; give a stack's first layer the bias that it hands on."""
+    if layer.config._attn_implementation != NAME:
+        return args, kwargs
     hidden = autocast(args[0] if args else kwargs.pop("hidden_states"))
     source = kwargs.get("key_value_states")
     if source is not None:

@@ -6,6 +6,10 @@ graphs of fixed sizes would be 210 for each number of rows even if lengths were 
 multiples of 128, for 7 % more operations.
 """
 
+import contextlib
+from typing import Any
+
+import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
@@ -28,6 +32,12 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     shapes.use_duck_shape = False
     for layer in _layers(model):
         layer.compile(dynamic=True, backend=backend)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which compiled layers run as they are; torch before 2.6 has none."""
+    stance: Any = getattr(torch.compiler, "set_stance", None)
+    return contextlib.nullcontext() if stance is None else stance("force_eager")
 
 
 def is_of_the_compiler(error: Exception) -> bool:
