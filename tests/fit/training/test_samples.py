@@ -9,17 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
 from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.loader import micro_batcher_for
+from pipeline.fit.data.prepared import open_data
 from pipeline.fit.estimate.dry_run import dry_run
-from pipeline.fit.model.loading import load_trained
+from pipeline.fit.model.loading import build_model, load_trained
+from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
+from pipeline.fit.training.evaluate import Evaluator
+from pipeline.fit.training.samples import EvalSamples
 from pipeline.report.runs import read_run
 from pipeline.tokenizer import TextTokenizer
-from tests.fit.distributed.test_processes import torchrun
+from scripts.ranks import run_in
 from tests.fit.helpers import (
     NOT_A_LEAF,
     Hooks,
@@ -213,26 +219,45 @@ def test_compiled_layers_run_as_they_are_meanwhile(sampled: FitConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--fsdp=full_shard",), ("--fsdp=full_shard", "--bf16")])
+@pytest.mark.parametrize(
+    "changes", [{}, {"fsdp": "full_shard"}, {"fsdp": "full_shard", "bf16": True}]
+)
 def test_two_processes_write_the_answers_of_one(
-    sampled: FitConfig, telling: Path, tmp_path: Path, flags: tuple[str, ...]
+    sampled: FitConfig, telling: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = changed(
-        sampled,
-        model_name_or_path=str(with_config(telling, tmp_path / "still", dropout_rate=0.0)),
-        train_batch_size=4,
-        bf16="--bf16" in flags,
-    )
-    flags += ("--eval-strategy=steps", "--eval-steps=2", "--save-steps=2")
-    flags += ("--per-device-eval-batch-size=2",)
-    two, plain = tmp_path / "two", tmp_path / "plain"
-    torchrun(changed(config, output_dir=str(two)), 2, *flags, f"--eval-samples={COUNT}")
-    torchrun(changed(config, output_dir=str(plain)), 2, *flags)
-    assert log_of(two) == log_of(plain)
-    samples = samples_in(two)
+    still = str(with_config(telling, tmp_path / "still", dropout_rate=0.0))
+    config = changed(sampled, model_name_or_path=still, train_batch_size=4)
+    two = changed(config, output_dir=str(tmp_path / "two"), **changes)
+    for run in (two, without(two)):
+        run_in(2, fit, run, folder=tmp_path / "said")
+    assert log_of(Path(two.output_dir)) == log_of(Path(without(two).output_dir))
+    samples = samples_in(Path(two.output_dir))
     assert [sample["step"] for sample in samples] == [2] * 3 + [4] * 3 + [6] * 3
-    if not config.bf16:  # rounding decides there what is the likeliest
+    if not two.bf16:  # rounding decides there what is the likeliest
         assert samples == samples_in(fit(config))
+
+
+@pytest.mark.slow
+def test_the_first_process_decides(sampled: FitConfig, tmp_path: Path) -> None:
+    """In the others another id is the likeliest, and each answer would end elsewhere."""
+    run_in(1, write_samples, sampled, tmp_path / "alone", folder=tmp_path / "said")
+    run_in(3, write_samples, sampled, tmp_path / "three", folder=tmp_path / "said")
+    said = [(tmp_path / f"three-{rank}").read_text() for rank in range(3)]
+    assert said == [(tmp_path / "alone-0").read_text()] * 3
+
+
+def write_samples(config: FitConfig, result: Path) -> None:
+    """Answer with weights that are another process's turned about."""
+    accelerator, data = Accelerator(cpu=True), open_data(config)
+    model: Any = build_model(config.model, data.tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight *= 1 - 0.7 * accelerator.process_index
+    assert data.eval is not None
+    cutter = micro_batcher_for(data.eval, model.config, 2, accelerator.device)
+    evaluator = Evaluator(data.eval, cutter, 0, data.tokenizer, accelerator)
+    samples = EvalSamples(evaluator=evaluator, count=COUNT, batch_size=2, max_new_tokens=LENGTH)
+    found = samples.answer(SummedTokenLoss(model))
+    Path(f"{result}-{accelerator.process_index}").write_text(json.dumps(found))
 
 
 def test_what_cannot_be_is_refused_and_a_dry_run_tells_of_them(
