@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -87,3 +88,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, which must end well."""
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def undocumented(files: Iterable[str]) -> set[str]:
+    """Return those of some files' names that ``docs/reference/files.md`` does not have."""
+    page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    documented = {re.sub(r"\d+", "N", name) for name in re.findall(r"`([^`]+)`", page)}
+    names = {re.sub(r"\d+", "N", Path(file).name) for file in files}
+    return names - {name.rpartition("/")[2] for name in documented}

@@ -15,7 +15,7 @@ from pipeline.cli import COMMANDS
 from pipeline.config.fields import flag
 from pipeline.flags import flags_of, modernise
 from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
-from tests.conftest import ROOT
+from tests.conftest import ROOT, undocumented
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
@@ -98,6 +98,15 @@ def test_every_error_is_in_the_reference() -> None:
     assert len(classes) > 8
     for error in classes:
         assert f"autoexception:: pipeline.errors.{error.__name__}\n" in page, error.__name__
+
+
+def test_every_file_of_a_prepared_folder_is_in_the_reference() -> None:
+    """Those of a run: ``tests/fit/checkpoint/test_verification.py``."""
+    golden = ROOT / "tests" / "golden" / "prepared"
+    files = [names(path) for path in golden.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not undocumented(files)
+    assert undocumented(["train/other.arrow"]) == {"other.arrow"}
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, undocumented
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 OFFLINE = PAGE[: PAGE.index("## A real model")]
@@ -92,3 +92,6 @@ def test_all_of_it(tmp_path: Path) -> None:
     assert len(outputs) == len(steps())
     for step, output in zip(steps(), outputs, strict=True):
         check(step, output)
+    made = [*(tmp_path / "prepared").rglob("*"), *(tmp_path / "my-model").rglob("*")]
+    kept = [path for path in made if not {".chunks", ".index", ".locks"} & set(path.parts)]
+    assert not undocumented(path.name for path in kept if path.is_file())

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import FitConfig
 from pipeline.errors import InputError
 from pipeline.fit.stage import fit
+from tests.conftest import undocumented
 from tests.fit.helpers import changed
 from tests.test_verification import check, files_of, flip_each
 
@@ -20,6 +21,7 @@ def out(config: FitConfig) -> Path:
 
 def test_a_flipped_byte_of_a_trained_folder_and_its_checkpoint_is_noticed(out: Path) -> None:
     checkpoint = out / "checkpoint-1"
+    assert not undocumented(files_of(out))
     of_model = json.loads((out / "checksums.json").read_text("utf-8"))["files"]
     others = {n for n in files_of(out) if not n.startswith("checkpoint-1/")} - of_model.keys()
     assert others == {"README.md", "checksums.json", "log.jsonl"}, "these change, or are edited"
