@@ -121,32 +121,32 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
     "train": (
         TrainConfig,
         _train,
-        "Both stages in one, with train_flant5's flags.",
+        "Prepare and fit in one command, with the flags of train_flant5.",
     ),
     "inspect": (
         InspectConfig,
         _inspect,
-        "Show pairs, lengths, and what was left out and why.",
+        "Show what a prepared folder holds, and what was left out and why.",
     ),
     "report": (
         ReportConfig,
         _report,
-        "Write a page with the pictures of a prepared folder, or of runs.",
+        "Write an HTML page with charts of a prepared folder, or of runs.",
     ),
     "verify": (
         VerifyConfig,
         _verify,
-        "Check a folder byte for byte against its manifest.",
+        "Check every file of a folder against its checksums.",
     ),
     "cache": (
         CacheConfig,
         _cache,
-        "Show or trim what preparations keep for later ones.",
+        "List or prune what prepare keeps for later runs.",
     ),
     "chat": (
         ChatConfig,
         _chat,
-        "Talk to a trained model, as it was trained.",
+        "Chat with a trained model on a terminal.",
     ),
     "generate": (
         GenerateConfig,
@@ -156,17 +156,17 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
     "eval": (
         EvalConfig,
         _eval,
-        "Judge trained models on known answers.",
+        "Evaluate trained models on known answers.",
     ),
     "serve": (
         ServeConfig,
         _serve,
-        "Answer over HTTP, as OpenAI's API does, and on a chat page.",
+        "Serve a trained model: an OpenAI-compatible API and a chat page.",
     ),
     "export": (
         ExportConfig,
         _export,
-        "Write a trained model in another form.",
+        "Export a trained model to another format.",
     ),
 }
 """Each command's settings, function and help."""
@@ -220,7 +220,7 @@ def run(argv: list[str]) -> int:
     except DuetError as error:
         print(error, file=sys.stderr)
         return 1
-    except OSError as error:  # stdout itself: a full disk behind it
+    except OSError as error:  # stdout itself: its disk is full
         print(
             OutputError(
                 "cannot write",

@@ -27,26 +27,28 @@ class FitConfig(HubOptions, FitOptions):
         REQUIRED,
         NAMED,
         LOCAL_INPUTS,
-        help="The prepared folder: what duet prepare printed. Repeatable; PATH=0.3 takes that "
-        "share of a folder's rows in each epoch. The first one's split eval is evaluated.",
+        help="Prepared folder, as duet prepare printed it. Repeatable; PATH=0.3 uses that "
+        "fraction of a folder's examples in each epoch. The eval split of the first "
+        "one is evaluated.",
     )
     eval_data_path: tuple[str, ...] = option(
         (),
         LOCAL_INPUTS,
-        help="NAME=FOLDER: one more prepared folder to evaluate on (its eval split, or all of it), "
-        "as eval_NAME_loss and eval_NAME_bits_per_byte. Repeatable.",
+        help="Further prepared folder to evaluate on, as NAME=FOLDER: its eval split, or "
+        "all of it. Logged as eval_NAME_loss and eval_NAME_bits_per_byte. Repeatable.",
     )
     model_name_or_path: str = option(
-        REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
+        REQUIRED, NAMED, help="Model to start from: a folder or a hub name."
     )
     output_dir: str = option(
-        REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder of checkpoints and of the trained model."
+        REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder for checkpoints and the trained model."
     )
     dry_run: bool = option(
-        False, help="Estimate steps, padding, memory and time of the run; train and write nothing."
+        False,
+        help="Print steps, padding, memory and time of the run; train nothing, write nothing.",
     )
     model_max_length: int | None = option(
-        None, help="Maximum sequence length; only checked against that of the prepared folder."
+        None, help="Maximum sequence length; only checked against the prepared folder's."
     )
 
     def check(self) -> None:
@@ -93,24 +95,26 @@ class TrainConfig(HubOptions, PrepareOptions, FitOptions):
     data_path: tuple[str, ...] = option(
         REQUIRED,
         NAMED,
-        help="A file, a folder or a glob of ShareGPT records; or a prepared folder. Repeatable.",
+        help="File, folder or glob of ShareGPT records; or a prepared folder. Repeatable.",
     )
     eval_data_path: tuple[str, ...] = option(
         (),
-        help="A file, a folder or a glob of records that become the split eval; what repeats them "
-        "is left out of train. Repeatable.",
+        help="File, folder or glob of records for the eval split. Conversations that repeat "
+        "them are left out of train. Repeatable.",
     )
     model_name_or_path: str = option(
-        REQUIRED, NAMED, help="The model to start from: a folder or a hub name."
+        REQUIRED, NAMED, help="Model to start from: a folder or a hub name."
     )
     output_dir: str = option(
-        REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder of checkpoints and of the trained model."
+        REQUIRED, NAMED, LOCAL_OUTPUT, help="Folder for checkpoints and the trained model."
     )
     prepared_dir: str = option(
-        "data/processed", NAMED, LOCAL_OUTPUT, help="Prepared folders are made in this one."
+        "data/processed", NAMED, LOCAL_OUTPUT, help="Folder in which prepared folders are created."
     )
-    preprocessed_path: str | None = option(None, help="Accepted; --prepared-dir took its place.")
-    lazy_preprocess: bool = option(False, help="Accepted; rows are always read from disk.")
+    preprocessed_path: str | None = option(
+        None, help="Ignored: prepared folders are kept in --prepared-dir."
+    )
+    lazy_preprocess: bool = option(False, help="Ignored: examples are always read from disk.")
 
     def prepare_config(self) -> PrepareConfig:
         """Return the settings of the first stage."""

@@ -50,19 +50,21 @@ class FitOptions(Settings):
         at_least(1),
         help="Micro-batch size per device, in maximum-length examples; more when they are shorter.",
     )
-    per_device_eval_batch_size: int = option(8, at_least(1), help="The same for evaluation.")
+    per_device_eval_batch_size: int = option(
+        8, at_least(1), help="Evaluation batch size per device, in maximum-length examples."
+    )
     gradient_accumulation_steps: int = option(
         1, at_least(1), help="Gradient accumulation steps: multiplies the global batch size."
     )
     train_batch_size: int | None = option(
         None,
         at_least(1),
-        help="Global batch size, in examples; gradient accumulation follows from it. Default: per "
-        "device x processes x accumulation steps.",
+        help="Global batch size, in examples; gradient accumulation follows from it. "
+        "Default: batch size per device x processes x accumulation steps.",
     )
     auto_batch_size: bool = option(
         False,
-        help="Largest micro-batches that fit in GPU memory; the global batch size stays.",
+        help="Find the largest micro-batches that fit in GPU memory; the global batch size stays.",
     )
     group_by_length: bool = option(
         True,
@@ -72,8 +74,9 @@ class FitOptions(Settings):
     lr_scheduler_type: Scheduler = option("linear", help="Learning-rate schedule.")
     lr_scheduler_kwargs: str | None = option(
         None,
-        help="Further settings of the schedule, as JSON or NAME=VALUE with commas: min_lr_rate=0.1 "
-        "with cosine_with_min_lr, num_decay_steps=100 with warmup_stable_decay.",
+        help="Extra arguments of the schedule, as JSON or as NAME=VALUE separated by "
+        "commas: min_lr_rate=0.1 for cosine_with_min_lr, num_decay_steps=100 for "
+        "warmup_stable_decay.",
     )
     warmup_ratio: float = option(
         0.0, share(), help="Fraction of training steps used for linear warmup."
@@ -87,16 +90,18 @@ class FitOptions(Settings):
     label_smoothing_factor: float = option(
         0.0,
         share(one=False),
-        help="Label smoothing of the training loss, 0 to below 1. Evaluation losses are never "
-        "smoothed. 0: off.",
+        help="Label smoothing of the training loss, 0 to below 1; 0: off. Evaluation losses "
+        "are not smoothed.",
     )
     dropout: float | None = option(
-        None, share(one=False), help="Dropout rate of the model. Default: that of its config."
+        None,
+        share(one=False),
+        help="Dropout rate of the model, 0 to below 1. Default: from the model's config.",
     )
     weight_decay: float = option(
         0.0,
         at_least(0),
-        help="Weight decay of all parameters but biases and layer norms, 0 or more.",
+        help="Weight decay, 0 or more; not applied to biases and layer norms.",
     )
     max_grad_norm: float = option(
         1.0, at_least(0), help="Maximum gradient norm for clipping. 0: off."
@@ -114,11 +119,13 @@ class FitOptions(Settings):
     )
     fp16: bool = option(False, _NOT_FP16, help="Refused: T5 overflows in float16. Use --bf16.")
     tf32: bool | None = option(
-        None, help="Use TF32 for float32 matrix products, on GPUs that have it. Default: PyTorch's."
+        None,
+        help="Use TF32 for float32 matrix products, on GPUs that support it. Default: "
+        "PyTorch's setting.",
     )
     gradient_checkpointing: bool = option(
         False,
-        help="Recompute activations in the backward pass: less memory, more time.",
+        help="Recompute activations in the backward pass: less memory, more compute.",
     )
     torch_compile: bool = option(False, help="Compile the model with torch.compile.")
     logging_steps: float = option(
@@ -126,8 +133,8 @@ class FitOptions(Settings):
     )
     eval_strategy: Strategy | None = option(
         None,
-        help="Evaluation strategy: no, steps or epoch. Default: steps if --eval-steps is given, "
-        "and at the end of training, where there is an eval split.",
+        help="Evaluation strategy: no, steps or epoch. Default: steps if --eval-steps is "
+        "given; also once at the end of training, if there is an eval split.",
     )
     eval_steps: float | None = option(
         None, above(0), help="Steps between evaluations; below 1: a fraction of all steps."
@@ -142,28 +149,28 @@ class FitOptions(Settings):
         help="Maximum number of checkpoints to keep; the oldest are deleted. Default: all.",
     )
     save_only_model: bool = option(
-        False, help="Save checkpoints without the optimizer's state: they cannot be resumed."
+        False, help="Save checkpoints without optimizer state: smaller, but they cannot be resumed."
     )
     load_best_model_at_end: bool = option(
         False,
-        help="Keep the best checkpoint, and write its weights as the trained model. Saves must "
-        "fall on evaluations, as in the Hugging Face trainer.",
+        help="Keep the best checkpoint and write its weights as the trained model. Each "
+        "save must fall on an evaluation, as in the Hugging Face trainer.",
     )
     metric_for_best_model: str | None = option(
         None,
-        help="Metric that says which evaluation is best: loss or bits_per_byte, of a NAME of fit's "
-        "--eval-data-path NAME_loss. Default: loss.",
+        help="Metric that selects the best checkpoint: loss or bits_per_byte; NAME_loss for "
+        "a NAME of fit's --eval-data-path. Default: loss.",
     )
     greater_is_better: bool | None = option(
-        None, help="Whether a larger metric is better. Default: no, the metrics are losses."
+        None, help="Whether a larger metric is better. Default: no; the metrics are losses."
     )
     early_stopping_patience: int | None = option(
         None,
         at_least(1),
-        help="Stop after so many evaluations in a row without a better one. Default: never.",
+        help="Stop after this many evaluations in a row without improvement. Default: never.",
     )
     early_stopping_threshold: float = option(
-        0.0, at_least(0), help="How much better an evaluation must be to count for the patience."
+        0.0, at_least(0), help="Smallest improvement that counts for early stopping."
     )
     eval_samples: int = option(
         0,
@@ -178,11 +185,11 @@ class FitOptions(Settings):
         42,
         at_least(0),
         below(1 << 32),
-        help="Random seed of the order of examples, of dropout and of fresh weights.",
+        help="Random seed for the order of examples, dropout and newly initialized weights.",
     )
     report_to: str = option(
         "none",
-        help="Trackers to report to: none, or tensorboard, wandb, trackio, separated by commas.",
+        help="Experiment trackers, separated by commas: tensorboard, wandb, trackio; or none.",
     )
     run_name: str | None = option(None, help="Name of the run in the trackers.")
     from_scratch: bool = option(
@@ -191,20 +198,23 @@ class FitOptions(Settings):
     lora_r: int = option(
         0,
         at_least(0),
-        help="Rank of LoRA adapters, trained with the embeddings of new pieces alone. 0: off.",
+        help="Rank of LoRA adapters; the embeddings of new tokens are trained too. 0: off, "
+        "train all weights.",
     )
-    lora_alpha: int = option(16, at_least(1), help="LoRA scaling: alpha / rank.")
+    lora_alpha: int = option(
+        16, at_least(1), help="LoRA scaling factor: updates are scaled by alpha / rank."
+    )
     lora_dropout: float = option(
         0.05, share(one=False), help="Dropout rate of LoRA adapters, 0 to below 1."
     )
     lora_target_modules: str | None = option(
         None,
-        help="Modules to apply LoRA to, separated by commas. Default: all of "
-        "attention and feed-forward (T5: q,k,v,o,wi,wi_0,wi_1,wo).",
+        help="Modules to apply LoRA to, separated by commas. Default: all attention and "
+        "feed-forward layers (T5: q,k,v,o,wi,wi_0,wi_1,wo).",
     )
     quantize: Literal["4bit"] | None = option(
         None,
-        help="Quantization of the frozen base model under LoRA (QLoRA): 4bit, NF4 of bitsandbytes.",
+        help="Quantize the frozen base model under LoRA (QLoRA): 4bit, which is bitsandbytes' NF4.",
     )
     num_data: int = option(
         -1,
@@ -212,7 +222,7 @@ class FitOptions(Settings):
         help="Train on the first N examples. -1: all.",
     )
     cache_dir: str | None = option(
-        None, help="Cache folder of models from the hub. Default: the Hugging Face cache."
+        None, help="Cache folder for models from the hub. Default: the Hugging Face cache."
     )
     fsdp: str = option(
         "",

@@ -10,7 +10,7 @@ class HubOptions(Settings):
     """What is pushed to the Hugging Face hub when all is done."""
 
     push_to_hub: bool = option(
-        False, help="Push the result to the Hugging Face hub, once, when it is complete."
+        False, help="Push the result to the Hugging Face Hub when it is complete."
     )
     hub_model_id: str | None = option(
         None,
@@ -18,12 +18,12 @@ class HubOptions(Settings):
         help="Repository to push to: OWNER/NAME, or NAME. Default: the name of --output-dir.",
     )
     hub_private_repo: bool | None = option(
-        None, help="Whether a new repository is private. Default: as the account has it."
+        None, help="Whether a new repository is private. Default: the account's setting."
     )
     hub_token: str | None = option(
         None,
-        help="Token that may write to the hub; others on the machine can see it here. Default: "
-        "HF_TOKEN, or that of hf auth login.",
+        help="Hub token with write access; visible to other users of this machine. Default: "
+        "HF_TOKEN, or the token of hf auth login.",
     )
 
     def check(self) -> None:

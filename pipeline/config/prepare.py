@@ -27,38 +27,41 @@ class PrepareOptions(Settings):
     model_max_length: int = option(
         2048,
         at_least(64, do="give 64 or more: the header and both tags must fit"),
-        help="Maximum sequence length of encoder and decoder, in tokens with </s>; 64 or more.",
+        help="Maximum length of encoder and decoder sequences, in tokens, </s> included; 64 "
+        "or more.",
     )
     max_target_length: int | None = option(
         None,
         at_least(1),
-        help="Maximum length of the decoder sequence, in tokens. Default: --model-max-length.",
+        help="Maximum length of decoder sequences, in tokens. Default: --model-max-length.",
     )
     eval_fraction: float = option(
         0.0,
         share(one=False),
-        help="Share of the conversations that become the split eval, by a hash of their id.",
+        help="Fraction of conversations held out as the eval split, by a hash of their id; "
+        "0 to below 1.",
     )
     join_parts: bool = option(
-        True, help="Join the parts that a long conversation was cut into (ids BASE_N)."
+        True, help="Join the parts (ids BASE_N) that an export split a long conversation into."
     )
     dedup: bool = option(True, help="Leave out exact repeats of an earlier conversation.")
     train_turns: Literal["all", "last"] = option(
-        "all", help="Which answers of a conversation become pairs: all, or the last one alone."
+        "all", help="Which answers of a conversation become pairs: all, or only the last one."
     )
     clean_html: bool = option(
-        False, help="Convert texts of sharegpt.com's pages from HTML to Markdown."
+        False, help="Convert texts that are HTML, as on sharegpt.com's pages, to Markdown."
     )
     role: tuple[str, ...] = option(
-        (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
+        (), help="Additional speaker name, as NAME=human|assistant|system|tool. Repeatable."
     )
     num_workers: int | None = option(
         None,
         at_least(1),
-        help="Processes that tokenize, this one among them. Default: one for each core.",
+        help="Number of worker processes that tokenize; 1: this process does it. "
+        "Default: one per CPU core.",
     )
     engine: Literal["local", "ray"] = option(
-        "local", help="Where the tokenizing runs: on this machine, or on a Ray cluster."
+        "local", help="Where tokenization runs: local (this machine) or ray (a Ray cluster)."
     )
     ray_address: str | None = option(
         None,
@@ -66,8 +69,8 @@ class PrepareOptions(Settings):
             lambda address: not is_url(address),
             "run duet on a node of the cluster, and give HOST:PORT of its head, or auto",
         ),
-        help="HOST:PORT of the Ray cluster, or auto. Default: the one that runs on this machine, "
-        "else one is started, with --num-workers CPUs.",
+        help="Address of the Ray cluster, HOST:PORT, or auto. Default: the cluster that "
+        "runs on this machine, else a new one with --num-workers CPUs.",
     )
 
     def check(self) -> None:
@@ -115,19 +118,21 @@ class PrepareConfig(PrepareOptions):
     data_path: tuple[str, ...] = option(
         REQUIRED,
         NAMED,
-        help="A file, a folder or a glob of ShareGPT records, or the URL of one. Repeatable.",
+        help="File, folder, glob or URL of ShareGPT records. Repeatable.",
     )
     eval_data_path: tuple[str, ...] = option(
         (),
-        help="A file, a folder or a glob of records that become the split eval; what repeats them "
-        "is left out of train. Repeatable.",
+        help="File, folder or glob of records for the eval split. Conversations that repeat "
+        "them are left out of train. Repeatable.",
     )
     model_name_or_path: str = option(
-        REQUIRED, NAMED, help="The T5 whose tokenizer is used: a folder or a hub name."
+        REQUIRED, NAMED, help="Model whose tokenizer is used: a folder or a hub name."
     )
     output_dir: str = option(
-        "data/processed", NAMED, help="The prepared folder is made in this one; may be a URL."
+        "data/processed",
+        NAMED,
+        help="Folder in which the prepared folder is created; may be a URL.",
     )
     cache_dir: str | None = option(
-        None, help="Cache folder of models from the hub. Default: the Hugging Face cache."
+        None, help="Cache folder for models from the hub. Default: the Hugging Face cache."
     )

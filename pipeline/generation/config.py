@@ -18,7 +18,7 @@ from pipeline.config.fields import (
 )
 
 EngineName = Literal["transformers", "ctranslate2"]
-_TRAINED = "The trained folder: the --output-dir of fit."
+_TRAINED = "Trained folder: the --output-dir of fit."
 
 
 def at_most(high: int) -> Bound:
@@ -33,45 +33,53 @@ class GenerationOptions(Settings):
     max_new_tokens: int | None = option(
         None,
         at_least(1),
-        help="Most tokens of an answer. Default: what the longest of the training could have.",
+        help="Maximum number of tokens of an answer. Default: the maximum target length in "
+        "training.",
     )
     temperature: float = option(
-        0.0, at_least(0), at_most(100), help="0: the likeliest token; above: sample."
+        0.0, at_least(0), at_most(100), help="Sampling temperature, 0 to 100. 0: greedy decoding."
     )
     top_p: float = option(
-        0.95, above(0), share(), help="Sample from the likeliest tokens of this total probability."
+        0.95,
+        above(0),
+        share(),
+        help="Nucleus sampling: sample from the likeliest tokens of this total probability, "
+        "above 0 to 1.",
     )
-    top_k: int = option(0, at_least(0), help="Sample from so many of the likeliest tokens. 0: off.")
+    top_k: int = option(
+        0, at_least(0), help="Sample from this many of the likeliest tokens. 0: off."
+    )
     num_beams: int = option(
         1,
         at_least(1),
         at_most(64),
-        help="Beams of a search for the likeliest answer; 1: no search.",
+        help="Number of beams for beam search, 1 to 64. 1: no beam search.",
     )
     repetition_penalty: float = option(
         1.0,
         above(0),
         at_most(100),
-        help="Above 1, tokens that the answer holds already become less likely.",
+        help="Repetition penalty; above 1, tokens of the answer so far become less likely.",
     )
     stop: tuple[str, ...] = option(
         (),
         Bound(all, "give the text to stop at, not an empty one"),
-        help="An answer ends before this text. Repeatable.",
+        help="Stop string: an answer ends before this text. Repeatable.",
     )
-    seed: int = option(42, at_least(0), below(1 << 32), help="Seed of the sampling.")
+    seed: int = option(42, at_least(0), below(1 << 32), help="Random seed for sampling.")
     engine: EngineName = option(
         "transformers",
-        help="What computes: transformers, or ctranslate2 (the export is made once and kept).",
+        help="Inference engine: transformers, or ctranslate2 (the model is exported once "
+        "and kept).",
     )
     bf16: bool | None = option(
-        None, help="Compute in bfloat16. Default: on a GPU that has it, not on a CPU."
+        None, help="Compute in bfloat16. Default: on GPUs that support it, not on CPUs."
     )
     max_batch_tokens: int | None = option(
         None,
         at_least(1),
-        help="Most tokens of what is answered at once: sources and answers, padding counted. "
-        "Default: what a part of the free memory holds.",
+        help="Maximum number of tokens computed at once, inputs and answers with padding. "
+        "Default: what a fraction of the free memory holds.",
     )
 
     def check(self) -> None:
@@ -90,8 +98,8 @@ class ChatConfig(GenerationOptions):
     """Settings of ``duet chat``: talk to a trained model."""
 
     model: str = option(REQUIRED, NAMED, help=_TRAINED, positional=True)
-    message: str | None = option(None, help="Answer this one message and end.")
-    system: str | None = option(None, help="A system text in place of the usual header.")
+    message: str | None = option(None, help="Answer this message and exit.")
+    system: str | None = option(None, help="System text, in place of the default header.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +110,16 @@ class GenerateConfig(GenerationOptions):
     data_path: tuple[str, ...] = option(
         REQUIRED,
         NAMED,
-        help="A file, a folder or a glob of conversations, as prepare reads them. Repeatable.",
+        help="File, folder or glob of conversations, in the forms that prepare reads. Repeatable.",
     )
-    output_path: str = option(REQUIRED, NAMED, LOCAL_OUTPUT, help="The JSON Lines file to write.")
+    output_path: str = option(REQUIRED, NAMED, LOCAL_OUTPUT, help="JSON Lines file to write.")
     all_turns: bool = option(
-        False, help="Answer each human turn, after the history as it is; else the last one."
+        False,
+        help="Answer every human turn, each after its history in the file. Default: only "
+        "the last one.",
     )
     role: tuple[str, ...] = option(
-        (), help="One more speaker name, NAME=human|assistant|system|tool. Repeatable."
+        (), help="Additional speaker name, as NAME=human|assistant|system|tool. Repeatable."
     )
 
 
@@ -121,17 +131,19 @@ class ServeConfig(GenerationOptions):
     host: str = option(
         "127.0.0.1",
         NAMED,
-        help="Address to listen on. One that other machines reach wants an API key.",
+        help="Address to listen on. One that other machines can reach requires an API key.",
     )
-    port: int = option(8000, at_least(0), at_most(65535), help="Port to listen on; 0: any free.")
+    port: int = option(
+        8000, at_least(0), at_most(65535), help="Port to listen on. 0: any free port."
+    )
     api_key: str | None = option(
         None,
         secret=True,
-        help="Key that every request must bring. The environment variable DUET_API_KEY is safer: "
-        "others on this machine can see flags.",
+        help="API key that every request must have. Prefer the environment variable "
+        "DUET_API_KEY: flags are visible to other users of this machine.",
     )
     max_queue: int = option(
-        256, at_least(1), help="Requests that may wait; more are told to come again (429)."
+        256, at_least(1), help="Maximum number of waiting requests; further ones get status 429."
     )
 
 
@@ -143,13 +155,19 @@ class EvalConfig(GenerationOptions):
         REQUIRED, NAMED, help="Trained folders, one or more.", positional=True
     )
     data_path: tuple[str, ...] = option(
-        REQUIRED, NAMED, help="A prepared folder; or conversations, as prepare reads them."
+        REQUIRED, NAMED, help="Prepared folder; or conversations, in the forms that prepare reads."
     )
-    split: Literal["train", "eval"] = option("eval", help="The split of a prepared folder.")
+    split: Literal["train", "eval"] = option(
+        "eval", help="Split of a prepared folder to evaluate on."
+    )
     max_samples: int | None = option(
-        None, at_least(1), help="Judge so many pairs, spread over the split. Default: all."
+        None,
+        at_least(1),
+        help="Maximum number of pairs to evaluate on, spread over the split. Default: all.",
     )
     baseline: str | None = option(
-        None, help="The model that training started from, judged untrained beside the others."
+        None, help="Model to compare with, usually the one that training started from."
     )
-    generate: bool = option(True, help="Judge answers too, not the loss alone.")
+    generate: bool = option(
+        True, help="Generate answers and score them, beside computing the loss."
+    )

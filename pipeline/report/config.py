@@ -12,10 +12,12 @@ class ReportConfig(Settings):
     folders: tuple[str, ...] = option(
         REQUIRED,
         NAMED,
-        help="A prepared folder; or one or more output folders of fit, which are then compared.",
+        help="Prepared folder; or one or more output folders of fit, which are compared.",
         positional=True,
     )
     output_path: str | None = option(
-        None, NAMED, help="The HTML file to write. Default: NAME.report.html beside the folder."
+        None, NAMED, help="HTML file to write. Default: NAME.report.html beside the folder."
     )
-    pairs: int = option(6, at_least(0), help="Pairs of a prepared folder to show as chat.")
+    pairs: int = option(
+        6, at_least(0), help="Number of pairs of a prepared folder to show as chat."
+    )
