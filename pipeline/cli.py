@@ -5,16 +5,21 @@ stdout carries the result alone (a path, an answer); everything else goes to std
 """
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from pipeline import __version__
+from pipeline.commands.launch import is_launched_here, is_to_say
+from pipeline.commands.run_file import RunFile, leave_settings, read_run_files, write_run_file
 from pipeline.config import (
     CacheConfig,
+    DoctorConfig,
     ExportConfig,
     FitConfig,
     InspectConfig,
@@ -22,31 +27,32 @@ from pipeline.config import (
     TrainConfig,
     VerifyConfig,
 )
+from pipeline.config.run_file import json_schema
 from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
-from pipeline.logs import note, print_result
+from pipeline.logs import note
 from pipeline.report.config import ReportConfig
 
 
 def _prepare(config: PrepareConfig) -> None:
     from pipeline.prepare.stage import prepare
 
-    print(prepare(config))
+    folder = prepare(config)
+    leave_settings(folder, "prepare", config)
+    print(folder)
 
 
 def _fit(config: FitConfig) -> None:
-    from pipeline.fit.stage import fit
+    from pipeline.commands.training import run_fit
 
-    output = fit(config)
-    if not config.dry_run:
-        print_result(output)
+    run_fit(config)
 
 
 def _train(config: TrainConfig) -> None:
-    from pipeline.stages import train
+    from pipeline.commands.training import run_train
 
-    print_result(train(config))
+    run_train(config)
 
 
 def _inspect(config: InspectConfig) -> None:
@@ -74,6 +80,12 @@ def _cache(config: CacheConfig) -> None:
 
     for line in cache(config):
         print(line)
+
+
+def _doctor(config: DoctorConfig) -> None:
+    from pipeline.commands.doctor import doctor
+
+    print(doctor(config))
 
 
 def _chat(config: ChatConfig) -> None:
@@ -143,6 +155,11 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
         _cache,
         "List or prune what prepare keeps for later runs.",
     ),
+    "doctor": (
+        DoctorConfig,
+        _doctor,
+        "Show versions, devices, disk, and what is missing.",
+    ),
     "chat": (
         ChatConfig,
         _chat,
@@ -175,8 +192,12 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
 _INTERRUPTED = 130  # what a shell expects of a program that ctrl-c ended
 
 
-def make_app() -> typer.Typer:
-    """Make the Typer application: one command for each settings class."""
+def make_app(write: Callable[[Any], Any] | None = None) -> typer.Typer:
+    """Make the Typer application: one command for each settings class.
+
+    Args:
+        write: Takes a command's settings in its place; what is required may be missing.
+    """
     app = typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -184,7 +205,7 @@ def make_app() -> typer.Typer:
         help="Fine-tune Flan-T5 on conversations: prepare once, then fit.",
     )
     for name, (config_class, run, text) in COMMANDS.items():
-        app.command(name, help=text)(command_of(config_class, run))
+        app.command(name, help=text)(command_of(config_class, run, write=write))
     return app
 
 
@@ -207,18 +228,30 @@ def run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"duet {__version__}")
         return 0
-    command = argv[0]
+    command, file, write = argv[0], RunFile(), None
     try:
         if command in COMMANDS:
-            args, notes = modernise(argv[1:], COMMANDS[command][0])
+            config_class = COMMANDS[command][0]
+            args, notes, common = modernise(argv[1:], config_class)
             argv = [command, *args]
-            for text in notes:
+            if "--config-schema" in common:
+                return _print_schema(command, config_class)
+            file = read_run_files(common.get("--config", ()), command, config_class)
+            for text in (*notes, *file.notes):
                 note(text)
-        code = make_app()(argv, prog_name="duet", standalone_mode=False)
+            if "--write-config" in common:
+                path = Path(common["--write-config"][-1])
+                write = functools.partial(write_run_file, path, command, config_class)
+        code = make_app(write)(
+            argv, prog_name="duet", standalone_mode=False, default_map={command: file.values}
+        )
     except (UsageError, typer.exceptions.TyperException) as error:
         return _usage(error, command if command in COMMANDS else "")
     except DuetError as error:
-        print(error, file=sys.stderr)
+        if not is_launched_here():  # else the file is none of the user's
+            error = file.located(error, argv)
+        if is_to_say(str(error)):
+            print(error, file=sys.stderr)
         return 1
     except OSError as error:  # stdout itself: its disk is full
         print(
@@ -236,6 +269,13 @@ def run(argv: list[str]) -> int:
     if code == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _print_schema(command: str, config_class: type[Any]) -> int:
+    import json
+
+    print(json.dumps(json_schema(command, config_class), indent=2))
+    return 0
 
 
 def _usage(error: Exception, command: str) -> int:

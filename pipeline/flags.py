@@ -14,14 +14,15 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from pipeline.config import FitOptions
-from pipeline.config.fields import flag
+from pipeline.config.fields import flag, required_first
+from pipeline.recipes import recipe_names
 from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
-_TRUE = ("true", "yes", "on", "1")
-_FALSE = ("false", "no", "off", "0")
-_WORDS = _TRUE + _FALSE
+TRUE = ("true", "yes", "on", "1")
+FALSE = ("false", "no", "off", "0")
+_WORDS = TRUE + FALSE
 
-_OFF = (*_FALSE, "none", "null", "")
+_OFF = (*FALSE, "none", "null", "")
 """Values that switch a flag off."""
 _NEAR = 0.78
 """How alike two flags' letters must be for one to be a misspelling of the other."""
@@ -31,37 +32,73 @@ class UsageError(Exception):
     """A command line that cannot be understood; exit code 2."""
 
 
+class CommonFlag(NamedTuple):
+    """A flag that every command takes, and that is no setting of it."""
+
+    help: str
+    is_switch: bool = False
+
+
+COMMON = {
+    "--config": CommonFlag(
+        "A YAML file of settings, with these flags' names as keys, or a recipe: "
+        f"{', '.join(recipe_names())}. Flags win over it, and of two files the later. Repeatable."
+    ),
+    "--write-config": CommonFlag(
+        "Write the settings, with comments, to this YAML file and do nothing else."
+    ),
+    "--config-schema": CommonFlag(
+        "Print the JSON Schema of such files, for editors, and do nothing else.", is_switch=True
+    ),
+}
+
+
 class Arguments(NamedTuple):
     """A command line in today's form, and what to say of the rest."""
 
     args: list[str]
     notes: list[str]
+    common: dict[str, list[str]]
+    """The flags of ``COMMON`` that stand in it, each with its values."""
 
 
-def command_of(config_class: type[Any], run: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return the function that Typer makes a command of: one flag a field, help from the field."""
+def command_of(
+    config_class: type[Any], run: Callable[[Any], Any], *, write: Callable[[Any], Any] | None = None
+) -> Callable[..., Any]:
+    """Return the function that Typer makes a command of: one flag a field, help from the field.
+
+    Args:
+        config_class: Its settings class.
+        run: Takes the settings.
+        write: Takes their values by name, in place of ``run``; what is required may be missing.
+    """
 
     def command(**values: Any) -> Any:
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return run(config_class(**given))
+        given = {
+            f.name: tuple(v) if isinstance(v := values[f.name], list) else v
+            for f in dataclasses.fields(config_class)
+        }
+        return run(config_class(**given)) if write is None else write(given)
 
     hints = typing.get_type_hints(config_class)
-    # What must be given comes first in the help.
-    fields = sorted(
-        dataclasses.fields(config_class), key=lambda f: f.default is not dataclasses.MISSING
-    )
-    parameters = [_parameter(f, hints[f.name]) for f in fields]
+    parameters = [
+        _parameter(f, hints[f.name], optional=write is not None)
+        for f in required_first(config_class)
+    ]
+    parameters += [_common_parameter(name, common) for name, common in COMMON.items()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
-def _parameter(f: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:
+def _parameter(f: "dataclasses.Field[Any]", hint: Any, *, optional: bool) -> inspect.Parameter:
     name, required = flag(f.name), f.default is dataclasses.MISSING
     default = inspect.Parameter.empty if required else f.default
     if typing.get_origin(hint) is tuple:
         hint = list[str]
         default = default if required else list(typing.cast("tuple[str, ...]", f.default))
+    if required and optional:
+        hint, default = hint | None, None
     if f.metadata["positional"]:
         info: Any = typer.Argument(help=f.metadata["help"], metavar=f.name.upper())
     elif _is_switch(hint):
@@ -73,12 +110,23 @@ def _parameter(f: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:
     )
 
 
+def _common_parameter(name: str, common: CommonFlag) -> inspect.Parameter:
+    """Return what the help shows; ``modernise`` has taken the flag away before Typer reads it."""
+    hint: Any = bool if common.is_switch else str | None
+    return inspect.Parameter(
+        name[2:].replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[hint, typer.Option(name, help=common.help)],
+        default=False if common.is_switch else None,
+    )
+
+
 def _is_switch(hint: Any) -> bool:
     return hint is bool or bool in typing.get_args(hint)
 
 
 def flags_of(config_class: type[Any]) -> dict[str, bool]:
-    """Return a command's flags, and whether each is a switch."""
+    """Return the flags of a command's settings, and whether each is a switch."""
     hints = typing.get_type_hints(config_class)
     flags = {}
     for f in dataclasses.fields(config_class):
@@ -104,9 +152,10 @@ def modernise(args: Sequence[str], config_class: type[Any]) -> Arguments:
     >>> modernise(["--bf16", "True", "--data_path=x"], FitConfig).args
     ['--bf16', '--data-path', 'x']
     """
-    flags = flags_of(config_class)
+    flags = flags_of(config_class) | {name: each.is_switch for name, each in COMMON.items()}
     trains = issubclass(config_class, FitOptions)
-    result, notes, rest = [], list[str](), list(args)
+    result, notes, rest = list[str](), list[str](), list(args)
+    common: dict[str, list[str]] = {}
     while rest:
         arg = rest.pop(0)
         if not arg.startswith("--") or arg == "--":
@@ -117,25 +166,33 @@ def modernise(args: Sequence[str], config_class: type[Any]) -> Arguments:
         if name not in flags:
             name = ALIASES.get(name, name)
         if name == "--help":
-            return Arguments(["--help"], [])
+            return Arguments(["--help"], [], {})
         if equals:
             rest.insert(0, value)
         if flags.get(name):
-            result.append(_switch(name, rest, given=bool(equals)))
+            switch = _switch(name, rest, given=bool(equals))
+            if name in COMMON:
+                common[switch] = []
+            else:
+                result.append(switch)
         elif name in flags:
             if not rest or (rest[0].startswith("--") and not equals):
                 raise UsageError(f"{name} needs a value, got {rest[0] if rest else 'nothing'}")
-            result += [name, rest.pop(0)]
+            value = rest.pop(0)
+            if name in COMMON:
+                common.setdefault(name, []).append(value)
+            else:
+                result += [name, value]
         else:
             valued = bool(rest) and (bool(equals) or not rest[0].startswith("--"))
             given = rest.pop(0) if valued else None
-            if not trains or (reason := _ignored(name, given)) is None:
+            if not trains or (reason := ignored(name, given)) is None:
                 raise UsageError(_unknown(name, given, flags))
             notes.append(f"{name} is ignored: {reason}")
-    return Arguments(result, notes)
+    return Arguments(result, notes, common)
 
 
-def _ignored(name: str, value: str | None) -> str | None:
+def ignored(name: str, value: str | None) -> str | None:
     """Return why a flag of the Hugging Face trainer changes nothing; None where it would.
 
     Raises:
@@ -155,12 +212,17 @@ def _ignored(name: str, value: str | None) -> str | None:
 
 
 def _unknown(name: str, value: str | None, flags: dict[str, bool]) -> str:
-    """Return what to say of a flag that nobody knows: a near one, if there is one."""
+    near = nearest(name, value, flags)
+    return f"unknown flag {name}" + (f"; the nearest one is {near}" if near else "")
+
+
+def nearest(name: str, value: str | None, flags: dict[str, bool]) -> str | None:
+    """Return the flag that an unknown one is likely to mean; None if there is none like it."""
     valued = value is not None and value.lower() not in _WORDS
     likely = [known for known, switch in flags.items() if not (valued and switch)]
-    nearest = max(likely, key=lambda known: _likeness(name, known))
-    near = _letters_alike(name, nearest) >= _NEAR or _abbreviates(name, nearest)
-    return f"unknown flag {name}" + (f"; the nearest one is {nearest}" if near else "")
+    best = max(likely, key=lambda known: _likeness(name, known))
+    near = _letters_alike(name, best) >= _NEAR or _abbreviates(name, best)
+    return best if near else None
 
 
 def _likeness(name: str, known: str) -> float:
@@ -197,6 +259,6 @@ def _switch(name: str, rest: list[str], *, given: bool) -> str:
             raise UsageError(f"{name} takes True or False, or nothing, not {rest[0]}")
         return name
     rest.pop(0)
-    if word in _TRUE:
+    if word in TRUE:
         return name
     return "--" + name.removeprefix("--no-") if name.startswith("--no-") else "--no-" + name[2:]

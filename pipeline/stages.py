@@ -1,6 +1,7 @@
 """Both stages in one: what ``duet train`` does, the drop-in for FastChat's ``train_flant5``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
@@ -8,9 +9,16 @@ from pipeline.fit.distributed.once_per_node import once_per_node
 from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
 
+if TYPE_CHECKING:
+    from pipeline.fit.training.trainer import TrainerCallback
 
-def train(config: TrainConfig) -> Path:
+
+def train(config: TrainConfig, *, callback: "TrainerCallback | None" = None) -> Path:
     """Prepare, or find prepared, and fit.
+
+    Args:
+        config: The settings.
+        callback: Is told what happens in training, in each process.
 
     Returns:
         The trained folder, ``config.output_dir``.
@@ -20,7 +28,7 @@ def train(config: TrainConfig) -> Path:
     """
     from pipeline.fit.stage import fit
 
-    folder: Path = fit(config.fit_config(prepared_folder(config)))
+    folder: Path = fit(config.fit_config(prepared_folder(config)), callback=callback)
     return folder
 
 

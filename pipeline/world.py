@@ -31,6 +31,11 @@ class World:
             local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         )
 
+    @staticmethod
+    def is_launched() -> bool:
+        """Return whether a launcher started this process."""
+        return "RANK" in os.environ
+
     @property
     def is_main(self) -> bool:
         """Whether this is the process that speaks and writes for all."""

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.cli import COMMANDS
 from pipeline.config import FitOptions, HubOptions, PrepareOptions
 from pipeline.config.fields import flag
+from pipeline.flags import COMMON
 from pipeline.generation.config import GenerationOptions
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "commands.md"
@@ -57,6 +58,10 @@ def sections() -> Iterator[str]:
         ]
         yield from ("", f"## {title}", "", f"{text} Of {', '.join(users)}.", "")
         yield from table([f for f in dataclasses.fields(group) if group_of(f, group) is group])
+    yield from ("", "## Common options", "", "Of every command.", "")
+    yield from ("| flag | meaning |", "| --- | --- |")
+    for name, common in COMMON.items():
+        yield f"| `{name}` | {common.help} |"
 
 
 def usage(command: str, config_class: type[Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pipeline
 from pipeline import errors
 from pipeline.cli import COMMANDS
 from pipeline.config.fields import flag
-from pipeline.flags import flags_of, modernise
+from pipeline.flags import COMMON, flags_of, modernise
 from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 from tests.conftest import ROOT, undocumented
 
@@ -56,7 +56,7 @@ EXAMPLES = [
     (names(path), words)
     for path in READ_BY_USERS
     for words in commands(path.read_text(encoding="utf-8"))
-    if words[0] != "--version"
+    if not words[0].startswith("--")
 ]
 
 
@@ -74,6 +74,7 @@ def test_the_pages_use_every_command() -> None:
 
 def test_flags_in_the_pages_exist() -> None:
     known = set().union(*(flags_of(config_class) for config_class, _, _ in COMMANDS.values()))
+    known |= COMMON.keys()
     theirs = ALIASES.keys() | IGNORED.keys() | REFUSED.keys()
     for path in (path for path in READ_BY_USERS if path.parent.name != "benchmarks"):
         text = path.read_text(encoding="utf-8")

@@ -6,7 +6,13 @@ the rows are* stand in ``PrepareOptions``, fields that decide *how to train on t
 ``FitOptions``; ``TrainConfig``, the settings of both stages in one command, has them all.
 """
 
-from pipeline.config.commands import CacheConfig, ExportConfig, InspectConfig, VerifyConfig
+from pipeline.config.commands import (
+    CacheConfig,
+    DoctorConfig,
+    ExportConfig,
+    InspectConfig,
+    VerifyConfig,
+)
 from pipeline.config.fit import FitConfig, TrainConfig
 from pipeline.config.fit_options import EVAL_METRICS, TRACKERS, FitOptions
 from pipeline.config.hub import HubOptions
@@ -18,6 +24,7 @@ __all__ = [
     "ROLE_NAMES",
     "TRACKERS",
     "CacheConfig",
+    "DoctorConfig",
     "ExportConfig",
     "FitConfig",
     "FitOptions",

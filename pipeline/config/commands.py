@@ -57,3 +57,10 @@ class ExportConfig(HubOptions):
     format: Literal["huggingface", "ctranslate2"] = option(
         "huggingface", help="Format of the exported model."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Settings):
+    """Settings of ``duet doctor``: what this machine has, and what is missing."""
+
+    json: bool = option(False, help="Print JSON, for a bug report, in place of a table.")

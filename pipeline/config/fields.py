@@ -7,7 +7,7 @@ say together stands in ``check`` of their class.
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,28 +26,47 @@ class Bound(NamedTuple):
     do: str
     """What to give, for the one who gave something else."""
     what: str = _OUT_OF_RANGE
+    schema: Mapping[str, Any] | None = None
+    """The same in JSON Schema's words, where it has them."""
 
 
 def at_least(low: int, *, off: int | None = None, do: str = "") -> Bound:
     """Return the bound of a count; ``off`` is one more value that is allowed."""
-    return Bound(lambda value: value >= low or value == off, do or f"give {low} or more")
+    schema = {"minimum": low if off is None else min(low, off)}
+    return Bound(
+        lambda value: value >= low or value == off, do or f"give {low} or more", schema=schema
+    )
+
+
+def at_most(high: int) -> Bound:
+    """Return the bound of a value that is ``high`` or less."""
+    return Bound(lambda value: value <= high, f"give {high} or less", schema={"maximum": high})
 
 
 def above(low: float) -> Bound:
     """Return the bound of a value that is more than ``low``."""
-    return Bound(lambda value: value > low, f"give more than {low}")
+    return Bound(
+        lambda value: value > low, f"give more than {low}", schema={"exclusiveMinimum": low}
+    )
 
 
 def below(high: int) -> Bound:
     """Return the bound of a value that is less than ``high``."""
-    return Bound(lambda value: value < high, f"give less than {high:,}")
+    return Bound(
+        lambda value: value < high, f"give less than {high:,}", schema={"exclusiveMaximum": high}
+    )
 
 
 def share(*, one: bool = True) -> Bound:
     """Return the bound of a share, from 0 up to 1; with or without 1 itself."""
     if one:
-        return Bound(lambda value: 0 <= value <= 1, "give 0 to 1")
-    return Bound(lambda value: 0 <= value < 1, "give a share from 0 up to, but not including, 1")
+        schema = {"minimum": 0.0, "maximum": 1.0}
+        return Bound(lambda value: 0 <= value <= 1, "give 0 to 1", schema=schema)
+    return Bound(
+        lambda value: 0 <= value < 1,
+        "give a share from 0 up to, but not including, 1",
+        schema={"minimum": 0.0, "exclusiveMaximum": 1.0},
+    )
 
 
 def is_url(path: str) -> bool:
@@ -85,15 +104,27 @@ def option(
         bounds: What the value must be.
         help: One or two sentences.
         positional: Whether it is given without a flag.
-        secret: Whether its value is left out where the settings are printed.
+        secret: Whether its value is left out where the settings are printed or written down.
     """
-    metadata = {"help": help, "positional": positional, "bounds": bounds}
+    metadata = {"help": help, "positional": positional, "bounds": bounds, "secret": secret}
     return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def flag(name: str) -> str:
     """Return the flag of a field: ``eval_fraction`` is ``--eval-fraction``."""
     return "--" + name.replace("_", "-")
+
+
+def key_of_field(name: str) -> str:
+    """Return a field's key in a file of settings: its flag, without the dashes before it."""
+    return flag(name)[2:]
+
+
+def required_first(config_class: type[Any]) -> list["dataclasses.Field[Any]"]:
+    """Return the fields of a settings class, those that must be given before the others."""
+    return sorted(
+        dataclasses.fields(config_class), key=lambda f: f.default is not dataclasses.MISSING
+    )
 
 
 def require(ok: bool, name: str, got: object, do: str) -> None:

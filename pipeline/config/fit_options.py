@@ -33,6 +33,11 @@ _NOT_FP16 = Bound(
     "use --bf16 True, or neither",
     "T5 overflows in float16 and its loss becomes NaN",
 )
+_PROCESSES = Bound(
+    lambda text: text == "auto" or (text.isascii() and text.isdecimal() and int(text) > 0),
+    "give 1 or more, or auto",
+    schema={"type": ["integer", "string", "null"], "pattern": "^([1-9][0-9]*|auto)$", "minimum": 1},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +238,12 @@ class FitOptions(Settings):
         "",
         help="Transformer layer classes to wrap with FSDP, separated by commas. Default: T5Block, "
         "or the model's own.",
+    )
+    num_processes: str = option(
+        "1",
+        _PROCESSES,
+        help="Processes to start on this machine, with torchrun, one for each GPU; auto: as many "
+        "as there are GPUs. 1: none but this one, or those that a launcher started.",
     )
 
     def check(self) -> None:

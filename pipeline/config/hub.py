@@ -22,6 +22,7 @@ class HubOptions(Settings):
     )
     hub_token: str | None = option(
         None,
+        secret=True,
         help="Hub token with write access; visible to other users of this machine. Default: "
         "HF_TOKEN, or the token of hf auth login.",
     )

@@ -36,7 +36,7 @@ from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
 from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.hub_repo import HubRepo
-from pipeline.logs import note
+from pipeline.logs import note, print_result
 from pipeline.world import World
 
 
@@ -62,12 +62,12 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         ProcessError: Another process of the run ended before its time.
         SystemExit: SIGTERM or SIGINT stopped the run, which is saved; with the signal's code.
     """
-    callback = callback or TrainerCallback()
-    world, config = World.from_environment(), with_launcher_settings(with_adapter_settings(config))
+    callback, world = callback or TrainerCallback(), World.from_environment()
     if config.dry_run:
-        if world.is_main:
-            print("\n".join(list(dry_run(config, world.size))))  # all of it at once
+        estimate(config, world.size)
         return Path(config.output_dir)
+    check_processes(config, world)
+    config = with_launcher_settings(with_adapter_settings(config))
     repo = check_push(config) if config.push_to_hub else None
     if config.hub_token is not None:  # nothing that is kept may hold it
         config = dataclasses.replace(config, hub_token=None)
@@ -104,6 +104,23 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     if stop is not None:
         raise SystemExit(exit_code(stop))
     return output
+
+
+def estimate(config: FitConfig, processes: int) -> None:
+    """Print what a run on so many processes would do and need; only the first one speaks."""
+    config = with_launcher_settings(with_adapter_settings(config))
+    print_result("\n".join(dry_run(config, processes)))
+
+
+def check_processes(config: FitConfig, world: World) -> None:
+    """Refuse a number of processes that is not this run's: a function starts none."""
+    if config.num_processes not in ("1", "auto", str(world.local_size)):
+        raise ConfigError(
+            "a run in this program is in this process",
+            where="--num-processes",
+            got=config.num_processes,
+            do="use the command duet fit, which starts them, or start this program with torchrun",
+        )
 
 
 def check_packages(trackers: Sequence[str], model: ModelSettings, optim: str) -> None:

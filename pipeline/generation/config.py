@@ -11,6 +11,7 @@ from pipeline.config.fields import (
     Settings,
     above,
     at_least,
+    at_most,
     below,
     option,
     require,
@@ -19,11 +20,6 @@ from pipeline.config.fields import (
 
 EngineName = Literal["transformers", "ctranslate2"]
 _TRAINED = "Trained folder: the --output-dir of fit."
-
-
-def at_most(high: int) -> Bound:
-    """Return the bound of a value that is ``high`` or less."""
-    return Bound(lambda value: value <= high, f"give {high} or less")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ QUANTIZED = (4 + (8 + 32 / 256) / 64) / 32
 def require_peft(where: object) -> None:
     """Refuse what needs PEFT where it is not installed; ``where`` is what needs it."""
     quiet_bitsandbytes()  # PEFT imports it where it is installed
-    require_package("peft", where=where, install='"duet-t5[peft]"')
+    require_package("peft", where=where, install='"duet-t5[lora]"')
 
 
 def quiet_bitsandbytes() -> None:

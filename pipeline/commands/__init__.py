@@ -1,0 +1,1 @@
+"""What the command line does beside the stages: files of settings, launching, looking, checking."""
