@@ -199,7 +199,6 @@ def make_app(write: Callable[[Any], Any] | None = None) -> typer.Typer:
         write: Takes a command's settings in its place; what is required may be missing.
     """
     app = typer.Typer(
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         help="Fine-tune Flan-T5 on conversations: prepare once, then fit.",

@@ -142,6 +142,31 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "prepare" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"), [("duet fi", "fit"), ("duet fit --learn", "--learning-rate")]
+)
+def test_the_shell_completes_commands_and_flags(
+    words: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_DUET_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    with pytest.raises(SystemExit) as caught:
+        run([])
+    assert caught.value.code == 0
+    assert expected in capsys.readouterr().out.splitlines()
+
+
+def test_the_completion_for_a_shell_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("typer.completion._get_shell_name", lambda: "zsh")
+    with pytest.raises(SystemExit) as caught:
+        run(["--show-completion"])
+    assert caught.value.code == 0
+    assert "#compdef duet" in capsys.readouterr().out
+
+
 def test_help_answers_at_once() -> None:
     """The promise is 0.3 s; a busy machine gets four times that before this fails."""
     seconds = []
