@@ -2,7 +2,7 @@
 
     just bench fit PREPARED WORK [--shape base --bf16] [--write FOLDER]
 
-``PREPARED`` is a prepared folder with a split eval; results are kept in the folder ``WORK``, and
+``PREPARED`` is a prepared folder with a eval split; results are kept in the folder ``WORK``, and
 what lies there already is not measured again, so a run that was stopped goes on with the same
 command. Each side runs in a process of its own, all in turn, from the same weights; the time is
 that of its optimizer steps (``fit_side.py``). First how fast: a few steps of each side, repeated.
@@ -193,7 +193,7 @@ def model_of(args: argparse.Namespace, seed: int) -> Path:
 
 
 def evaluate(path: Path, result: dict[str, Any]) -> None:
-    """Add to each snapshot what it reaches on the split eval; its weights then go."""
+    """Add to each snapshot what it reaches on the eval split; its weights then go."""
     from accelerate import Accelerator
 
     from pipeline.fit.data.dataset import SupervisedDataset

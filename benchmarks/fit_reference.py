@@ -45,7 +45,7 @@ def reference_folder(python: str, export: Path, tokenizer: str, prepared: Path, 
         python: The interpreter of an environment with ``fschat``.
         export: The records that ``prepared`` was made of, in one file.
         tokenizer: A folder with ``spiece.model``.
-        prepared: A prepared folder with a split eval.
+        prepared: A prepared folder with a eval split.
         to: Gets splits, manifest and, so that it is complete, the tokenizer of ``prepared``.
     """
     if (to / FILENAME).is_file():

@@ -106,7 +106,7 @@ def require_package(*names: str, where: object, install: str, otherwise: str = "
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            "a package is missing",
+            "a package is not installed",
             where=where,
             got="no " + " and no ".join(missing),
             do=f"pip install {install}" + (f", or {otherwise}" if otherwise else ""),

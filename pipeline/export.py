@@ -41,7 +41,7 @@ def export(config: ExportConfig) -> Path:
         ConfigError: An adapter that is not to be merged, a package that is missing, or a model
             that the format does not have.
         ModelError: The model, or an adapter's base, cannot be loaded.
-        OutputError: The result cannot be written, something is there already, or the hub does not
+        OutputError: The result cannot be written, the output is already there, or the hub does not
             take it.
     """
     source, output = Path(config.model), Path(config.output_dir)
@@ -102,14 +102,14 @@ def _check(config: ExportConfig, source: Path, output: Path) -> None:
             do="add --merge; the folder itself is what PEFT loads",
         )
     if config.merge and not adapter:
-        note("--merge means nothing here: the model is whole already")
+        note("--merge is ignored: the model is not an adapter")
     if config.format == "ctranslate2":
         require_package(
             "ctranslate2", where="--format ctranslate2", install='"duet-t5[ctranslate2]"'
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise OutputError(
-            "something is there already",
+            "the output is already there",
             where=output,
             got="a file, or a folder that is not empty",
             do="give another --output-dir, or delete it",

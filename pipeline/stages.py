@@ -47,7 +47,7 @@ def _checked(prepared: Path, config: TrainConfig) -> Path:
     """Return a prepared folder that was given as data, unless it was made for another window."""
     if config.eval_data_path:
         raise ConfigError(
-            "a prepared folder has its split eval already",
+            "a prepared folder already has its eval split",
             where="--eval-data-path",
             got=f"--data-path {prepared}, which is prepared",
             do="leave it out, or give the raw data",
@@ -67,9 +67,9 @@ def _without_meaning(config: TrainConfig) -> list[str]:
     notes = []
     if config.preprocessed_path is not None:
         notes.append(
-            f"--preprocessed-path means nothing here; rows are kept in "
+            f"--preprocessed-path is ignored: prepared folders are kept in "
             f"{config.prepared_dir}, by their content"
         )
     if config.lazy_preprocess:
-        notes.append("--lazy-preprocess means nothing here; rows are always read from disk")
+        notes.append("--lazy-preprocess is ignored: examples are always read from disk")
     return notes

@@ -80,13 +80,13 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 def _damaged(record: Path, where: Path, got: object) -> InputError:
     if record.name == CHECKPOINT:
         return InputError(
-            "a checkpoint is not as it was written",
+            "a checkpoint was changed after it was written",
             where=where,
             got=got,
-            do="delete it: a run goes on from the one before it",
+            do="delete it: the run then resumes from the one before",
         )
     return InputError(
-        "a trained model is not as it was written",
+        "a trained model was changed after it was written",
         where=where,
         got=got,
         do=f"copy it again; or delete {_STATE}, and the command that trained it writes it again "

@@ -38,7 +38,7 @@ def test_prepare_prints_the_folder_alone_on_stdout(
     assert run(prepare_args(tiny_t5, tmp_path, SAMPLE)) == 0
     out, err = capsys.readouterr()
     assert out == line + "\n"
-    assert "prepared before" in err
+    assert "already prepared" in err
 
 
 @pytest.mark.parametrize(

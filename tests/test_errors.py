@@ -135,6 +135,6 @@ def test_packages_that_are_missing_are_one_line() -> None:
     with pytest.raises(ConfigError) as caught:
         require_package("json", "no_a", "no_b", where="--x", install="them", otherwise="leave it")
     assert str(caught.value) == (
-        "error: a package is missing; where: --x; got: no no_a and no no_b; "
+        "error: a package is not installed; where: --x; got: no no_a and no no_b; "
         "do: pip install them, or leave it"
     )

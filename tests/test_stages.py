@@ -138,7 +138,7 @@ def test_a_prepared_folder_is_taken_as_it_is(
     assert run(["train", *args, *common, "--model-max-length", "100"]) == 1
     assert "prepared with 512" in capsys.readouterr().err
     assert run(["train", *args, *common, "--eval-data-path", "data"]) == 1
-    assert "has its split eval already" in capsys.readouterr().err
+    assert "already has its eval split" in capsys.readouterr().err
 
 
 def test_eval_data_path_gives_the_split_eval(

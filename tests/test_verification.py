@@ -89,7 +89,7 @@ def test_the_checkpoints_of_a_run_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"files": {"gone": {}}}', '{"files": []}'])
 def test_a_damaged_checkpoint_json_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "checkpoint.json").write_text(content)
-    with pytest.raises(DuetError, match="not as it was written"):
+    with pytest.raises(DuetError, match="was changed after it was written"):
         check(tmp_path)
 
 

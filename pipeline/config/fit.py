@@ -126,7 +126,7 @@ class TrainConfig(HubOptions, PrepareOptions, FitOptions):
         """Return the settings of the second stage, on the folder that the first one made."""
         values = shared_values(self, FitConfig) | {
             "data_path": (str(prepared),),
-            "eval_data_path": (),  # records; they are the prepared folder's split eval
+            "eval_data_path": (),  # records; they are the prepared folder's eval split
             "model_max_length": None,
         }
         return FitConfig(**values)

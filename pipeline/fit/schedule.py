@@ -158,7 +158,7 @@ def _evaluation(options: StepSettings, eval_rows: int, total: int) -> Schedule:
         raise ConfigError(
             "there is nothing to evaluate on",
             where=asked,
-            got="the prepared folder has no rows in a split eval",
+            got="the prepared folder has no rows in a eval split",
             do="prepare with --eval-fraction, or leave this out",
         )
     if strategy is None:

@@ -150,7 +150,7 @@ def check_best(config: FitConfig, data: PreparedData) -> None:
         raise ConfigError(
             "there is no evaluation to compare",
             where="--metric-for-best-model",
-            got="no split eval in the prepared folder",
+            got="no eval split in the prepared folder",
             do="prepare with --eval-fraction, or give NAME_loss of a folder of --eval-data-path",
         )
 

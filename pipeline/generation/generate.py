@@ -57,7 +57,7 @@ def generate(config: GenerateConfig) -> Path:
     total = _count(config)
     with journal:
         if len(journal):
-            note(f"{len(journal):,} of {total:,} answers are there already")
+            note(f"resuming: {len(journal):,} of {total:,} answers are done")
         if len(journal) < total:
             model = open_model(Path(config.model), config)
             with model.engine() as engine:

@@ -54,7 +54,7 @@ class Journal:
             if read_json_object(self._run_path) == self._request:
                 return True
         raise OutputError(
-            "something is there already",
+            "the output is already there",
             where=self._output,
             got="a file of other answers",
             do="give another --output-path, or delete it",
@@ -132,7 +132,7 @@ class Journal:
         other = [name for name in self._request if begun.get(name) != self._request[name]]
         if other:
             raise OutputError(
-                "these answers were begun for something else",
+                "these answers belong to another command",
                 where=self._path,
                 got=f"another {other[0]}: {begun.get(other[0])}, now {self._request[other[0]]}",
                 do="run the first command again, or give another --output-path, or delete it",

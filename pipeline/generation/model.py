@@ -204,7 +204,7 @@ def _ctranslate2(
 ) -> CTranslate2Decoder:
     _require_ctranslate2(folder)
     if options.temperature > 0:
-        note("CTranslate2 draws by a generator of its own: --seed does not fix its answers")
+        note("CTranslate2 samples with its own random generator: --seed has no effect")
     where = device()
     return CTranslate2Decoder(
         folder,

@@ -51,7 +51,7 @@ class PreparedCache:
         try:
             manifest = read_manifest(path)
         except PreparedFolderError as error:
-            note(f"prepared again, since {error}")
+            note(f"preparing again: {error}")
             return None
         return path if manifest.fingerprint == fingerprint else None
 

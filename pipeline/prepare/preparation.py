@@ -113,7 +113,7 @@ class _Preparation:
                 final = self._publish(folder, fingerprint, shards)
             else:
                 names = ", ".join(source["name"] for source in read_manifest(final).sources)
-                note(f"the same content was prepared before, from {names}")
+                note(f"already prepared, from the same content in {names}")
         self._cache.remember(fingerprint, self._states)
         return final
 
@@ -204,7 +204,7 @@ class _Preparation:
             return InputError(
                 "no pair is left to train on",
                 where="--eval-fraction",
-                got=f"all {stats.pairs} pairs fell into the split eval",
+                got=f"all {stats.pairs} pairs fell into the eval split",
                 do="give a smaller one, or more conversations",
             )
         reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"

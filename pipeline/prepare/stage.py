@@ -50,7 +50,7 @@ def _prepare_to_url(config: PrepareConfig) -> str:
     copy = target / folder.name
     with lock_in(cache, f"upload-{key_of(str(copy))}"):
         if not upload(folder, read_manifest(folder), copy):
-            note(f"complete there before: {copy}")
+            note(f"already there, complete: {copy}")
     return str(copy)
 
 
@@ -61,15 +61,15 @@ def cache_folder() -> Path:
 
 
 def _sources(config: PrepareConfig) -> list[Source]:
-    """Return the files to read: those of the split eval first, so that train has none of theirs.
+    """Return the files to read: those of the eval split first, so that train has none of theirs.
 
     Raises:
-        ConfigError: The split eval is asked for in two ways.
+        ConfigError: The eval split is asked for in two ways.
         InputError: A path is missing, or a glob matches nothing.
     """
     if config.eval_data_path and config.eval_fraction:
         raise ConfigError(
-            "the split eval is asked for in two ways",
+            "the eval split is set in two ways",
             where="--eval-data-path",
             got=f"--eval-fraction {config.eval_fraction} too",
             do="leave one of them out",
@@ -96,7 +96,7 @@ def prepare_here(config: PrepareConfig) -> Path:
         else:
             folder = _make(config, sources, states, cache)
     else:
-        note("prepared before, from the same files with the same options")
+        note("already prepared, from the same files with the same options")
     manifest = read_manifest(folder)
     print(summary(manifest, folder), file=sys.stderr)
     for line in remarks(manifest, folder):

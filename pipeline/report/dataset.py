@@ -218,7 +218,7 @@ def _files(manifest: Manifest) -> TableBlock:
         rows.append([source["name"], source["format"], size, *(f"{n:,}" for n in numbers)])
     return TableBlock(
         title="What was read",
-        text=f"{manifest.files_passed_over:,} other files were passed over."
+        text=f"{manifest.files_passed_over:,} other files were skipped."
         if manifest.files_passed_over
         else "",
         table=Table(

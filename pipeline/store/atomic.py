@@ -134,7 +134,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
                     "another process writes into this folder",
                     where=folder,
                     got="a lock on it",
-                    do="wait for its end, or end it, or give another folder",
+                    do="wait until it ends, stop it, or give another folder",
                 ) from error
             except OSError:
                 pass

@@ -106,7 +106,7 @@ def verify_prepared(folder: Path) -> tuple[int, int]:
 
 def _not_as_written(path: Path, got: object) -> PreparedFolderError:
     return PreparedFolderError(
-        "a prepared folder is not as it was written",
+        "a prepared folder was changed after it was written",
         where=path,
         got=got,
         do="copy it again, or run duet prepare again",

@@ -9,24 +9,24 @@ MEANINGS = {
     "answer_cut": "answers cut at the end, without </s>",
     "answer_without_question": "answers without a question before them, left out",
     "broken_arrow": "rejected: Arrow IPC that cannot be read",
-    "broken_json": "rejected: no JSON",
+    "broken_json": "rejected: not JSON",
     "broken_parquet": "rejected: Parquet that cannot be read",
     "cut_off": "rejected: the file ends inside a record",
     "duplicate": "conversations left out: exact repeats",
     "empty_answer": "blank answers, left out",
     "header_cut": "pairs whose header was cut",
     "history_cut": "pairs without their oldest turns",
-    "invalid_utf8": "rejected: no UTF-8",
+    "invalid_utf8": "rejected: not UTF-8",
     "looks_like_html": "texts that look like HTML; --clean-html makes Markdown of them",
     "no_pair": "conversations without a pair",
     "no_turns": "rejected: no turns",
     "not_text": "rejected: images, audio or the like",
-    "not_trained": "answers of no weight, history only",
+    "not_trained": "answers with weight 0, history only",
     "question_cut": "pairs with the last turn's beginning cut",
-    "question_without_answer": "questions that nobody answers",
+    "question_without_answer": "questions without an answer",
     "reasoning_content": "turns with reasoning, which is left out",
     "thinking": "turns with reasoning, which is left out",
-    "unknown_answer": "answers of unknown tokens alone, left out",
+    "unknown_answer": "answers of unknown tokens only, left out",
     "unknown_role": "rejected: unknown role",
     "wrong_shape": "rejected: wrong shape",
 }
@@ -42,7 +42,7 @@ def summary(manifest: Manifest, folder: Path) -> str:
 def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     counts, tokens = manifest.counts, manifest.tokens
     if manifest.files_passed_over:
-        yield table_row("files passed over", manifest.files_passed_over, "no files of records")
+        yield table_row("files skipped", manifest.files_passed_over, "no records in them")
     for name in ("records", "rejected", "joined", "conversations", "pairs"):
         yield table_row(name, counts[name])
     for split in manifest.splits():
@@ -64,7 +64,7 @@ def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
         for name, count in shown:
             yield table_row("unused key", count, f"{name!r} in {kind}")
         if len(shown) < len(keys):
-            yield table_row("unused keys more", len(keys) - len(shown), f"in {kind}")
+            yield table_row("more unused keys", len(keys) - len(shown), f"in {kind}")
     yield f"{'prepared folder':<28}{folder}"
 
 

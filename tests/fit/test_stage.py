@@ -257,7 +257,7 @@ def test_a_tracker_that_is_not_installed(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
     )
-    with pytest.raises(ConfigError, match="package is missing") as caught:
+    with pytest.raises(ConfigError, match="package is not installed") as caught:
         fit(changed(config, report_to="tensorboard,wandb"))
     assert caught.value.do == "pip install wandb"
     assert not Path(config.output_dir).exists()
@@ -490,7 +490,7 @@ def test_eight_bits_without_bitsandbytes_is_one_line(
         "find_spec",
         lambda name, *more: None if name == "bitsandbytes" else find(name),
     )
-    with pytest.raises(ConfigError, match="package is missing") as caught:
+    with pytest.raises(ConfigError, match="package is not installed") as caught:
         fit(changed(config, optim="adamw_8bit"))
     assert caught.value.where == "--optim adamw_8bit"
 

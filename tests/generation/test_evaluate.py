@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(
         data_path=(str(SAMPLE),), model_name_or_path=str(trained), output_dir=str(tmp_path),
         num_workers=1,
     )  # fmt: skip
-    with pytest.raises(PreparedFolderError, match="no rows to judge"):
+    with pytest.raises(PreparedFolderError, match="no pairs to evaluate on"):
         evaluate(EvalConfig(models=(str(trained),), data_path=(str(prepare(config)),)))
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -195,6 +195,6 @@ def test_bad_input_is_one_line(
         "find_spec",
         lambda name, *a: None if name == "sacrebleu" else find(name, *a),
     )
-    with pytest.raises(ConfigError, match="missing") as error:
+    with pytest.raises(ConfigError, match="not installed") as error:
         evaluate(EvalConfig(models=(str(trained),), data_path=(str(prepared),)))
     assert "no sacrebleu" in str(error.value) and "duet-t5[eval]" in str(error.value)

@@ -1,4 +1,4 @@
-"""``--eval-data-path``: the split eval from files of its own, read first."""
+"""``--eval-data-path``: the eval split from files of its own, read first."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_a_split_eval_without_a_pair_is_said(
 ) -> None:
     write(tmp_path, held, [record("b", "q", "a")])
     prepare(tmp_path, tiny_t5)
-    said = "note: the split eval is empty: --eval-data-path gave no pair"
+    said = "note: the eval split is empty: --eval-data-path gave no pair"
     assert said in capsys.readouterr().err.splitlines()
     write(tmp_path, [record("c", "r", "b")], [record("b", "q", "a")])
     prepare(tmp_path, tiny_t5)

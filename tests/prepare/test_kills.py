@@ -374,7 +374,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
     config = config_of(source, tiny_t5, tmp_path / "processed", workers=2)
     with monkeypatch.context() as patch:
         patch.setattr(workers_module, "ProcessPoolExecutor", Pool)
-        with pytest.raises(DuetError, match="a tokenizing process died"):
+        with pytest.raises(DuetError, match="a worker process died"):
             pipeline.prepare(config)
     assert visible(tmp_path / "processed") == []
     assert leftovers(tmp_path / "processed") == []

@@ -130,7 +130,7 @@ def test_lost_characters_above_one_percent_are_said(prepare: Prepare) -> None:
 
 def test_a_split_that_is_empty_or_far_off_is_said(prepare: Prepare) -> None:
     (line,) = prepare(GOOD[:3], eval_fraction=0.01)
-    assert line == ("the split eval is empty; --eval-fraction asked for 1.0% of the conversations")
+    assert line == ("the eval split is empty; --eval-fraction asked for 1.0% of the conversations")
     assert (
         prepare([record(f"sample_{i}", f"q{i}", "a") for i in range(200)], eval_fraction=0.3) == []
     )
@@ -158,7 +158,7 @@ def test_inspect_shows_what_was_read_and_the_commonest_rejections(
     assert read_manifest(folder).unused_keys == {"records": {"lang": 2, "score": 1}, "turns": {}}
 
 
-def test_files_that_were_passed_over_are_in_the_table_of_every_run(
+def test_files_that_were_skipped_are_in_the_table_of_every_run(
     tmp_path: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "given"
@@ -170,5 +170,5 @@ def test_files_that_were_passed_over_are_in_the_table_of_every_run(
     )
     for _ in range(2):  # the second finds what the first made
         pipeline.prepare(config)
-        (row,) = [r for r in capsys.readouterr().err.splitlines() if r.startswith("files passed")]
-        assert row.split() == ["files", "passed", "over", "1", "no", "files", "of", "records"]
+        (row,) = [r for r in capsys.readouterr().err.splitlines() if r.startswith("files skipped")]
+        assert row.split() == ["files", "skipped", "1", "no", "records", "in", "them"]

@@ -129,7 +129,7 @@ def test_a_folder_gives_its_files_by_name_and_a_glob_its_matches(
 
     assert names(remote) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "note: passed over, text that is no JSON: README.md"
+    assert line == "note: skipped, text that is no JSON: README.md"
     assert names(f"{remote}/*.json*", f"{remote}/sub/") == [
         "a.jsonl",
         "b.json",
@@ -271,10 +271,10 @@ def test_a_complete_copy_is_found_again_and_another_is_made_whole(
 
     url = run()
     fs, path = fsspec.core.url_to_fs(url)
-    assert "complete there before" not in capsys.readouterr().err
+    assert "already there, complete" not in capsys.readouterr().err
     shutil.rmtree(tmp_path / "cache")  # on another machine
     assert run() == url
-    assert "complete there before" in capsys.readouterr().err
+    assert "already there, complete" in capsys.readouterr().err
     whole = files(downloaded(url, tmp_path / "whole"))
     for number, damage in enumerate(
         (

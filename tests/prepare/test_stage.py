@@ -335,7 +335,7 @@ def test_a_damaged_folder_is_made_again(
     shard.write_bytes(shard.read_bytes()[:-100])
     assert prepare(SAMPLE) == folder
     assert shard_bytes(folder) == before
-    assert "prepared again" in capsys.readouterr().err
+    assert "preparing again" in capsys.readouterr().err
     (folder / "manifest.json").unlink()
     assert prepare(SAMPLE) == folder
     assert (folder / "manifest.json").is_file()
@@ -357,7 +357,7 @@ def test_a_folder_without_one_of_its_files_is_made_again(
 def test_all_pairs_in_the_split_eval_is_an_error(
     prepare: Callable[..., Path], write_json: WriteJson
 ) -> None:
-    with pytest.raises(InputError, match="all 1 pairs fell into the split eval"):
+    with pytest.raises(InputError, match="all 1 pairs fell into the eval split"):
         prepare(write_json("x.json", [record("a", "q", "a")]), eval_fraction=0.999999)
 
 

@@ -261,7 +261,7 @@ def test_bad_input_is_one_line(
 
 def test_a_missing_matplotlib_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DuetError, match="a package is missing") as caught:
+    with pytest.raises(DuetError, match="a package is not installed") as caught:
         report(ReportConfig(folders=(str(write_log(tmp_path / "out")),)))
     assert caught.value.do == "pip install 'duet-t5[report]'"
 

@@ -22,8 +22,8 @@ _MARK = "<!-- Written by duet fit; edit it and take this line out, and it stays.
 _FIGURES = {
     "loss": "loss, a target token, of the last steps",
     "train_loss": "loss of all steps",
-    "eval_loss": "loss on the split eval",
-    "eval_bits_per_byte": "bits per byte on the split eval",
+    "eval_loss": "loss on the eval split",
+    "eval_bits_per_byte": "bits per byte on the eval split",
 }
 
 

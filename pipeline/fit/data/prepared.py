@@ -21,7 +21,7 @@ class PreparedData:
 
     train: SupervisedDataset
     eval: SupervisedDataset | None
-    """None where there is no split eval, or no row in it."""
+    """None where there is no eval split, or no row in it."""
     tokenizer: TextTokenizer
     named_eval: Mapping[str, SupervisedDataset] = field(default_factory=dict)
     """What ``--eval-data-path`` names."""
@@ -75,7 +75,7 @@ def open_data(config: FitConfig) -> PreparedData:
 
 
 def _open_eval(folder: Path, train: SupervisedDataset) -> SupervisedDataset:
-    """Open the split eval of another folder; where it has none, all of its rows."""
+    """Open the eval split of another folder; where it has none, all of its rows."""
     dataset = SupervisedDataset(folder, "train")
     if dataset.manifest.rows("eval") > 0:
         dataset = SupervisedDataset(folder, "eval")

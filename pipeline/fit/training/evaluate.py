@@ -1,4 +1,4 @@
-"""The split eval -> ``eval_loss`` and ``eval_bits_per_byte``.
+"""The eval split -> ``eval_loss`` and ``eval_bits_per_byte``.
 
 ``eval_loss`` is a mean over target tokens, so it falls when a tokenizer cuts the same text into
 more tokens. Bits per byte of the text do not: they compare across tokenizers.

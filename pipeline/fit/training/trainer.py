@@ -63,7 +63,7 @@ class Trainer:
     loader: StepLoader
     step: TrainingStep
     evaluators: Sequence[Evaluator]
-    """Of the split eval, where there is one, and of each folder of ``--eval-data-path``."""
+    """Of the eval split, where there is one, and of each folder of ``--eval-data-path``."""
     samples: Sequence[EvalSamples]
     """Of each of these, with ``--eval-samples``."""
     best: BestModelTracker

@@ -13,7 +13,7 @@ from pipeline.store.atomic import write_file
 HELP = """\
 /new         start over           /undo        take back the last question and its answer
 /retry       answer it again      /system TEXT in place of the usual header; none: the usual
-/save FILE   write the chat       /load FILE   go on with the first conversation of a file
+/save FILE   write the chat       /load FILE   continue the first conversation of a file
 /help        this                 ctrl-c ends an answer, ctrl-d the chat"""
 
 _FROM = {Role.HUMAN: "human", Role.ASSISTANT: "gpt", Role.SYSTEM: "system", Role.TOOL: "tool"}

@@ -78,7 +78,7 @@ class Engine:
         if padded_tokens([answer]) > self._decoder.max_tokens:
             most = self._decoder.max_tokens // sampling.num_beams - len(source)
             raise ConfigError(
-                "an answer that would take more memory than there is",
+                "answers of this length do not fit in memory",
                 where="--max-new-tokens",
                 got=f"{sampling.max_new_tokens} tokens, {sampling.num_beams} beams",
                 do=f"give at most {max(most, 1)}, or a larger --max-batch-tokens",

@@ -85,7 +85,7 @@ def _read(folder: Path, split: str, tokenizer: TextTokenizer) -> Pairs:
     manifest = read_manifest(folder)
     if not manifest.rows(split):
         raise PreparedFolderError(
-            "no rows to judge",
+            "no pairs to evaluate on",
             where=folder,
             got=f"splits {', '.join(manifest.splits())}",
             do="give --split train, or prepare with --eval-fraction 0.01",

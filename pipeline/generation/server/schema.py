@@ -2,7 +2,7 @@
 
 A field that would change the answer and that this server cannot do is refused with its name; one
 that changes nothing here (``user``, ``metadata``) is taken and not looked at. Unknown ones are
-refused: a misspelt ``temprature`` would be passed over else.
+refused: a misspelt ``temprature`` would go unnoticed otherwise.
 """
 
 from typing import Annotated, Any, Literal

@@ -274,7 +274,7 @@ class _Rows:
 
 
 def is_eval(conversation_id: str, fraction: float) -> bool:
-    """Return whether a conversation belongs to the split eval: by a hash of its base or id."""
+    """Return whether a conversation belongs to the eval split: by a hash of its base or id."""
     if not fraction:
         return False
     digest = hashlib.sha256(split_key(conversation_id).encode("utf-8")).digest()

@@ -117,7 +117,7 @@ def _no_dead_worker() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise DuetError(
-            "a tokenizing process died",
+            "a worker process died",
             where="prepare",
             got=error,
             do="free some memory, or give --num-workers 1; finished chunks are kept",

@@ -103,7 +103,7 @@ class RayEngine:
 
     def __init__(self, cache: ChunkCache, address: str | None, num_workers: int | None) -> None:
         if address is not None and num_workers is not None:
-            note("--num-workers means nothing on a cluster that runs already; ignored")
+            note("--num-workers is ignored: the Ray cluster already runs")
         self._cache, self._num_workers = cache, num_workers
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._ray: Any = None
@@ -135,7 +135,7 @@ class RayEngine:
         options = {"max_retries": _RETRIES, "scheduling_strategy": "SPREAD"}
         self._remote = ray.remote(**options)(run_on_node)
         if not self._num_cpus:
-            note("the Ray cluster has no CPU yet; waiting for a node that has")
+            note("the Ray cluster has no CPUs yet; waiting for a node")
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task."""
@@ -277,7 +277,7 @@ def _clear_errors(errors: Any) -> Iterator[None]:
         ) from error
     except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
         raise DuetError(
-            f"a tokenizing process died, {_RETRIES + 1} times with the same segment",
+            f"a worker process died, {_RETRIES + 1} times with the same segment",
             where="--engine ray",
             got=_first_line(error),
             do="give the nodes more memory; finished chunks are kept",

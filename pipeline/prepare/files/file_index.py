@@ -114,4 +114,4 @@ def _note_errors() -> Any:
     try:
         yield
     except OutputError as error:
-        note(f"the next run will read more than it needs to: {error}")
+        note(f"the index of read files is not saved, and the next run reads them again: {error}")

@@ -77,7 +77,7 @@ class Planner:
     Args:
         sources: The files.
         states: What they were like when the run began.
-        kinds: How each is read; None: it is passed over.
+        kinds: How each is read; None: it is skipped.
         find: Starts to look for anchors.
     """
 
@@ -104,7 +104,7 @@ class Planner:
 
     def _whole(self, file: int) -> Piece:
         kind, state = self._kinds[file], self._states[file]
-        assert kind is not None, "it is passed over"
+        assert kind is not None, "it is skipped"
         end = state[0] if kind == "json" else ALL_ROWS
         return Piece(file, self._sources[file], kind, state, end=end, size=state[0])
 

@@ -2,7 +2,7 @@
 
 A path that exists is that path and no glob; a folder gives the files below it, by path; a glob
 gives what it matches, sorted. In a folder, and among what a glob matches, a file that is no
-records' file is passed over with one line; a file that was named has to be one. A URL is the same
+records' file is skipped with one line; a file that was named has to be one. A URL is the same
 on a file system that is somewhere else.
 """
 
@@ -72,7 +72,7 @@ def find_sources(data_path: Sequence[str], held_out: Sequence[str] = ()) -> list
 
     Args:
         data_path: Files, folders and globs.
-        held_out: The same, of the split eval; they come first. Where there are none, no file is
+        held_out: The same, of the eval split; they come first. Where there are none, no file is
             given for a split.
 
     Raises:
@@ -119,7 +119,7 @@ def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Ki
                 "not a file of records", where=source.path, got=found.what, do=found.do
             )
         if isinstance(found, NoData):
-            note(f"passed over, {found.what}: {source.name}")
+            note(f"skipped, {found.what}: {source.name}")
         kinds.append(None if isinstance(found, NoData) else found)
     _check_each_gives_one(sources, kinds)
     return kinds
@@ -131,7 +131,7 @@ def note_held_out(sources: Sequence[Source]) -> None:
     held_out = [path for path in below if _HELD_OUT.search(path)]
     if held_out:
         shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if held_out[3:] else "")
-        note(f"read for training like the others: {shown}; --eval-data-path keeps them apart")
+        note(f"used for training like the other files: {shown}; --eval-data-path keeps them apart")
 
 
 def _check_each_gives_one(sources: Sequence[Source], kinds: Sequence[Kind | None]) -> None:
@@ -216,12 +216,12 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
             if {"dataset_dict.json", "manifest.json"} <= set(names):
                 if root == str(folder):
                     raise InputError(
-                        "rows instead of records",
+                        "a prepared folder, not records",
                         where=given,
                         got="a folder that duet prepare made",
                         do="give it to duet fit, or give prepare the files that it was made of",
                     )
-                note(f"passed over, a prepared folder: {root}")
+                note(f"skipped, a prepared folder: {root}")
                 names, folders[:] = [], []
             parts = Path(root).relative_to(folder).parts
             files += [((*parts, name), Path(root, name)) for name in names]
@@ -236,7 +236,7 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
         raise InputError(
             "no file of records",
             where=given,
-            got="no file in it" if not files else "none but hidden files, pipes and dead links",
+            got="no file in it" if not files else "only hidden files, pipes and broken links",
             do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
         )
     return [path for _, path in chosen]
@@ -257,7 +257,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 def _is_regular(path: Path) -> bool:
     """Return whether a path of a folder is a file; say it of a link that leads nowhere."""
     if path.is_symlink() and not path.exists():
-        note(f"passed over, a link to a file that is not there: {path.name}")
+        note(f"skipped, a broken link: {path.name}")
     return path.is_file()
 
 
@@ -300,7 +300,7 @@ def states_of(sources: Sequence[Source]) -> list[FileState]:
             "a file cannot be read",
             where=error.filename,
             got=error.strerror or error,
-            do="check that it stays where it is",
+            do="check that nothing moves or deletes it",
         ) from error
 
 

@@ -125,7 +125,7 @@ def _batches(path: AnyPath, kind: Kind, start: int, end: int) -> Iterator[pa.Rec
     """Yield the rows of a range in batches."""
     at = 0
     for batch in _parquet_batches(path, start, end) if kind == "parquet" else _arrow_batches(path):
-        if isinstance(batch, int):  # rows of groups that were passed over
+        if isinstance(batch, int):  # rows of groups that were skipped
             at += batch
             continue
         first, last = max(start - at, 0), min(end - at, batch.num_rows)

@@ -81,9 +81,9 @@ def _splits(manifest: Manifest) -> Iterator[str]:
     rows = manifest.rows("eval")
     if not asked:
         if not rows and any(shard.split == "eval" for shard in manifest.shards):
-            yield "the split eval is empty: --eval-data-path gave no pair"
+            yield "the eval split is empty: --eval-data-path gave no pair"
         return
     share = rows / max(manifest.counts["pairs"], 1)
     if abs(share - asked) > _FAR_OFF * min(asked, 1 - asked):
         state = "is empty" if not rows else f"holds {share:.1%} of the pairs"
-        yield f"the split eval {state}; --eval-fraction asked for {asked:.1%} of the conversations"
+        yield f"the eval split {state}; --eval-fraction asked for {asked:.1%} of the conversations"

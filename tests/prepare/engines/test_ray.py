@@ -298,7 +298,7 @@ def test_without_ray_there_is_one_line(
     with pytest.raises(ConfigError) as raised:
         prepare(config)
     assert str(raised.value) == (
-        "error: a package is missing; where: --engine ray; got: no ray; "
+        "error: a package is not installed; where: --engine ray; got: no ray; "
         "do: pip install 'duet-t5[ray]'"
     )
 

@@ -1,4 +1,4 @@
-"""Paths to files, in order, with a line for each file that is passed over."""
+"""Paths to files, in order, with a line for each file that is skipped."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def test_a_folder_gives_its_files_by_name(folder: Path, capsys: pytest.CaptureFi
     (folder / "dataset_info.json").write_text("{}")
     assert names(str(folder)) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["note: passed over, text that is no JSON: README.md"]
+    assert lines == ["note: skipped, text that is no JSON: README.md"]
 
 
 @pytest.mark.parametrize("readme", ["[![CI](x.svg)](https://ci.example)\n", "[Chats](x.html)\n"])
@@ -101,8 +101,8 @@ def test_files_that_look_held_out_are_named_in_one_line(
     (tmp_path / "eval.json").write_text("[]")
     note_held_out(find_sources([str(folder), str(tmp_path / "eval.json")]))
     assert capsys.readouterr().err.splitlines() == [
-        "note: read for training like the others: data/test-00000-of-00001.parquet, dev/x.json; "
-        "--eval-data-path keeps them apart"
+        "note: used for training like the other files: data/test-00000-of-00001.parquet, "
+        "dev/x.json; --eval-data-path keeps them apart"
     ]
     note_held_out(find_sources([str(tmp_path / "*.json")]))
     assert "eval.json" in capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_files_that_look_held_out_are_named_in_one_line(
         ("*.nothing", "a glob that matches nothing"),
         ("README*", "no file of records"),
         ("empty", "no file of records"),
-        ("pipes", "none but hidden files, pipes and dead links"),
+        ("pipes", "only hidden files, pipes and broken links"),
         ("x" * 300, "a path cannot be read"),
     ],
 )
@@ -150,13 +150,13 @@ def test_links_in_a_folder_are_followed_once_and_dead_ones_said(
     (tmp_path / "given" / "gone.json").symlink_to("nowhere")
     assert names(str(tmp_path / "given")) == ["given.json", "elsewhere.json"]
     said = capsys.readouterr().err.splitlines()
-    assert said == ["note: passed over, a link to a file that is not there: gone.json"]
+    assert said == ["note: skipped, a broken link: gone.json"]
 
 
 def test_a_prepared_folder_is_no_folder_of_records(tmp_path: Path) -> None:
     for name in ("dataset_dict.json", "manifest.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match="rows instead of records") as raised:
+    with pytest.raises(InputError, match="a prepared folder, not records") as raised:
         find_sources([str(tmp_path)])
     assert "duet fit" in raised.value.do
 
