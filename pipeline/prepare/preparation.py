@@ -159,10 +159,10 @@ class _Preparation:
         return prepared.close()
 
     def _note_group(self, done: Done) -> None:
-        """Put down with a segment's group of files what became of the segment."""
+        """Put down with a segment's group of files what it gives, whatever stands around it."""
         groups = (self._group_of[piece.file] for piece in done.segment.pieces)
         for group in {id(group): group for group in groups}.values():
-            group.segments.append((done.segment, done.chunk.key))
+            group.segments.append((done.segment, done.read.key))
 
     def _check_unchanged(self) -> None:
         """Refuse what was read of a file that is not the one that the run began with."""

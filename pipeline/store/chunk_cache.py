@@ -26,7 +26,7 @@ from pipeline.store.shards import LinesWriter, ShardFile, ShardWriter
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_SCHEMA = 2
+CHUNK_SCHEMA = 3
 FILENAME = "chunk.json"
 REJECTED = "rejected.jsonl"
 

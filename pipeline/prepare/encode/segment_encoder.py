@@ -5,21 +5,18 @@ ends, hashes it, and takes the chunk that is kept under that hash, or reads, joi
 """
 
 import functools
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.conversation import Conversation, split_key, split_part_id
-from pipeline.prepare.encode.chunk_content import EVAL, REPEAT, TRAIN, packed
-from pipeline.prepare.encode.dataset_stats import DatasetStats, pair_counts_as_json
+from pipeline.conversation import Conversation, split_part_id
+from pipeline.prepare.encode.chunk_content import REPEAT, Edit, packed
+from pipeline.prepare.encode.chunk_edits import edited
+from pipeline.prepare.encode.chunk_rows import ChunkRows
+from pipeline.prepare.encode.dataset_stats import pair_counts_as_json
 from pipeline.prepare.encode.encoding import PairEncoder
-from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
@@ -28,7 +25,7 @@ from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record
 from pipeline.prepare.read.rejections import content_of, rejection_line
 from pipeline.prepare.read.values import RejectedError
-from pipeline.store.chunk_cache import REJECTED, Chunk, ChunkCache, ChunkWriter
+from pipeline.store.chunk_cache import Chunk, ChunkCache, ChunkWriter
 from pipeline.store.fingerprint import accepted_frame, key_of, rejected_frame, turns_digest
 from pipeline.store.shards import row_schema
 
@@ -68,22 +65,28 @@ class SegmentEncoder:
         key = key_of(self._settings.key, segment.split, digests)
         return self.cache.take(key) or self._make(segment, readers, digests, key)
 
-    def without(self, chunk: Chunk, repeats: Sequence[int]) -> Chunk:
-        """Return a pinned chunk without some of its conversations, which repeat earlier ones.
+    def edit(self, chunk: Chunk, change: Edit, split: str | None) -> Chunk:
+        """Return a pinned chunk as the segments around its own want it; that one is pinned, too.
 
         Args:
-            chunk: All of it.
-            repeats: Which conversations, counted from 0.
+            chunk: What its segment gives by itself.
+            change: What is to be different.
+            split: The split that the segment's files were given for; None: a hash decides.
         """
-        key = key_of(chunk.key, list(repeats))
-        return self.cache.take(key) or self._make_without(chunk, set(repeats), key)
+        start = change.start and packed(change.start)
+        key = key_of(chunk.key, split, start, change.drops_last, change.repeats)
+        if kept := self.cache.take(key):
+            return kept
+        with self.cache.new(self.schema) as writer:
+            rows = ChunkRows(self.pair_encoder, self._settings, split, writer)
+            return writer.publish(key, edited(chunk, change, self.cache, rows))
 
     def _make(
         self, segment: Segment, readers: list[PieceReader], digests: list[str], key: str
     ) -> Chunk | None:
         with self.cache.new(self.schema) as writer:
             reading = _Reading(self._settings, readers, writer)
-            rows = _Rows(self, segment.split, writer)
+            rows = ChunkRows(self.pair_encoder, self._settings, segment.split, writer)
             for group in _groups(reading.kept()):
                 rows.encode(group)
             if not all(reader.is_clean for reader in readers):
@@ -93,32 +96,6 @@ class SegmentEncoder:
             if any(reader.depends_on_before for reader in readers):
                 key = key_of(key, str(segment.pieces[0].source.path), segment.pieces[0].start)
             return writer.publish(key, reading.content(rows, digests))
-
-    def _make_without(self, chunk: Chunk, gone: set[int], key: str) -> Chunk:
-        content, stats = chunk.content, DatasetStats.of_json(chunk.content["stats"])
-        evaluated = set(content["evaluated"])
-        unk_id = self._settings.tokenizer.unk_id
-        with self.cache.new(self.schema) as writer:
-            for split in (TRAIN, EVAL):
-                chosen = [
-                    (rows, i in gone)
-                    for i, rows in enumerate(content["rows"])
-                    if rows > 0 and (i in evaluated) == (split == EVAL)
-                ]
-                path = self.cache.pinned(chunk.key, f"{split}.arrow")
-                for batch, is_gone in _runs(path, chosen) if chosen else ():
-                    if is_gone:
-                        stats.add_rows(batch, unk_id, sign=-1)
-                    else:
-                        writer.write(split, batch)
-            if REJECTED in chunk.files:
-                writer.keep(self.cache.pinned(chunk.key, REJECTED), chunk.files[REJECTED])
-            noted = dict(content["noted"])
-            for i in gone:
-                stats.subtract_pairs(noted.get(i, {}))
-            stats.reasons["duplicate"] += len(gone)
-            rows = [REPEAT if i in gone else n for i, n in enumerate(content["rows"])]
-            return writer.publish(key, content | {"rows": rows, "stats": stats.as_json()})
 
     @property
     def schema(self) -> pa.Schema:
@@ -152,7 +129,8 @@ class _Reading:
         self._frames = list[str]()
         self._pieces = list[dict[str, Any]]()
         self._digests, self._is_repeat = list[bytes](), list[bool]()
-        self._first: Conversation | None = None
+        self._first_record: Conversation | None = None
+        self._first_two = list[Conversation]()
         self._last: Conversation | None = None
         self._records, self._reasons = RecordCounts(), Counter[str]()
         self._noted = RecordCounts()  # of one record; most have nothing to note
@@ -161,6 +139,8 @@ class _Reading:
         """Yield the conversations, joined, repeats among them."""
         records = self._accepted()
         for found in join_parts(records) if self._settings.join_parts else records:
+            if len(self._first_two) < 2:
+                self._first_two.append(found)
             self._last = found
             yield found
 
@@ -173,14 +153,16 @@ class _Reading:
             self._is_repeat.append(self._settings.dedup and digest in seen)
             if self._is_repeat[-1]:
                 self._reasons["duplicate"] += 1
-            else:
+                continue
+            # One that may go on with an earlier segment's is another conversation then: what
+            # repeats it now is no repeat.
+            if found.start == 0 or found is not self._first_two[0]:
                 seen.add(digest)
-                yield found
+            yield found
 
-    def content(self, rows: "_Rows", digests: list[str]) -> dict[str, Any]:
+    def content(self, rows: ChunkRows, digests: list[str]) -> dict[str, Any]:
         """Return what is kept of it in the chunk."""
-        stats, first, last = rows.stats, self._first, self._last
-        may_join = self._settings.join_parts
+        stats = rows.stats
         stats.reasons.update(self._reasons)
         stats.records = self._records
         numbers = iter(rows.each)
@@ -196,9 +178,25 @@ class _Reading:
             "rows": counts,
             "noted": [[i, n] for i, n in zip(kept, noted, strict=True) if n],
             "evaluated": [kept[i] for i in rows.evaluated],
-            "first": packed(first) if may_join and first and first.start > 0 else None,
-            "last": packed(last) if may_join and last and _is_part(last) else None,
             "stats": stats.as_json(),
+        } | self._ends()
+
+    def _ends(self) -> dict[str, Any]:
+        """Return the conversations that may go on with an earlier segment's, and in a later one.
+
+        Of the first, also how many turns its first record has, and whether what comes after it
+        might be of the same conversation, once that one begins earlier.
+        """
+        record, last = self._first_record, self._last
+        if not self._settings.join_parts or record is None or last is None:
+            return {"first": None, "first_turns": 0, "second_may_join": False, "last": None}
+        bases = [split_part_id(found.id)[0] for found in self._first_two]
+        starts = [found.start for found in self._first_two]
+        return {
+            "first": packed(self._first_two[0]) if starts[0] > 0 else None,
+            "first_turns": len(record.turns),
+            "second_may_join": bases[1:] == bases[:1] and starts[-1] <= starts[0],
+            "last": packed(last) if split_part_id(last.id)[1] is not None else None,
         }
 
     def _accepted(self) -> Iterator[Conversation]:
@@ -209,7 +207,7 @@ class _Reading:
                 piece["records"] += 1
                 conversation = self._conversation(found, number, piece)
                 if conversation is not None:
-                    self._first = self._first or conversation
+                    self._first_record = self._first_record or conversation
                     yield conversation
 
     def _conversation(
@@ -234,80 +232,6 @@ class _Reading:
             self._noted = RecordCounts()
         self._frames.append(accepted_frame(conversation))
         return conversation
-
-
-def _is_part(found: Conversation) -> bool:
-    return split_part_id(found.id)[1] is not None
-
-
-class _Rows:
-    """Encodes groups of conversations into a chunk."""
-
-    def __init__(self, encoder: SegmentEncoder, split: str | None, writer: ChunkWriter) -> None:
-        self._pairs, self._settings = encoder.pair_encoder, encoder.settings
-        self._split, self._writer = split, writer
-        self.stats, self.evaluated = DatasetStats(), list[int]()
-        self.each = list[PairCounts]()
-
-    def encode(self, group: Sequence[Conversation]) -> None:
-        first = len(self.each)
-        each: list[Any] = [None] * len(group)
-        evaluated = [self._is_eval(c.id) for c in group]
-        for split in (TRAIN, EVAL):
-            chosen = [i for i, is_of_eval in enumerate(evaluated) if is_of_eval == (split == EVAL)]
-            if not chosen:
-                continue
-            counts = PairCounts()
-            for batch in self._pairs.encode([group[i] for i in chosen], counts):
-                self._writer.write(split, batch)
-                self.stats.add_rows(batch, self._settings.tokenizer.unk_id)
-            self.stats.add_pairs(counts)
-            for i, own in zip(chosen, counts.each, strict=True):
-                each[i] = own
-        self.each += each
-        self.evaluated += [first + i for i, is_of_eval in enumerate(evaluated) if is_of_eval]
-
-    def _is_eval(self, conversation_id: str) -> bool:
-        if self._split is not None:
-            return self._split == EVAL
-        return is_eval(conversation_id, self._settings.eval_fraction)
-
-
-def is_eval(conversation_id: str, fraction: float) -> bool:
-    """Return whether a conversation belongs to the eval split: by a hash of its base or id."""
-    if not fraction:
-        return False
-    digest = hashlib.sha256(split_key(conversation_id).encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-def _runs(
-    path: Path, conversations: Sequence[tuple[int, bool]]
-) -> Iterator[tuple[pa.RecordBatch, bool]]:
-    """Yield the rows of a shard in runs of those that go and those that stay.
-
-    Args:
-        path: The shard.
-        conversations: How many rows each has, and whether they go.
-    """
-    ends = np.cumsum([rows for rows, _ in conversations]).tolist()
-    runs = [
-        (end, is_gone)
-        for (end, (_, is_gone)), following in zip_longest(
-            zip(ends, conversations, strict=True), conversations[1:]
-        )
-        if following is None or following[1] != is_gone
-    ]
-    at = number = 0
-    with pa.memory_map(str(path)) as file:
-        for batch in pa.ipc.open_stream(file):
-            start = 0
-            while start < batch.num_rows:
-                end, is_gone = runs[number]
-                size = min(end - at, batch.num_rows - start)
-                yield batch.slice(start, size), is_gone
-                at, start = at + size, start + size
-                number += at == end
 
 
 def _groups(conversations: Iterator[Conversation]) -> Iterator[list[Conversation]]:

@@ -1,19 +1,22 @@
 """Segments to chunks, in order: each proven to end where the next begins, and joined to it.
 
 Segments are read ahead, by guess. One that turns out not to end between two records is read again
-in one piece with what follows it; so is one whose last conversation goes on in the next. Whatever
+in one piece with what follows it. Where a conversation goes on in the next segment, its rows go
+there, and where one repeats an earlier one, it is left out; the rest of the chunk stays. Whatever
 the guess was, what comes out is what one reader would give that reads straight through.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from pipeline.prepare.encode.chunk_content import digests_of, unpacked
+from pipeline.conversation import Conversation
+from pipeline.prepare.encode.chunk_content import Edit, unpacked
 from pipeline.prepare.engines import tasks
 from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.files.segments import Segment
-from pipeline.prepare.read.joining import joins
+from pipeline.prepare.read.joining import join, joins
 from pipeline.store.chunk_cache import Chunk
 
 Wait = Callable[[], Chunk | None]
@@ -24,7 +27,43 @@ class Done:
     """A segment with its chunk."""
 
     segment: Segment
+    read: Chunk
+    """What the segment gives by itself."""
     chunk: Chunk
+    """What it gives among the others."""
+
+
+@dataclass(slots=True)
+class _Read:
+    """A segment that was read, and what the others change of it."""
+
+    segment: Segment
+    chunk: Chunk
+    edit: Edit = field(default_factory=Edit)
+
+    @property
+    def has_conversation(self) -> bool:
+        return bool(self.chunk.content["digests"])
+
+    @property
+    def first_turns(self) -> int:
+        """How many turns the first record has."""
+        turns: int = self.chunk.content["first_turns"]
+        return turns
+
+    @property
+    def first(self) -> Conversation | None:
+        """The first conversation, where it may go on with an earlier segment's."""
+        found = self.chunk.content["first"]
+        return found and unpacked(found)
+
+    @property
+    def last(self) -> Conversation | None:
+        """The last one, where it may go on in a later segment."""
+        found = self.chunk.content["last"]
+        if self.edit.start is not None and len(self.chunk.content["rows"]) == 1:
+            return self.edit.start
+        return found and unpacked(found)
 
 
 class OrderedChunks:
@@ -42,54 +81,58 @@ class OrderedChunks:
         self._seen = set[bytes]()
 
     def __iter__(self) -> Iterator[Done]:
-        waiting = deque[tuple[Done, Wait]]()
-        for done in self._joined():
-            waiting.append((done, self._without_repeats(done)))
+        waiting = deque[tuple[_Read, Wait]]()
+        for read in self._joined():
+            waiting.append((read, self._edited(read)))
             while len(waiting) > self._engine.slots:
                 yield _finish(*waiting.popleft())
         while waiting:
             yield _finish(*waiting.popleft())
 
-    def _without_repeats(self, done: Done) -> Wait:
-        """Start to take out of a chunk what repeats an earlier conversation."""
-        if not self._dedup:
-            return lambda: done.chunk
-        repeats, seen, content = [], self._seen, done.chunk.content
-        for i, (rows, digest) in enumerate(zip(content["rows"], digests_of(content), strict=True)):
-            if rows >= 0 and digest in seen:
-                repeats.append(i)
-            seen.add(digest)
-        if not repeats:
-            return lambda: done.chunk
-        return self._engine.submit(tasks.without, done.chunk, repeats)
+    def _edited(self, read: _Read) -> Wait:
+        """Start to change what the segments around one change of its chunk."""
+        if self._dedup:
+            read.edit.repeats = tuple(self._repeats(read))
+        if not read.edit:
+            return lambda: read.chunk
+        return self._engine.submit(tasks.edit, read.chunk, read.edit, read.segment.split)
 
-    def _joined(self) -> Iterator[Done]:
-        """Yield the segments that no conversation goes on from one to the next of."""
-        held = list[Done]()  # one with an open end, and those after it without a conversation
-        for done in self._clean():
-            if held and done.chunk.content["digests"] and _goes_on(held[0], done):
-                segment = held[0].segment
-                for other in (*held[1:], done):
-                    segment = segment.with_next(other.segment)
-                done = self._read_again(segment)
-                held = []
-            if held and done.chunk.content["digests"]:
-                yield from held
-                held = []
-            held.append(done)
-            if held[0].chunk.content["last"] is None:
+    def _repeats(self, read: _Read) -> Iterator[int]:
+        """Yield the conversations that repeat an earlier one."""
+        content, seen = read.chunk.content, self._seen
+        for i, digest in enumerate(read.edit.digests(content)):
+            if content["rows"][i] >= 0 and digest in seen:
+                yield i
+            seen.add(digest)
+
+    def _joined(self) -> Iterator[_Read]:
+        """Yield the segments, each with what goes on over its ends."""
+        held = list[_Read]()  # a conversation goes on through all of them
+        for read in self._clean():
+            before = next((other for other in reversed(held) if other.has_conversation), None)
+            if before is not None and read.has_conversation:
+                if not _goes_on(before, read):
+                    yield from held
+                    held = []
+                elif not _link(before, read):
+                    segments = (other.segment for other in (*held, read))
+                    read = self._read_again(functools.reduce(Segment.with_next, segments))
+                    held = []
+            held.append(read)
+            last = read if read.has_conversation else before
+            if last is None or last.last is None:
                 yield from held
                 held = []
         yield from held
 
-    def _clean(self) -> Iterator[Done]:
+    def _clean(self) -> Iterator[_Read]:
         """Yield the segments that end between two records."""
         while (found := self._next()) is not None:
             segment, wait = found
             chunk = wait()
-            yield Done(segment, chunk) if chunk is not None else self._read_again(segment)
+            yield _Read(segment, chunk) if chunk is not None else self._read_again(segment)
 
-    def _read_again(self, segment: Segment) -> Done:
+    def _read_again(self, segment: Segment) -> _Read:
         """Read a segment in one piece with as many of the next as it takes to be clean."""
         more = 0
         while (chunk := self._engine.submit(tasks.encode, segment)()) is None:
@@ -99,7 +142,7 @@ class OrderedChunks:
                 if following is None:
                     break
                 segment = segment.with_next(following)
-        return Done(segment, chunk)
+        return _Read(segment, chunk)
 
     def _next_of_file(self, segment: Segment) -> Segment | None:
         if segment.pieces[-1].ends_file:
@@ -118,14 +161,33 @@ class OrderedChunks:
         return self._under_way.popleft() if self._under_way else None
 
 
-def _finish(done: Done, wait: Wait) -> Done:
+def _finish(read: _Read, wait: Wait) -> Done:
     chunk = wait()
     assert chunk is not None, "it was read before"
-    return Done(done.segment, chunk)
+    return Done(read.segment, read.chunk, chunk)
 
 
-def _goes_on(held: Done, done: Done) -> bool:
-    last, first = held.chunk.content["last"], done.chunk.content["first"]
-    if last is None or first is None or held.segment.split != done.segment.split:
+def _goes_on(before: _Read, after: _Read) -> bool:
+    """Return whether the last conversation of a segment goes on in a later one."""
+    last, first = before.last, after.first
+    if last is None or first is None or before.segment.split != after.segment.split:
         return False
-    return joins(unpacked(last), unpacked(first))
+    record = replace(first, turns=first.turns[: after.first_turns])
+    return joins(last, record)
+
+
+def _link(before: _Read, after: _Read) -> bool:
+    """Move a conversation that goes on over a cut to the segment that it ends in.
+
+    Returns:
+        False where the later segment must be read again, as its next records may be joined in
+        another way: they were compared with less than the whole conversation.
+    """
+    start, first = before.last, after.first
+    assert start is not None and first is not None, "it goes on"
+    ends_later = start.start + len(start.turns) > first.start + after.first_turns
+    if ends_later or after.chunk.content["second_may_join"]:
+        return False
+    join(start, first)
+    before.edit.drops_last, after.edit.start = True, start
+    return True

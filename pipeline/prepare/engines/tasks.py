@@ -4,9 +4,9 @@ They stand apart from it, so that a parent with workers hands them over without 
 whose imports would be a third of its time.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.prepare.encode.chunk_content import Edit
 from pipeline.prepare.files.anchors import Anchor
 from pipeline.prepare.files.segments import Piece, Segment
 from pipeline.store.chunk_cache import Chunk
@@ -27,9 +27,9 @@ def encode(encoder: "SegmentEncoder", segment: Segment) -> Chunk | None:
     return encoder.encode(segment)
 
 
-def without(encoder: "SegmentEncoder", chunk: Chunk, repeats: Sequence[int]) -> Chunk:
-    """Return a chunk without some of its conversations."""
-    return encoder.without(chunk, repeats)
+def edit(encoder: "SegmentEncoder", chunk: Chunk, change: Edit, split: str | None) -> Chunk:
+    """Return a chunk as the segments around its own want it."""
+    return encoder.edit(chunk, change, split)
 
 
 def tokenizer_files(encoder: "SegmentEncoder") -> dict[str, bytes]:

@@ -126,13 +126,9 @@ class Segment:
         """Return whether all that is to be read of it came with it."""
         return all(piece.content is not None for piece in self.pieces)
 
-    def goes_on_in(self, other: "Segment") -> bool:
-        """Return whether the other one begins in the file that this one ends in."""
-        return other.pieces[0].follows(self.pieces[-1])
-
     def with_next(self, following: "Segment") -> "Segment":
         """Return this segment and the one after it as one."""
-        if not self.goes_on_in(following):
+        if not following.pieces[0].follows(self.pieces[-1]):
             return Segment(self.pieces + following.pieces)
         joined = self.pieces[-1].with_next(following.pieces[0])
         return Segment((*self.pieces[:-1], joined, *following.pieces[1:]))

@@ -20,6 +20,7 @@ import pytest
 
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, DuetError
+from pipeline.prepare.encode.chunk_content import Edit
 from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines.ray import UNSEEN, libraries, run_on_node
 from pipeline.prepare.stage import prepare
@@ -328,5 +329,6 @@ def test_a_node_that_does_not_see_the_cache_takes_nothing_out_of_a_chunk(
     sent = (SimpleNamespace(), driver, tmp_path / "marker", "token", tmp_path)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda _: sent))
     chunk = Chunk(key="k", files={}, content={})
-    found = run_on_node(libraries(), [context], SegmentEncoder.without, (chunk, [0]))
+    change = Edit(repeats=(0,))
+    found = run_on_node(libraries(), [context], SegmentEncoder.edit, (chunk, change, None))
     assert found == (UNSEEN, None)
