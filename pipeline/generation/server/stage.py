@@ -75,6 +75,9 @@ def _run(model: "TrainedModel", config: ServeConfig, listener: socket.socket) ->
                 log_config=None,  # what goes wrong, on stderr
                 access_log=False,
                 server_header=False,
+                # Clients keep a connection for 5 s, too: a request on one that the server is just
+                # closing would be lost.
+                timeout_keep_alive=75,
                 timeout_graceful_shutdown=5,
             )
         )
