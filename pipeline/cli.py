@@ -56,10 +56,9 @@ def _train(config: TrainConfig) -> None:
 
 
 def _inspect(config: InspectConfig) -> None:
-    from pipeline.inspection import inspect_prepared
+    from pipeline.inspection.stage import inspect
 
-    # All of it first: a folder that is damaged gives its one line and nothing else.
-    print("\n".join(list(inspect_prepared(config))))
+    inspect(config)
 
 
 def _report(config: ReportConfig) -> None:

@@ -12,9 +12,38 @@ class InspectConfig(Settings):
     """Settings of ``duet inspect``: show what a prepared folder holds."""
 
     prepared: str = option(help="Prepared folder.", positional=True)
-    rows: int = option(3, at_least(0), help="Number of pairs to show, spread over the split.")
+    rows: int | None = option(
+        None,
+        at_least(0),
+        help="Number of pairs to show, spread over the split. Default: 3; all of --conversation, "
+        "and all records of --dropped.",
+    )
     split: Literal["train", "eval"] = option("train", help="Split to show.")
     rejected: int = option(5, at_least(0), help="Number of rejected records to show.")
+    conversation: str | None = option(None, NAMED, help="Show the pairs of the conversation ID.")
+    grep: str | None = option(
+        None, NAMED, help="Show the first pairs that this regular expression matches."
+    )
+    longest: bool = option(False, help="Show the longest pairs, both sides counted in tokens.")
+    dropped: str | None = option(
+        None,
+        NAMED,
+        help="Show what was left out for a reason of the table: rejected records, or pairs cut "
+        "as history_cut, question_cut or answer_cut says.",
+    )
+    tokens: bool = option(False, help="Show where each token ends.")
+    jsonl: bool = option(False, help="Print JSON Lines: a pair, or a rejected record, each.")
+    fidelity: int = option(
+        1000,
+        at_least(0),
+        help="Number of answers to decode and compare with the data, where those are known. 0: "
+        "off.",
+    )
+    data_path: tuple[str, ...] = option(
+        (),
+        help="The data that the folder was prepared from, for --fidelity. Default: where its "
+        "config.yaml says. Repeatable.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def rejection_kinds(folder: Path) -> list[RejectionKind]:
         PreparedFolderError: The file is missing or damaged.
     """
     kinds: dict[tuple[str, str], RejectionKind] = {}
-    for line in _lines(folder / FILENAME):
+    for line in rejected_records(folder):
         reason, detail = str(line["reason"]), str(line["detail"])
         kind = (reason, _NUMBER.sub("N", detail))
         if kind in kinds:
@@ -48,7 +48,13 @@ def rejection_kinds(folder: Path) -> list[RejectionKind]:
     return sorted(kinds.values(), key=lambda kind: -kind.count)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def rejected_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield a prepared folder's rejections: file, position, reason, detail, record or text.
+
+    Raises:
+        PreparedFolderError: The file is missing or damaged.
+    """
+    path = folder / FILENAME
     try:
         with path.open(encoding="utf-8") as file:
             yield from map(json.loads, file)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import DuetError, InputError
-from pipeline.generation.chat.terminal import say, visible
+from pipeline.generation.chat.terminal import say
 from pipeline.generation.conversations import read_conversations
 from pipeline.store.atomic import write_file
+from pipeline.terminal import visible
 
 HELP = """\
 /new         start over           /undo        take back the last question and its answer

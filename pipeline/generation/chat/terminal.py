@@ -1,41 +1,12 @@
-r"""What a chat reads from and shows on a terminal.
-
-An answer may hold any character. Those that a terminal would obey (escape sequences that move the
-cursor, set its title or write into the clipboard) and those that turn the direction of a line are
-shown as pictures of themselves instead.
-
->>> visible("a\x1b[2J\tb\n"), visible("x\u202ey\x9b")
-('a␛[2J\tb\n', 'x<202e>y<9b>')
-"""
+"""What a chat reads from and says on a terminal."""
 
 import contextlib
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 _HISTORY_LINES = 1000
-_KEPT = frozenset("\n\t")
-_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def visible(text: str) -> str:
-    """Return a text in which no character is obeyed by a terminal, newlines and tabs apart."""
-    if text.isprintable():  # none of either kind is
-        return text
-    return "".join(map(_shown, text))
-
-
-def _shown(character: str) -> str:
-    if character in _KEPT or not (
-        character in _TURNING or unicodedata.category(character) in ("Cc", "Zl", "Zp")
-    ):
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"<{code:x}>"
 
 
 def say(text: str) -> None:
