@@ -6,6 +6,7 @@ stdout carries the result alone (a path, an answer); everything else goes to std
 
 import contextlib
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -107,7 +108,7 @@ def _eval(config: EvalConfig) -> None:
 
     report = evaluate(config)
     print("\n".join(table(report)), file=sys.stderr)
-    print(json.dumps(report, indent=2, ensure_ascii=False))
+    print(json.dumps(report, indent=2))
 
 
 def _serve(config: ServeConfig) -> int:
@@ -210,6 +211,8 @@ def make_app(write: Callable[[Any], Any] | None = None) -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and end the process with its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no traceback in ASCII
     code = run(argv)
     if argv[:1] == ["prepare"]:
         # What a preparation holds needs no taking apart, which would take a tenth of its time.

@@ -1,6 +1,8 @@
 """The command line as a user meets it: stdout, stderr and exit codes."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli import run
-from tests.conftest import SAMPLE, record
+from tests.conftest import ROOT, SAMPLE, record
 
 
 def prepare_args(tiny_t5: Path, tmp_path: Path, *data: object) -> list[str]:
@@ -206,3 +208,14 @@ def test_ctrl_c_is_one_line_and_nothing_published(
     assert run(prepare_args(tiny_t5, tmp_path, SAMPLE)) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert not [p for p in (tmp_path / "processed").iterdir() if p.name != ".locks"]
+
+
+def test_what_a_terminal_cannot_show_is_shown_by_its_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "inspect", str(ROOT / "tests/golden/prepared")],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.isascii()
+    assert re.search(rb"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}", done.stdout)

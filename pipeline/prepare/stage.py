@@ -79,6 +79,16 @@ def _sources(config: PrepareConfig) -> list[Source]:
 
 def prepare_here(config: PrepareConfig) -> Path:
     """Do what ``prepare`` does, on this machine's disk."""
+    folder = find_or_make(config)
+    manifest = read_manifest(folder)
+    print(summary(manifest, folder), file=sys.stderr)
+    for line in remarks(manifest, folder):
+        note(line)
+    return folder
+
+
+def find_or_make(config: PrepareConfig) -> Path:
+    """Return the prepared folder, without a word of what stands in it."""
     check_model_kind(config.model_name_or_path, config.cache_dir)
     sources = _sources(config)
     states = states_of(sources)
@@ -97,10 +107,6 @@ def prepare_here(config: PrepareConfig) -> Path:
             folder = _make(config, sources, states, cache)
     else:
         note("already prepared, from the same files with the same options")
-    manifest = read_manifest(folder)
-    print(summary(manifest, folder), file=sys.stderr)
-    for line in remarks(manifest, folder):
-        note(line)
     return folder
 
 

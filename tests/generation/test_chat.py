@@ -119,11 +119,23 @@ def test_commands(
         f"2 turns from {path}",
         "a new system text",
         "a new conversation",
-        "error: no such path; where: nowhere; got: nothing there; do: check --data-path",
-        "no such command: /what; see /help",
+        "error: no such file; where: nowhere; got: nothing there; do: give a file that /save "
+        "wrote, or a ShareGPT export",
+        "no such command: /what; see /help. To say it to the model, put a blank before it.",
     ]
     turns = json.loads(path.read_text(encoding="utf-8"))[0]["conversations"]
     assert turns == [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": hi}]
+
+
+def test_a_byte_that_is_no_text_is_what_it_is_in_training(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for odd in ("\udcff", "\ufffd"):  # as Python reads the byte 0xFF, and U+FFFD
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"/system x {odd}\nHi {odd} there\r\n"))
+        assert run(["chat", str(trained), "--max-new-tokens", "9"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
 
 
 def test_it_says_how_many_turns_the_window_drops(

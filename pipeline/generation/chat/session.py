@@ -8,6 +8,7 @@ from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import DuetError, InputError
 from pipeline.generation.chat.terminal import say
 from pipeline.generation.conversations import read_conversations
+from pipeline.prepare.read.values import clean
 from pipeline.store.atomic import write_file
 from pipeline.terminal import visible
 
@@ -31,7 +32,8 @@ class Session:
     def conversation(self) -> Conversation:
         """Return the chat as the model is asked it."""
         first = [Turn(Role.SYSTEM, self.system)] if self.system else []
-        return Conversation("chat", [*first, *self.turns])
+        turns = [*first, *self.turns]
+        return Conversation("chat", [turn._replace(text=clean(turn.text)) for turn in turns])
 
     def undo(self) -> Turn | None:
         """Take back the last question and what followed; return it, if there was one."""
@@ -57,6 +59,13 @@ class Session:
         Raises:
             InputError: There is none.
         """
+        if not path.is_file():
+            raise InputError(
+                "no such file",
+                where=path,
+                got="nothing there" if not path.exists() else "a folder",
+                do="give a file that /save wrote, or a ShareGPT export",
+            )
         for item in read_conversations([str(path)]):
             if item.conversation is not None:
                 turns = item.conversation.turns
@@ -112,4 +121,6 @@ def _done(session: Session, name: str, argument: str) -> str:
             return f"{len(session.turns)} turns in {path}"
         session.load(path)
         return f"{len(session.turns)} turns from {path}"
-    return HELP if name == "/help" else f"no such command: {name}; see /help"
+    if name == "/help":
+        return HELP
+    return f"no such command: {name}; see /help. To say it to the model, put a blank before it."

@@ -14,7 +14,8 @@ from pipeline.errors import ModelError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.generation.config import EvalConfig
 from pipeline.generation.model import TrainedModel
-from pipeline.prepare.stage import prepare
+from pipeline.logs import note
+from pipeline.prepare.stage import find_or_make
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.store.shards import open_split
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -69,7 +70,7 @@ def opened_pairs(config: EvalConfig, model: TrainedModel) -> Iterator[Pairs]:
         return
     with TemporaryDirectory(prefix="duet-eval-") as temporary:
         length = model.source.model_max_length
-        prepared = prepare(
+        prepared = find_or_make(
             PrepareConfig(
                 data_path=config.data_path,
                 model_name_or_path=model.tokenizer_folder,
@@ -78,7 +79,12 @@ def opened_pairs(config: EvalConfig, model: TrainedModel) -> Iterator[Pairs]:
                 max_target_length=min(model.target_length, length),
             )
         )
-        yield _read(Path(prepared), "train", model.tokenizer)
+        counts = read_manifest(prepared).counts
+        note(
+            f"{model.name}: {counts['pairs']:,} pairs in {counts['records']:,} records, "
+            f"{counts['rejected']:,} of them rejected"
+        )
+        yield _read(prepared, "train", model.tokenizer)
 
 
 def _read(folder: Path, split: str, tokenizer: TextTokenizer) -> Pairs:

@@ -26,7 +26,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
                 row = (f"  {_cell(c[metric]):>{w}}" for c, w in zip(cells, widths, strict=True))
                 yield f"  {metric:22}{''.join(row)}"
     for difference in report["differences"]:
-        yield f"{difference['than']} -> {difference['model']}"
+        yield f"{difference['than']} -> {difference['model']} (*: the interval leaves out 0)"
         for metric, interval in difference["metrics"].items():
             sure = "" if _holds_zero(interval) else "  *"
             yield f"  {metric:22}  {_cell(interval, '+'):>24}{sure}"
