@@ -18,10 +18,10 @@ from pipeline.config import CacheConfig
 from pipeline.errors import InputError, PreparedFolderError
 from pipeline.json_object import read_json_object
 from pipeline.store.atomic import output_errors
-from pipeline.store.checksummed_json import read_checked
 from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import FILENAME, read_manifest
+from pipeline.store.seals import read_checked
 from pipeline.units import file_size
 
 _HOUR, _DAY = 3_600, 86_400

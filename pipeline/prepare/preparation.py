@@ -27,6 +27,7 @@ from pipeline.prepare.files.sources import (
     states_of,
 )
 from pipeline.prepare.options import encoding_settings, row_options
+from pipeline.prepare.prepared_writer import PreparedWriter
 from pipeline.prepare.read.rejections import (
     RejectedFile,
     in_words,
@@ -36,7 +37,6 @@ from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
-from pipeline.store.prepared import PreparedWriter
 from pipeline.tokenizer import load_tokenizer
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import InputError
 from pipeline.store.atomic import output_errors, publish_folder, write_files
-from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.fingerprint import sha256_of_file
+from pipeline.store.seals import read_checked, write_checked
 from pipeline.store.shards import LinesWriter, ShardFile, ShardWriter
 
 if TYPE_CHECKING:

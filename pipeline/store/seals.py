@@ -1,5 +1,10 @@
-"""Sizes and hashes of files, in a JSON object that vouches for itself: what `duet verify` reads."""
+"""JSON objects with a checksum, and the sizes and hashes of files that such objects hold.
 
+What people and ``duet verify`` read has its checksum as the last entry; what caches keep is compact
+and stands behind it.
+"""
+
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.json_object import read_json_object
+from pipeline.store.atomic import write_file
 from pipeline.store.fingerprint import sha256_of_file, sha256_of_text
 
 _CHECKSUM = ',\n  "checksum": '
@@ -55,4 +61,25 @@ def find_difference(folder: Path, seals: Mapping[str, FileSeal]) -> tuple[Path, 
         if found != seal:
             got = f"SHA-256 {found.sha256}, not {seal.sha256}" if found else "no such file"
             return folder / name, got
+    return None
+
+
+def write_checked(path: Path, fields: dict[str, Any]) -> None:
+    """Write a JSON object, behind the SHA-256 of its text, as ``write_file`` does.
+
+    It does not wait for the disk, as what a crash of the machine spoils is noticed.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    body = json.dumps(fields, ensure_ascii=False)
+    write_file(path, f"{sha256_of_text(body)}\n{body}", is_durable=False)
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """Return what was written, or None where the file is not there or not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        written, _, body = path.read_text(encoding="utf-8").partition("\n")
+        if written == sha256_of_text(body):
+            return read_json_object(body)
     return None

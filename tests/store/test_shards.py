@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import OutputError, PreparedFolderError
+from pipeline.prepare.prepared_writer import PreparedWriter
 from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.manifest import Manifest, Shard
-from pipeline.store.prepared import PreparedWriter
 from pipeline.store.shards import ShardWriter, open_split, row_schema
 
 SCHEMA = row_schema(32_109)

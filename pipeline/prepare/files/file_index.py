@@ -18,9 +18,9 @@ from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.planning import Group
 from pipeline.prepare.files.segments import Piece, Segment
 from pipeline.prepare.files.sources import FileState, Source, is_settled
-from pipeline.store.checksummed_json import read_checked, write_checked
 from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.fingerprint import key_of
+from pipeline.store.seals import read_checked, write_checked
 
 PASSED_OVER = "passed over"
 _FIELDS = ("start", "end", "starts_at_anchor", "ends_file", "size")
