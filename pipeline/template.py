@@ -144,6 +144,11 @@ def parse_encoder_text(text: str) -> tuple[str, list[Turn]] | None:
     return header.strip(), turns
 
 
+def is_chat_template(text: str) -> bool:
+    """Return whether a text is ``chat_template``, this program's or an earlier one's."""
+    return text.startswith(chat_template()[:_BEGINNING]) and repr(HEADER) in text
+
+
 def chat_template() -> str:
     """Return the Jinja template that renders ``messages`` to exactly ``encoder_text``.
 
@@ -160,7 +165,7 @@ def chat_template() -> str:
     )
     return (
         f"{{%- set systems = {names[Role.SYSTEM]} -%}}"
-        f"{_TEXT_MACRO}{_CALLS_MACRO}"
+        f"{TEXT_MACRO}{CALLS_MACRO}"
         "{%- set ns = namespace(messages=[]) -%}"
         "{%- for message in messages -%}"
         "{%- set is_system = message['role'] | trim | lower in systems -%}"
@@ -183,14 +188,15 @@ def chat_template() -> str:
     )
 
 
-_TEXT_MACRO = (
+_BEGINNING = 80
+TEXT_MACRO = (
     "{%- macro text(content) -%}"
     "{%- if content is string -%}{{ content }}"
     "{%- elif content -%}{%- for part in content -%}"
     "{{ part if part is string else part['text'] }}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
 )
-_CALLS_MACRO = (
+CALLS_MACRO = (
     "{%- macro calls(message) -%}"
     "{%- for call in message['tool_calls'] or [] -%}"
     "{%- set f = call['function'] or call -%}"

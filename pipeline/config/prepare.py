@@ -48,6 +48,11 @@ class PrepareOptions(Settings):
     train_turns: Literal["all", "last"] = option(
         "all", help="Which answers of a conversation become pairs: all, or only the last one."
     )
+    chat_template: Literal["auto", "duet", "model"] = option(
+        "auto",
+        help="The encoder's text: by the model's own chat template where its tokenizer has one "
+        "(auto), by the tagged text of this program (duet), or by its own and no other (model).",
+    )
     clean_html: bool = option(
         False, help="Convert texts that are HTML, as on sharegpt.com's pages, to Markdown."
     )

@@ -80,7 +80,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     output, stop = Path(config.output_dir), None
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
         check_device(model, accelerator.device)
-        check_model(model, data.tokenizer)
+        check_model(model, data.tokenizer, any_template=data.has_chosen_template)
         hosts = HostGroup.join()
         if repo:
             hosts.run_on_first(repo.create)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import RecordError
-from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.encoders import PairEncoder, make_pair_encoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.tokenizer import TextTokenizer
 
@@ -29,14 +29,16 @@ class SourceEncoder:
         """Return the ids for the answer that follows a conversation's turns.
 
         Raises:
-            RecordError: No human turn is among them.
+            RecordError: No human turn is among them, or the model's template refuses them.
         """
         return _last_row(self._encoder, conversation)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of a text that is all of an encoder row, as stock tokenizers give them."""
-        (ids,) = self._tokenizer.encode_batch([text])
-        return [*self._tokenizer.prefix_ids, *ids, self._tokenizer.eos_id]
+        """Return the ids of a text that is all of an encoder row, ended as training's rows are."""
+        tokenizer = self._tokenizer
+        (ids,) = tokenizer.encode_batch([text])
+        end = [tokenizer.eos_id] if tokenizer.template is None else []
+        return [*tokenizer.prefix_ids, *ids, *end]
 
     def dropped_turns(self, conversation: Conversation) -> int:
         """Return how many of the oldest turns the window has no room for."""
@@ -55,7 +57,7 @@ class SourceEncoder:
 
 
 def _pair_encoder(tokenizer: TextTokenizer, length: int) -> PairEncoder:
-    return PairEncoder(tokenizer, length, length, last_turn_only=True)
+    return make_pair_encoder(tokenizer, length, length, last_turn_only=True)
 
 
 def _last_row(encoder: PairEncoder, conversation: Conversation) -> list[int]:
@@ -68,6 +70,13 @@ def _last_row(encoder: PairEncoder, conversation: Conversation) -> list[int]:
         )
     turns = [*conversation.turns, Turn(Role.ASSISTANT, "?")]
     asked = replace(conversation, turns=turns, untrained=frozenset())
-    *_, rows = encoder.encode([asked], PairCounts())
-    ids: list[int] = rows.column("input_ids")[-1].as_py()
+    rows = list(encoder.encode([asked], PairCounts()))
+    if not rows:
+        raise RecordError(
+            "the model's chat template does not take this conversation",
+            where=conversation.id,
+            got=f"{len(conversation.turns)} turns",
+            do="shorten it, or leave out what the template has no place for",
+        )
+    ids: list[int] = rows[-1].column("input_ids")[-1].as_py()
     return ids

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.conversation import ROLES_BY_NAME
 from pipeline.errors import RecordError
-from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.encoders import make_pair_encoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.read.records import RecordCounts, parse_record
 from pipeline.prepare.read.values import RejectedError
@@ -44,7 +44,7 @@ def preprocess(sources: Sequence[Any], tokenizer: Any) -> dict[str, list[list[in
                 got=error,
                 do="correct it or leave it out",
             ) from error
-    encoder = PairEncoder(tokenizer_of(tokenizer), window, window)
+    encoder = make_pair_encoder(tokenizer_of(tokenizer), window, window)
     batches = list(encoder.encode(conversations, PairCounts()))
     return {
         name: [row for batch in batches for row in batch.column(name).to_pylist()]

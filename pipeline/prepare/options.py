@@ -15,7 +15,9 @@ from pipeline.tokenizer import TextTokenizer
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
     """Return what decides the rows, as the fingerprint and the manifest have it."""
-    return {
+    # Where nobody asked for one, the tokenizer's fingerprint says which template made the rows.
+    asked = {} if config.chat_template == "auto" else {"chat_template": config.chat_template}
+    return asked | {
         "model_max_length": config.model_max_length,
         "max_target_length": config.target_length,
         "eval_fraction": config.eval_fraction,

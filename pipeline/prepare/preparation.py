@@ -90,7 +90,12 @@ class _Preparation:
         self._groups = group_files(self._sources, self._states)
         self._group_of = {file: group for group in self._groups for file in group.files}
         engine.expect(self._num_bytes(range(len(self._sources))))
-        self._tokenizer = load_tokenizer(self._config.model_name_or_path, self._config.cache_dir)
+        self._tokenizer = load_tokenizer(
+            self._config.model_name_or_path, self._config.cache_dir, self._config.chat_template
+        )
+        if template := self._tokenizer.template:
+            changes = f", which does not take all: {template.changes}" if template.changes else ""
+            note(f"the encoder's text is rendered by the model's own chat template{changes}")
         settings = encoding_settings(self._config, self._tokenizer)
         index = FileIndex(self._cache.folder, settings.key, chunks)
         self._kinds = self._recognize(index)

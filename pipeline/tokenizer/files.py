@@ -1,27 +1,37 @@
 """A tokenizer's files: which there are, found, read, made and copied."""
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from pipeline.errors import TokenizerError
 from pipeline.hub import find_model_file
 from pipeline.json_object import read_json_object
 
+Files = dict[str, bytes]
+"""File names and contents."""
+
+CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    CONFIG,
     "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "sentencepiece.bpe.model",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
 )
 """Every file that a tokenizer may consist of."""
+_OF_MODEL = ("config.json", "generation_config.json")
+"""Files of a model that say what a row begins and ends with."""
 
 VOCABULARY_FILES = (
     "tokenizer.json",
@@ -40,34 +50,26 @@ def source_files(name_or_path: str, cache_dir: str | None = None) -> list[Path]:
         ModelError: The model cannot be found.
     """
     found = (
-        find_model_file(name_or_path, name, cache_dir) for name in (*TOKENIZER_FILES, "config.json")
+        find_model_file(name_or_path, name, cache_dir) for name in (*TOKENIZER_FILES, *_OF_MODEL)
     )
     return [path for path in found if path is not None]
 
 
-def own_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
+def own_files(name_or_path: str, cache_dir: str | None) -> Files:
     """Return the files of a model's tokenizer, by name."""
     paths = {name: find_model_file(name_or_path, name, cache_dir) for name in TOKENIZER_FILES}
     return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
-def converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes]:
+def converted_files(name_or_path: str, cache_dir: str | None) -> Files:
     """Let transformers make the fast tokenizer where a model ships without one."""
-    # The one place that needs transformers: mT5 and its like come as spiece.model alone.
+    # Imported late: mT5 and its like come as spiece.model alone.
     from transformers import AutoTokenizer
 
-    try:
+    with _transformers_errors(name_or_path), tempfile.TemporaryDirectory() as folder:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, cache_dir=cache_dir, use_fast=True)
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    except Exception as error:  # whatever transformers meets there
-        raise TokenizerError(
-            "the model has no tokenizer that can be used",
-            where=name_or_path,
-            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            do="give a folder with tokenizer.json or spiece.model",
-        ) from error
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
     if "tokenizer.json" not in files:
         raise TokenizerError(
             "the model has no fast tokenizer",
@@ -76,6 +78,49 @@ def converted_files(name_or_path: str, cache_dir: str | None) -> dict[str, bytes
             do="give a model whose tokenizer has a fast form",
         )
     return files
+
+
+def special_tokens(files: Files, where: str) -> dict[str, str]:
+    """Return what transformers hands to a tokenizer's chat template: ``bos_token`` and the like."""
+    from transformers import AutoTokenizer
+
+    with _transformers_errors(where), tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return dict(AutoTokenizer.from_pretrained(folder).special_tokens_map)
+
+
+def parse_tokenizer(text: str, where: object) -> Tokenizer:
+    """Return the fast tokenizer that a ``tokenizer.json`` describes; it neither cuts nor pads.
+
+    Raises:
+        TokenizerError: It cannot be read; ``where`` names it.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise TokenizerError(
+            "the tokenizer cannot be read",
+            where=where,
+            got=error,
+            do="copy the model's folder again",
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _transformers_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever transformers meets there
+        raise TokenizerError(
+            "the model has no tokenizer that can be used",
+            where=where,
+            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            do="give a folder with tokenizer.json or spiece.model",
+        ) from error
 
 
 def read_json(source: Path | bytes, where: object) -> dict[str, Any]:

@@ -1,51 +1,100 @@
-"""A model's folder or name to the tokenizer that its rows are made with."""
+"""A model's folder or name to the tokenizer that its rows are made with, and their template."""
 
 import json
 import tempfile
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from pipeline import lossless
 from pipeline.errors import TokenizerError
 from pipeline.hub import find_model_file
-from pipeline.template import chat_template
-from pipeline.tokenizer.files import VOCABULARY_FILES, converted_files, own_files, read_json
+from pipeline.template import chat_template, is_chat_template
+from pipeline.tokenizer.controls import control_tokens, guard
+from pipeline.tokenizer.files import (
+    CONFIG,
+    TEMPLATE,
+    VOCABULARY_FILES,
+    Files,
+    converted_files,
+    own_files,
+    read_json,
+    special_tokens,
+)
+from pipeline.tokenizer.model_template import ModelTemplate, fit_template, turn_end
+from pipeline.tokenizer.preamble import is_fitted
 from pipeline.tokenizer.text import TextTokenizer
 
+TemplateChoice = Literal["auto", "duet", "model"]
+"""The text of a row: by the model's own chat template where it has one, by ours, by its own."""
 
-def load_tokenizer(name_or_path: str, cache_dir: str | None = None) -> TextTokenizer:
+_T5 = (None, "t5", "longt5", "switch_transformers")
+"""Types of models with T5's vocabulary; None: a tokenizer alone."""
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""The special tokens that transformers hands to a template."""
+
+
+def load_tokenizer(
+    name_or_path: str, cache_dir: str | None = None, template: TemplateChoice = "auto"
+) -> TextTokenizer:
     """Load the tokenizer that a model's rows are made with.
 
     Args:
         name_or_path: A folder with a tokenizer's files, or a name on the hub.
         cache_dir: Where files from the hub are kept.
+        template: What makes the encoder's text.
 
     Raises:
         ModelError: The model cannot be found.
-        TokenizerError: It has no tokenizer, or a broken one.
+        TokenizerError: It has no tokenizer, or a broken one; or its chat template is wanted and
+            there is none, or it cannot be used.
     """
-    spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
-    spec = read_json(spec_path, spec_path) if spec_path else None
-    if spec is not None and lossless.is_lossless(spec):
-        return _own_fast_tokenizer(own_files(name_or_path, cache_dir), name_or_path)
-    if _model_type(name_or_path, cache_dir) in (None, "t5"):
-        vocabulary = lossless.vocabulary_of_json(spec) if spec is not None else None
-        spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
-        if vocabulary is None and spiece is not None:
-            vocabulary = lossless.vocabulary_of_spiece(spiece)
-        if vocabulary is not None:
-            return _lossless_tokenizer(vocabulary)
-    files = own_files(name_or_path, cache_dir)
-    if not any(name in files for name in VOCABULARY_FILES):
-        # transformers would make a tokenizer of nothing.
+    files = _lossless_files(name_or_path, cache_dir)
+    said = template_of(name_or_path, cache_dir)
+    own = None if said is None or is_chat_template(said) else said
+    if template == "model" and own is None:
         raise TokenizerError(
-            "the model has no tokenizer",
+            "the model has no chat template of its own",
             where=name_or_path,
-            got="none of " + ", ".join(VOCABULARY_FILES),
-            do="copy the tokenizer's files beside the model",
+            got=f"none in {CONFIG}, and no {TEMPLATE}",
+            do="leave --chat-template out, or give --chat-template duet",
         )
-    if "tokenizer.json" not in files:
-        files = converted_files(name_or_path, cache_dir)
-    return _own_fast_tokenizer(files, name_or_path, _decoder_start_id(name_or_path, cache_dir))
+    start_id, is_lossless = None, files is not None
+    if files is None:
+        files = _other_files(name_or_path, cache_dir)
+        if said is None or not (is_chat_template(said) or is_fitted(said)):  # else it has been
+            files = guard(files, own or "", name_or_path)
+        start_id = _decoder_start_id(name_or_path, cache_dir)
+    fitted: ModelTemplate | None = None
+    if own is None or template == "duet":
+        files = files if said is not None and own is None else _with_our_template(files)
+    elif is_fitted(own):
+        special = _special(files, name_or_path)
+        fitted = ModelTemplate(text=own, special=special, where=name_or_path)
+    else:
+        files, fitted = _with_model_template(
+            files, own, name_or_path, _end_ids(name_or_path, cache_dir)
+        )
+    special = _special(files, name_or_path)
+    eos, unk = special.get("eos_token"), special.get("unk_token")
+    return TextTokenizer(files, eos, unk, name_or_path, start_id, fitted, is_lossless=is_lossless)
+
+
+def template_of(name_or_path: str, cache_dir: str | None = None) -> str | None:
+    """Return the chat template that transformers finds in a model's files; None: there is none.
+
+    Raises:
+        ModelError: The model cannot be found.
+        TokenizerError: A file cannot be read.
+    """
+    path = find_model_file(name_or_path, TEMPLATE, cache_dir)
+    if path is not None:
+        return _text(path)
+    path = find_model_file(name_or_path, CONFIG, cache_dir)
+    text = read_json(path, path).get("chat_template") if path is not None else None
+    if isinstance(text, list):  # several by name
+        named = {t["name"]: t["template"] for t in text if isinstance(t, dict)}
+        text = named.get("default")
+    return text if isinstance(text, str) and text.strip() else None
 
 
 def tokenizer_of(tokenizer: Any) -> TextTokenizer:
@@ -57,8 +106,22 @@ def tokenizer_of(tokenizer: Any) -> TextTokenizer:
         return load_tokenizer(folder)
 
 
-def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
-    text = lossless.build_json(vocabulary)
+def _lossless_files(name_or_path: str, cache_dir: str | None) -> Files | None:
+    """Return the files of the lossless tokenizer of T5's vocabulary; None where it is another."""
+    spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
+    spec = read_json(spec_path, spec_path) if spec_path else None
+    if spec is not None and lossless.is_lossless(spec):
+        return own_files(name_or_path, cache_dir)
+    if _config(name_or_path, cache_dir).get("model_type") not in _T5:
+        return None
+    vocabulary = lossless.vocabulary_of_json(spec) if spec is not None else None
+    spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
+    if vocabulary is None and spiece is not None:
+        vocabulary = lossless.vocabulary_of_spiece(spiece)
+    return _files_of_vocabulary(vocabulary) if vocabulary is not None else None
+
+
+def _files_of_vocabulary(vocabulary: lossless.T5Vocabulary) -> Files:
     sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
     config = {
         # The class that adds nothing of its own to what tokenizer.json says.
@@ -73,37 +136,106 @@ def _lossless_tokenizer(vocabulary: lossless.T5Vocabulary) -> TextTokenizer:
         "split_special_tokens": True,
         "chat_template": chat_template(),
     }
-    files = {
-        "tokenizer.json": text.encode("utf-8"),
-        "tokenizer_config.json": json.dumps(config, ensure_ascii=False).encode("utf-8"),
+    return {
+        "tokenizer.json": lossless.build_json(vocabulary).encode("utf-8"),
+        CONFIG: json.dumps(config, ensure_ascii=False).encode("utf-8"),
     }
-    return TextTokenizer(files, "</s>", "<unk>", "T5's vocabulary")
 
 
-def _own_fast_tokenizer(
-    files: dict[str, bytes], where: str, decoder_start_id: int | None = None
-) -> TextTokenizer:
-    special: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+def _other_files(name_or_path: str, cache_dir: str | None) -> Files:
+    files = own_files(name_or_path, cache_dir)
+    if not any(name in files for name in VOCABULARY_FILES):
+        # transformers would make a tokenizer of nothing.
+        raise TokenizerError(
+            "the model has no tokenizer",
+            where=name_or_path,
+            got="none of " + ", ".join(VOCABULARY_FILES),
+            do="copy the tokenizer's files beside the model",
+        )
+    if "tokenizer.json" not in files or "eos_token" not in _special(files, name_or_path):
+        # What has no fast form, or leaves the names of its tokens to its class, as BART's does.
+        files = converted_files(name_or_path, cache_dir)
+    return files
+
+
+def _with_our_template(files: Files) -> Files:
+    """Return files whose template is this program's, which writes no control token."""
+    config = read_json(files.get(CONFIG, b"{}"), CONFIG)
+    changes = {"chat_template": chat_template(), "split_special_tokens": True}
+    return _with_config(files, config | changes)
+
+
+def _with_model_template(
+    files: Files, own: str, where: str, end_ids: set[int]
+) -> tuple[Files, ModelTemplate]:
+    """Return files whose template is the model's, fitted to any conversation, and the template.
+
+    Args:
+        files: A tokenizer's.
+        own: The template.
+        where: The tokenizer's folder or name.
+        end_ids: Those at which the model's generation stops.
+    """
+    special = special_tokens(files, where)
+    spec = read_json(files["tokenizer.json"], where)
+    controls = control_tokens(spec)
+    fitted = fit_template(own, special, controls, where)
+    end = turn_end(fitted, controls)
+    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    if end is not None and ids[end] in end_ids and "eos_token" not in own:
+        # What the model ends its own turns with, where generation stops at it.
+        special["eos_token"] = end
+    changes = {"chat_template": fitted.text, "split_special_tokens": False}
+    return _with_config(files, read_json(files.get(CONFIG, b"{}"), CONFIG) | special | changes), (
+        ModelTemplate(text=fitted.text, special=special, where=where)
+    )
+
+
+def _with_config(files: Files, config: dict[str, Any]) -> Files:
+    """Return files with another config, in which alone the template stands."""
+    text = json.dumps(config, ensure_ascii=False).encode("utf-8")
+    return {name: content for name, content in files.items() if name != TEMPLATE} | {CONFIG: text}
+
+
+def _special(files: Files, where: str) -> dict[str, str]:
+    """Return the special tokens that a tokenizer's files name."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", CONFIG):
         if name in files:
-            special |= read_json(files[name], f"{where}/{name}")
-    eos, unk = (_content(special.get(name)) for name in ("eos_token", "unk_token"))
-    return TextTokenizer(files, eos, unk, where, decoder_start_id)
+            found |= read_json(files[name], f"{where}/{name}")
+    tokens = {name: found.get(name) for name in _NAMED}
+    texts = {n: t.get("content") if isinstance(t, dict) else t for n, t in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _content(token: Any) -> str | None:
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+def _end_ids(name_or_path: str, cache_dir: str | None) -> set[int]:
+    """Return the ids at which a model's generation stops, as far as its files say."""
+    path = find_model_file(name_or_path, "generation_config.json", cache_dir)
+    config = _config(name_or_path, cache_dir)
+    saids = [read_json(path, path) if path is not None else {}, config, config.get("decoder") or {}]
+    ids: Any = next(
+        (found for said in saids if (found := said.get("eos_token_id")) is not None), []
+    )
+    return set(ids) if isinstance(ids, list) else {ids}
 
 
-def _model_type(name_or_path: str, cache_dir: str | None) -> str | None:
+def _config(name_or_path: str, cache_dir: str | None) -> dict[str, Any]:
     path = find_model_file(name_or_path, "config.json", cache_dir)
-    value = (read_json(path, path) if path else {}).get("model_type")
-    return value if isinstance(value, str) else None
+    return read_json(path, path) if path is not None else {}
 
 
 def _decoder_start_id(name_or_path: str, cache_dir: str | None) -> int | None:
-    path = find_model_file(name_or_path, "config.json", cache_dir)
-    value = (read_json(path, path) if path else {}).get("decoder_start_token_id")
+    value = _config(name_or_path, cache_dir).get("decoder_start_token_id")
     return value if isinstance(value, int) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            "a model's file cannot be read",
+            where=path,
+            got=error,
+            do="copy the model's folder again",
+        ) from error

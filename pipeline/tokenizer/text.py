@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from pipeline import lossless
 from pipeline.errors import TokenizerError
 from pipeline.json_object import read_json_object
+from pipeline.tokenizer.files import Files, parse_tokenizer
+from pipeline.tokenizer.model_template import ModelTemplate
 
 
 class TextTokenizer:
@@ -25,6 +27,8 @@ class TextTokenizer:
         unk: The token for what the vocabulary does not know, if there is one.
         where: The model's name, for messages.
         decoder_start_id: What the model's decoder starts with, where its config says.
+        template: The model's own chat template, where it makes the encoder's text.
+        is_lossless: Whether it is the tokenizer of ``lossless.py``; None: look.
 
     Raises:
         TokenizerError: ``tokenizer.json`` cannot be read, or has no such ``eos``.
@@ -32,13 +36,18 @@ class TextTokenizer:
 
     def __init__(
         self,
-        files: dict[str, bytes],
+        files: Files,
         eos: str | None,
         unk: str | None,
         where: str,
         decoder_start_id: int | None = None,
+        template: ModelTemplate | None = None,
+        is_lossless: bool | None = None,
     ) -> None:
         self.files, self._where = files, where
+        self.template = template
+        """The model's own chat template; None: ``template.py`` makes the encoder's text."""
+        self._is_lossless = is_lossless
         eos_id = self.backend.token_to_id(eos) if eos is not None else None
         if eos_id is None:
             raise TokenizerError(
@@ -66,30 +75,29 @@ class TextTokenizer:
     @functools.cached_property
     def backend(self) -> Tokenizer:
         """The fast tokenizer."""
-        try:
-            backend = Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise TokenizerError(
-                "the tokenizer cannot be read",
-                where=self._where,
-                got=error,
-                do="copy the model's folder again",
-            ) from error
-        backend.no_truncation()
-        backend.no_padding()
+        backend = self._new_backend()
         # Otherwise "</s>" in a text would be the id of </s>.
         backend.encode_special_tokens = True
         return backend
 
+    @functools.cached_property
+    def _rendered_backend(self) -> Tokenizer:
+        """The same, to which control tokens are what they say."""
+        return self._new_backend()
+
+    def _new_backend(self) -> Tokenizer:
+        return parse_tokenizer(self.files["tokenizer.json"].decode("utf-8"), self._where)
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the backend: pickled, it forgets its settings; not all need it made again."""
-        return {name: value for name, value in vars(self).items() if name != "backend"}
+        """Leave out the backends: pickled, they forget settings; not all need them made again."""
+        return {n: value for n, value in vars(self).items() if not n.endswith("backend")}
 
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of everything that decides the ids."""
-        ids = [self.prefix_ids, self.eos_id, self.unk_id]
+        ids: list[Any] = [self.prefix_ids, self.eos_id, self.unk_id]
         ids += [self.label_prefix_ids] if self.prefix_ids else []
+        ids += [self.template.text] if self.template else []
         text = self.backend.to_str() + json.dumps(ids)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -97,6 +105,11 @@ class TextTokenizer:
         """Return the ids of each text, without prefix and ``</s>``."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the ids of what a chat template rendered, control tokens among them."""
+        ids: list[int] = self._rendered_backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; control ids are left out."""
@@ -115,7 +128,7 @@ class TextTokenizer:
         for name, content in self.saved_files(model_max_length=model_max_length).items():
             (folder / name).write_bytes(content)
 
-    def saved_files(self, *, model_max_length: int) -> dict[str, bytes]:
+    def saved_files(self, *, model_max_length: int) -> Files:
         """Return these files by name."""
         files = self.files | self._spiece()
         if "tokenizer_config.json" in files:
@@ -125,14 +138,22 @@ class TextTokenizer:
             files["tokenizer_config.json"] = text.encode("utf-8")
         return files
 
-    def _spiece(self) -> dict[str, bytes]:
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it is the one of ``lossless.py``."""
+        if self._is_lossless is None:
+            spec = read_json_object(self.files["tokenizer.json"])
+            self._is_lossless = lossless.is_lossless(spec)
+        return self._is_lossless
+
+    def _spiece(self) -> Files:
         """Return the lossless tokenizer's ``spiece.model``, made only when it is saved.
 
         One that transformers saved again has none either: it does not know the file.
         """
         if "spiece.model" in self.files:
             return {}
-        spec = read_json_object(self.files["tokenizer.json"])
-        if not lossless.is_lossless(spec):
+        if not self.is_lossless:
             return {}
+        spec = read_json_object(self.files["tokenizer.json"])
         return {"spiece.model": lossless.build_spiece(lossless.vocabulary_of_lossless(spec))}

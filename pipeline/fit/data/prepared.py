@@ -32,6 +32,11 @@ class PreparedData:
         return self.train.path / "tokenizer"
 
     @property
+    def has_chosen_template(self) -> bool:
+        """Whether the rows' template was asked for, whatever the model's is."""
+        return self.train.manifest.config.get("chat_template") == "duet"
+
+    @property
     def target_length(self) -> int:
         """Most tokens of an answer in the training."""
         settings = self.train.manifest.config

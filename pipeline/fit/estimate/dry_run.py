@@ -47,7 +47,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = config.model
-    check_model(settings, data.tokenizer)
+    check_model(settings, data.tokenizer, any_template=data.has_chosen_template)
     model = model_structure(settings, data.tokenizer)
     cutter = micro_batcher_for(
         data.train,

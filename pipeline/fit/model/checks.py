@@ -7,14 +7,24 @@ from pipeline.fit.model.loading import load_config, model_errors, quiet_transfor
 from pipeline.fit.model.sizes import vocabulary_rows
 from pipeline.fit.model.token_ids import check_vocabulary, own_token_ids, piece_ids
 from pipeline.model_kind import check_model_kind
-from pipeline.tokenizer import TextTokenizer
+from pipeline.store.fingerprint import sha256_of_text
+from pipeline.template import is_chat_template
+from pipeline.tokenizer import TextTokenizer, own_part, template_of
 
 
-def check_model(settings: ModelSettings, tokenizer: TextTokenizer) -> None:
+def check_model(
+    settings: ModelSettings, tokenizer: TextTokenizer, *, any_template: bool = False
+) -> None:
     """Refuse a model that the rows cannot be trained with, by its files without its weights.
 
+    Args:
+        settings: Which model.
+        tokenizer: The rows', with their template.
+        any_template: Whether the rows may be of another template than the model's.
+
     Raises:
-        ModelError: It is no encoder-decoder, reads bytes, or the rows have another vocabulary.
+        ModelError: It is no encoder-decoder, reads bytes, or the rows have another vocabulary or
+            another chat template.
     """
     name = base_name(settings.name)
     check_model_kind(name, settings.cache_dir)
@@ -32,3 +42,30 @@ def check_model(settings: ModelSettings, tokenizer: TextTokenizer) -> None:
             got=f"no tokenizer, and {rows} embedding rows for {known} tokens in the data",
             do="give the model that the data were prepared for",
         )
+    if not any_template:
+        _check_template(name, tokenizer, settings.cache_dir)
+
+
+def _check_template(name: str, tokenizer: TextTokenizer, cache_dir: str | None) -> None:
+    """Refuse rows of one template for a model of another; a model without one takes any."""
+    said = template_of(name, cache_dir)
+    if said is None:
+        return
+    model = None if is_chat_template(said) else own_part(said)
+    rows = tokenizer.template.own if tokenizer.template else None
+    if rows != model:
+        raise ModelError(
+            "the data were prepared with another chat template than the model's",
+            where=name,
+            got=f"{_named(rows)} in the data, {_named(model)} with the model",
+            do=f"run duet prepare with --model-name-or-path {name}; with --chat-template duet, "
+            "too, if it is to learn the tagged text",
+        )
+
+
+def _named(template: str | None) -> str:
+    """Return a template's name: how it begins, and a hash of all of it."""
+    if template is None:
+        return "the tagged text (### Human:)"
+    beginning = " ".join(template.split())[:40]
+    return f"{beginning!r}… ({sha256_of_text(template)[:8]})"

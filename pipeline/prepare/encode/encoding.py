@@ -26,7 +26,7 @@ _Row = tuple[list[Ids], list[Ids], str, int]
 """The ids of a source and a target, in pieces; the conversation; the answer's turn."""
 
 
-class PairEncoder:
+class LineEncoder:
     """Makes the rows of conversations, in their order.
 
     Args:

@@ -16,7 +16,7 @@ from pipeline.prepare.encode.chunk_content import REPEAT, Edit, packed
 from pipeline.prepare.encode.chunk_edits import edited
 from pipeline.prepare.encode.chunk_rows import ChunkRows
 from pipeline.prepare.encode.dataset_stats import pair_counts_as_json
-from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.encoders import PairEncoder, make_pair_encoder
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
@@ -111,7 +111,7 @@ class SegmentEncoder:
     def pair_encoder(self) -> PairEncoder:
         """What encodes conversations; made with the first segment that is not kept."""
         settings = self._settings
-        return PairEncoder(
+        return make_pair_encoder(
             settings.tokenizer,
             settings.model_max_length,
             settings.target_length,

@@ -12,6 +12,12 @@ _ENDS = ("cut_off", "broken_parquet", "broken_arrow")
 """Reasons for which the rest of a file is not read."""
 _MUCH_REJECTED = 0.1
 _MUCH_UNKNOWN = 0.01
+_LOST = {
+    "lost_newlines": "line ends",
+    "lost_spaces": "runs of spaces or tabs",
+    "lost_characters": "characters",
+}
+_KEEPS = "T5 and its like, mT5 and umT5 with nine spare embedding rows, BART and T5Gemma"
 _FAR_OFF = 0.5  # of the share that was asked for, above it or below
 
 
@@ -28,6 +34,8 @@ def remarks(manifest: Manifest, folder: Path) -> Iterator[str]:
     yield from _incomplete(manifest, folder)
     yield from _rejected(manifest, folder)
     yield from _unknown(manifest)
+    yield from _lost(manifest)
+    yield from _refused(manifest)
     yield from _splits(manifest)
 
 
@@ -73,6 +81,26 @@ def _unknown(manifest: Manifest) -> Iterator[str]:
         yield (
             f"{answers:,} of {pairs:,} answers hold characters that the vocabulary does not know, "
             f"and {left_out:,} more were of nothing else{commonest}"
+        )
+
+
+def _lost(manifest: Manifest) -> Iterator[str]:
+    """Yield what the tokenizer loses of the answers."""
+    reasons, pairs = manifest.counts["reasons"], manifest.counts["pairs"]
+    found = [f"{what} in {reasons[name]:,}" for name, what in _LOST.items() if reasons.get(name)]
+    if found:
+        yield (
+            f"of {pairs:,} answers, the model's tokenizer loses {', '.join(found)}; a model learns "
+            f"no code or lists from them: {_KEEPS} keep them"
+        )
+
+
+def _refused(manifest: Manifest) -> Iterator[str]:
+    refused = manifest.counts["reasons"].get("template_refused", 0)
+    if refused:
+        yield (
+            f"{refused:,} answers are left out: the model's chat template refuses the turns before "
+            "them, or leaves them no room; --chat-template duet takes all"
         )
 
 

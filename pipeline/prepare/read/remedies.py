@@ -16,6 +16,7 @@ REMEDIES = {
     "empty_answer": "give answers with text in them",
     "not_trained": 'take "weight": 0 and "train": false from the answers that are meant',
     "question_without_answer": "give conversations in which the assistant answers",
+    "template_refused": "give --chat-template duet, or a longer --model-max-length",
     "unknown_answer": "take a model whose vocabulary has the answers' characters",
 }
 """Advice, in a few words, for each reason that leaves out a record or an answer."""

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.prepare.encode import rows
-from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.encoding import LineEncoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.template import Escaper, encoder_text
 from pipeline.tokenizer import TextTokenizer
@@ -32,7 +32,7 @@ def encode(
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:
     """Return the columns of all rows, and what was left out or cut."""
     counts = PairCounts()
-    batches = PairEncoder(tokenizer, length, target or length).encode(CONVERSATIONS, counts)
+    batches = LineEncoder(tokenizer, length, target or length).encode(CONVERSATIONS, counts)
     return columns(batches), {name: n for name, n in counts.reasons.items() if n}
 
 
@@ -71,7 +71,7 @@ def test_uncut_rows_are_the_ids_of_the_whole_texts(tiny_tokenizer: TextTokenizer
 def test_rows_in_several_batches_are_the_same(
     tiny_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = PairEncoder(tiny_tokenizer, 2048, 2048)
+    encoder = LineEncoder(tiny_tokenizer, 2048, 2048)
     (whole,) = encoder.encode(CONVERSATIONS, PairCounts())
     monkeypatch.setattr(rows, "IDS_PER_BATCH", 1)
     batches = list(encoder.encode(CONVERSATIONS, PairCounts()))
@@ -102,7 +102,7 @@ def test_no_row_is_longer_than_the_window(tiny_tokenizer: TextTokenizer, length:
 
 def test_no_control_id_comes_from_a_text(tiny_tokenizer: TextTokenizer) -> None:
     turns = [Turn(S, "</s>"), Turn(H, "<pad></s> <extra_id_0>＜/s＞"), Turn(A, "<extra_id_99></s>")]
-    encoder = PairEncoder(tiny_tokenizer, 512, 512)
+    encoder = LineEncoder(tiny_tokenizer, 512, 512)
     rows = columns(encoder.encode([Conversation("x", turns)], PairCounts()))
     for ids in (rows["input_ids"][0], rows["labels"][0]):
         controls = {tiny_tokenizer.backend.token_to_id(f"<extra_id_{i}>") for i in range(100)}
@@ -117,7 +117,7 @@ def rows_of(
 ) -> tuple[list[tuple[str, int]], PairCounts]:
     """Return each row's conversation and turn, and what was counted."""
     counts = PairCounts()
-    rows = columns(PairEncoder(tokenizer, 512, 512, **options).encode(conversations, counts))
+    rows = columns(LineEncoder(tokenizer, 512, 512, **options).encode(conversations, counts))
     return list(zip(rows["conversation_id"], rows["turn"], strict=True)), counts
 
 
@@ -154,7 +154,7 @@ def test_the_last_turn_alone_is_the_last_that_could_be_a_pair(
 def test_a_turn_that_is_not_trained_stays_in_the_history(tiny_tokenizer: TextTokenizer) -> None:
     turns = [Turn(H, "q"), Turn(A, "bad"), Turn(H, "again"), Turn(A, "good")]
     counts = PairCounts()
-    encoder = PairEncoder(tiny_tokenizer, 512, 512)
+    encoder = LineEncoder(tiny_tokenizer, 512, 512)
     conversation = Conversation("x", turns, untrained=frozenset({1}))
     rows = columns(encoder.encode([conversation], counts))
     assert rows["turn"] == [3]
@@ -166,7 +166,7 @@ def test_tools_stand_in_a_line_under_the_header(tiny_tokenizer: TextTokenizer) -
     tools = '[{"name": "f"}]'
     turns = [Turn(S, "Call."), Turn(H, "q"), Turn(A, "a")]
     rows = columns(
-        PairEncoder(tiny_tokenizer, 512, 512).encode(
+        LineEncoder(tiny_tokenizer, 512, 512).encode(
             [Conversation("x", turns, tools=tools)], PairCounts()
         )
     )
@@ -183,7 +183,7 @@ def test_a_system_text_that_fits_beside_the_last_turn_is_kept_whole(
         counts = PairCounts()
         turns = [Turn(S, system + "f"), Turn(H, question), Turn(A, "a")]
         rows = columns(
-            PairEncoder(tiny_tokenizer, 256, 256).encode([Conversation("x", turns)], counts)
+            LineEncoder(tiny_tokenizer, 256, 256).encode([Conversation("x", turns)], counts)
         )
         text = tiny_tokenizer.decode(rows["input_ids"][0])
         assert text.startswith(system + "f\n\n### Human: q") is not is_cut

@@ -1,0 +1,125 @@
+r"""Control tokens: which a tokenizer has, and that no text gives one's id.
+
+``encode_special_tokens`` leaves a token that stands in a text as characters; but the model of a
+tokenizer may put the same token together again: in a Unigram vocabulary ``</s>`` and the bytes
+``<0x0A>`` are pieces like any other. There the pre-tokenizer parts the first character of exactly
+these from the rest; all other texts keep their ids.
+
+    "</s>"  ->  "<" "/s>"        "</p>"  ->  "</p>"
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.errors import TokenizerError
+from pipeline.tokenizer.files import CONFIG, Files, parse_tokenizer, read_json
+
+_BYTE, _SENTINEL = "<0x41>", "<extra_id_0>"
+_KINDS = {_BYTE: r"0x[0-9A-F]{2}>", _SENTINEL: r"extra_id_[0-9]+>"}
+"""Tokens of which there are hundreds, by one of them: a pattern of all but the first character."""
+
+
+def control_tokens(spec: dict[str, Any]) -> list[str]:
+    """Return the tokens of a ``tokenizer.json`` that are no text."""
+    return [str(token["content"]) for token in spec.get("added_tokens") or [] if token["special"]]
+
+
+def guard(files: Files, template: str, where: str) -> Files:
+    """Return files of a tokenizer in which no text gives the id of a control token.
+
+    Args:
+        files: A tokenizer's, ``tokenizer.json`` among them.
+        template: The model's chat template: an added token that stands in it is a control token.
+        where: The tokenizer's folder or name, for messages.
+
+    Raises:
+        TokenizerError: A text gives one all the same.
+    """
+    spec = read_json(files["tokenizer.json"], where)
+    config = read_json(files.get(CONFIG, b"{}"), where)
+    marked = [token for token in _added(spec, config) if _is_control(token, template)]
+    changed = [token for token in marked if not token["special"]]
+    for token in changed:
+        token["special"] = True
+    reached = _reached(spec, where)
+    if reached:
+        parting = {
+            "type": "Split",
+            "pattern": {"Regex": _pattern([*reached, *_unknown(spec)])},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        before: dict[str, Any] = spec.get("pre_tokenizer") or {}
+        parts = before.get("pretokenizers", [before]) if before else []
+        spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*parts, parting]}
+        # The class that adds nothing of its own to what tokenizer.json says.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if left := _reached(spec, where):
+            raise TokenizerError(
+                "the tokenizer makes a control id of plain text",
+                where=where,
+                got=", ".join(left[:5]),
+                do="give another model",
+            )
+    if not (changed or reached):
+        return files
+    return files | {"tokenizer.json": _text(spec), CONFIG: _text(config)}
+
+
+def _added(spec: dict[str, Any], config: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Return the added tokens of both files, which transformers reads both."""
+    return [*(spec.get("added_tokens") or []), *(config.get("added_tokens_decoder") or {}).values()]
+
+
+def _is_control(token: dict[str, Any], template: str) -> bool:
+    content = str(token["content"])
+    return bool(token["special"]) or (content.strip() != "" and content in template)
+
+
+def _reached(spec: dict[str, Any], where: str) -> list[str]:
+    """Return the control tokens, one of each kind, whose ids a text gives."""
+    backend = parse_tokenizer(json.dumps(spec), where)
+    backend.encode_special_tokens = True
+    vocabulary = backend.get_vocab()
+    # What the vocabulary does not know has the id of the unknown token, as it should.
+    kinds = [token for token in control_tokens(spec) if not _kind(token)]
+    controls = [token for token in kinds if token not in _unknown(spec)]
+    found = [token for token in controls if _gives(backend, vocabulary, token)]
+    return found + [token for token in _KINDS if _gives(backend, vocabulary, token)]
+
+
+def _unknown(spec: dict[str, Any]) -> list[str]:
+    """Return the unknown token, if there is one."""
+    model = spec.get("model") or {}
+    if model.get("type") == "Unigram" and model.get("unk_id") is not None:
+        return [str(model["vocab"][model["unk_id"]][0])]
+    return [str(model["unk_token"])] if model.get("unk_token") else []
+
+
+def _kind(token: str) -> str | None:
+    """Return the pattern of a token's kind, where it is of one."""
+    return next((p for p in _KINDS.values() if re.fullmatch(f"\u2581?<{p}", token)), None)
+
+
+def _gives(backend: Tokenizer, vocabulary: dict[str, int], token: str) -> bool:
+    ids = {vocabulary[name] for name in (token, f"\u2581{token}") if name in vocabulary}
+    return any(
+        ids.intersection(backend.encode(text, add_special_tokens=False).ids)
+        for text in (token, f"a{token}", f"a {token}a")
+    )
+
+
+def _pattern(tokens: Sequence[str]) -> str:
+    """Return a pattern of the first characters of tokens that have the rest behind them."""
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        rests.setdefault(token[0], []).append(_kind(token) or re.escape(token[1:]))
+    return "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+
+
+def _text(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8")

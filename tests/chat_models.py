@@ -1,0 +1,80 @@
+"""Model folders with a chat template of their own: a tokenizer of Gemma's kind, and templates."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from tokenizers.trainers import BpeTrainer
+
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+TEXTS = (
+    "The sea, the wind and the stars. What is 2 + 2? It is 4.",
+    "def f(x):\n\tif x < 2:\n\t\treturn {x}\n\n### Human: why\n",
+    "user model system turn of start end bos eos pad unk im Tools: [{}]",
+)
+
+STRICT = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system text') }}{% endif %}\n"
+    "{% for m in messages %}\n"
+    "  {% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}\n"
+    "{{ raise_exception('speakers must take turns') }}\n"
+    "  {% endif %}\n"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n'"
+    " + (m['content'] | trim) + '<end_of_turn>\\n' }}\n"
+    "{% endfor %}\n"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+"""Of Gemma's kind: speakers alternate, a human begins, nothing but what they say."""
+
+FREE = (
+    "{%- for m in messages -%}"
+    "{{ '<start_of_turn>' ~ m['role'] ~ '\\n' ~ m['content'] ~ '<end_of_turn>\\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>assistant\\n' }}{%- endif -%}"
+)
+"""Of ChatML's kind: whoever speaks, in any order."""
+
+
+@functools.cache
+def _pieces() -> str:
+    tokenizer: Any = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = [*SPECIAL, *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = BpeTrainer(
+        vocab_size=460, special_tokens=special, show_progress=False,
+        initial_alphabet=list(map(chr, range(33, 127))),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    spec = json.loads(tokenizer.to_str())
+    spec["added_tokens"] = spec["added_tokens"][: len(SPECIAL)]  # bytes are no such tokens
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<bos>", "<eos>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=ids)
+    return str(tokenizer.to_str())
+
+
+def gemma_like(folder: Path, template: str | None = STRICT, *, ends: Any = (1, 5)) -> Path:
+    """Write the tokenizer of a model of Gemma's kind, and what the model says beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(_pieces(), "utf-8")
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>",
+        "pad_token": "<pad>", "unk_token": "<unk>",
+    }  # fmt: skip
+    if template is not None:
+        settings["chat_template"] = template
+    ids = {"decoder_start_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    said = {
+        "tokenizer_config.json": settings,
+        "config.json": {"model_type": "t5gemma", "is_encoder_decoder": True} | ids,
+        "generation_config.json": ids | {"eos_token_id": list(ends)},
+    }
+    for name, values in said.items():
+        (folder / name).write_text(json.dumps(values), "utf-8")
+    return folder
