@@ -14,7 +14,7 @@ from pipeline.fit.distributed.once_per_node import once_per_node
 
 def work():
     print("works")
-    time.sleep(1)
+    time.sleep(0.3)
     {body}
     return Path("made")
 try:

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import FitConfig
 from pipeline.fit.stage import fit
+from scripts.ranks import run_in
 from tests.fit.helpers import changed, log_of, state_of, weights_of
 
 
@@ -59,10 +60,7 @@ def test_two_steps_of_two_processes_give_the_losses_of_one(
         config, model_name_or_path=str(still), train_batch_size=4, max_steps=2, learning_rate=1e-3
     )
     one, two = fit(config), tmp_path / "two"
-    flags = ("--save-strategy=no", "--eval-strategy=no")
-    said = torchrun(changed(config, output_dir=str(two)), 2, *flags)
-    assert "FutureWarning" not in said
-    assert "kernels" not in said  # which bitsandbytes can do without
+    run_in(2, fit, changed(config, output_dir=str(two)), folder=tmp_path / "said")
     for first, second in zip(log_of(one), log_of(two), strict=True):
         assert second == pytest.approx(first, rel=1e-4)
 
@@ -82,6 +80,8 @@ def test_two_processes_give_the_losses_of_one(
     one = fit(changed(config, eval_strategy=None))
     two = tmp_path / "two"
     said = torchrun(changed(config, output_dir=str(two)), 2, "--save-steps", "3")
+    assert "FutureWarning" not in said
+    assert "kernels" not in said  # which bitsandbytes can do without
     assert said.count("rows per step 9") == 1
     assert said.count("step 6/6: loss") == 1
     for first, second in zip(log_of(one), log_of(two), strict=True):

@@ -1,6 +1,5 @@
 """Steps that are launched before the last one's result is read are the same run to the bit."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,20 +111,18 @@ def test_it_is_for_a_gpu_and_fused_optimizers() -> None:
     assert not can_read_late(fused, cpu)
 
 
-def train(config: FitConfig, late: bool) -> None:
-    with contextlib.suppress(SystemExit):
-        fit(config, callback=Late(late=late))
+def train_both(usual: FitConfig, late: FitConfig) -> None:
+    torch.distributed.init_process_group("gloo")  # which both runs join
+    fit(usual, callback=Late(late=False))
+    fit(late, callback=Late())
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("fsdp", ["", pytest.param("full_shard", marks=pytest.mark.slow)])
 def test_two_processes(sparse: FitConfig, tmp_path: Path, fsdp: str) -> None:
     config = changed(sparse, fsdp=fsdp, max_steps=4, logging_steps=3, save_strategy="no")
-    outputs = []
-    for late in (False, True):
-        out = tmp_path / str(late)
-        run_in(
-            2, train, changed(config, output_dir=str(out)), late, folder=tmp_path / f"said{late}"
-        )
-        outputs.append(out)
-    assert log_of(outputs[0]) == log_of(outputs[1])
-    assert_same_weights(*outputs)
+    usual, late = (changed(config, output_dir=str(tmp_path / name)) for name in ("usual", "late"))
+    run_in(2, train_both, usual, late, folder=tmp_path / "said")
+    one, two = Path(usual.output_dir), Path(late.output_dir)
+    assert log_of(one) == log_of(two)
+    assert_same_weights(one, two)
