@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import CheckpointError, DuetError
+from pipeline.errors import CheckpointError
 from pipeline.fit.checkpoint.format import (
     Checkpoint,
     checked_checkpoint,
@@ -25,6 +25,7 @@ from pipeline.fit.checkpoint.format import (
     find_checkpoint,
     publish_checkpoint,
 )
+from pipeline.fit.checkpoint.hashed_file import Seals
 from pipeline.fit.checkpoint.identity import check_identity, differences
 from pipeline.fit.checkpoint.model_card import model_card, write_card
 from pipeline.fit.checkpoint.pretrained import (
@@ -37,7 +38,7 @@ from pipeline.fit.checkpoint.pretrained import (
     write_trained,
     writing_errors,
 )
-from pipeline.fit.checkpoint.staging import Part, Seals, Staging, stage_part
+from pipeline.fit.checkpoint.staging import Part, Staging, stage_part
 from pipeline.fit.checkpoint.train_state import RunState, TrainState
 from pipeline.fit.distributed.fsdp import full_tensor, local_shard, resharded
 from pipeline.fit.distributed.host_group import HostGroup
@@ -90,7 +91,7 @@ class Checkpointer:
         """Wait for what is being written; after another error its own is only noted."""
         try:
             self.wait()
-        except DuetError as error:
+        except Exception as error:
             if kind is None:
                 raise
             note(f"and the checkpoint before was not written: {error}")

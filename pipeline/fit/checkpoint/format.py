@@ -31,7 +31,7 @@ from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.json_object import read_json_object
 from pipeline.logs import note
 from pipeline.store.atomic import output_errors, publish_folder
-from pipeline.store.seals import FileSeal, sealed_json
+from pipeline.store.seals import FileSeal, read_sealed_json, sealed_json
 
 SCHEMA_VERSION = 3
 READ_SCHEMAS = (2, 3)
@@ -220,6 +220,8 @@ def _read(folder: Path, step: int) -> Checkpoint:
 
 def _checked(folder: Path, step: int) -> Checkpoint:
     manifest = read_json_object(folder / MANIFEST)
+    if "checksum" in manifest:  # an older version's has none
+        manifest = read_sealed_json(folder / MANIFEST)
     if manifest["schema_version"] not in READ_SCHEMAS:
         raise ValueError(f"schema {manifest['schema_version']}, not {SCHEMA_VERSION}")
     seals = {name: FileSeal(**seal) for name, seal in manifest["files"].items()}

@@ -5,10 +5,11 @@
 ``safetensors.torch.save_file`` writes. That one also makes files that their owner alone can read.
 """
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,8 @@ import torch
 
 from pipeline.store.seals import FileSeal
 
+Seals = dict[str, FileSeal]
+"""Size and hash of files, by name."""
 _DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -68,8 +71,28 @@ class HashedFile:
         return FileSeal(self._size, self._digest.hexdigest())
 
 
+def write_hashed(folder: Path, writers: Mapping[str, Callable[[HashedFile], object]]) -> Seals:
+    """Write files into a folder, each by what is given for its name."""
+    seals = {}
+    for name, write in writers.items():
+        with HashedFile(folder / name) as file:
+            write(file)
+        seals[name] = file.seal()
+    return seals
+
+
+def weight_writers(
+    files: Mapping[str, Sequence[str]], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Callable[[HashedFile], object]]:
+    """Return what writes each file of weights, given the names of those in it."""
+    return {
+        file: functools.partial(write_safetensors, {name: tensors[name] for name in names})
+        for file, names in files.items()
+    }
+
+
 def write_safetensors(tensors: Mapping[str, torch.Tensor], file: HashedFile) -> None:
-    """Write tensors, in main memory, in the format of safetensors."""
+    """Write tensors in the format of safetensors."""
     order = list(_DTYPES)
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -84,5 +107,5 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], file: HashedFile) -> 
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
         if tensors[name].nbytes:
-            flat = tensors[name].contiguous().view(-1).view(torch.uint8)
+            flat = tensors[name].cpu().contiguous().view(-1).view(torch.uint8)
             file.write(flat.numpy().data)

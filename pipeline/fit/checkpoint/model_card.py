@@ -29,15 +29,17 @@ _FIGURES = {
 
 def run_metadata(ctx: RunContext) -> dict[str, Any]:
     """Return what stands in ``run.json``."""
-    manifest = ctx.data.train.manifest
+    train = ctx.data.train
+    manifest, rows = train.manifest, {"train": len(train)}
+    is_whole = train.fingerprint == manifest.fingerprint  # and no mixture, which has several
     return {
         "command": command(ctx.config),
         "settings": dataclasses.asdict(ctx.config),
         "prepared": {
-            "fingerprint": manifest.fingerprint,
+            "fingerprint": train.fingerprint,
             "config": manifest.config,
-            "counts": manifest.counts,
-            "rows": {split: manifest.rows(split) for split in manifest.splits()},
+            "counts": manifest.counts if is_whole else {},
+            "rows": {split: manifest.rows(split) for split in manifest.splits()} | rows,
         },
         "rows_per_step": ctx.plan.rows_per_step,
         "rows_per_step_source": ctx.plan.rows_source,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.errors import OutputError
-from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
+from pipeline.fit.checkpoint.hashed_file import Seals, weight_writers, write_hashed
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.families import states_tying
@@ -123,7 +123,7 @@ def save_model(
     tokenizer: Path,
     weights: Weights | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> dict[str, FileSeal]:
+) -> Seals:
     """Write a model, or its adapter, and its tokenizer into a folder, not atomically.
 
     Args:
@@ -139,18 +139,15 @@ def save_model(
     Raises:
         OutputError: It cannot be written.
     """
-    seals = {}
+    seals: Seals = {}
     weights = weights or weights_of_model(model)
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         files = weight_files(weights.sizes, max_shard_bytes=max_shard_bytes)
         save_config(folder, model, weights, files)
         if not is_adapted(model):
-            for file, names in files.items():
-                tensors = {name: weights.tensors[name].detach().cpu() for name in names}
-                with HashedFile(folder / file) as target:
-                    write_safetensors(tensors, target)
-                seals[file] = target.seal()
+            tensors = {name: tensor.detach() for name, tensor in weights.tensors.items()}
+            seals = write_hashed(folder, weight_writers(files, tensors))
         copy_tokenizer(tokenizer, folder)
     return seals
 
@@ -223,7 +220,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_trained(
     output: Path,
-    save: Callable[[Path], dict[str, FileSeal]],
+    save: Callable[[Path], Seals],
     *,
     run_metadata: Mapping[str, Any],
     trainer_state: str,

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline.fit.checkpoint.hashed_file import HashedFile, write_safetensors
+from pipeline.fit.checkpoint.hashed_file import HashedFile, Seals, weight_writers, write_hashed
 from pipeline.fit.checkpoint.pretrained import (
     Weights,
     deal_files,
@@ -29,11 +29,8 @@ from pipeline.fit.checkpoint.train_state import TrainState, rng_file, rng_state
 from pipeline.fit.distributed.fsdp import full_tensor
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.model.lora import is_adapted
-from pipeline.store.seals import FileSeal
 
 T = TypeVar("T")
-Seals = dict[str, FileSeal]
-"""Size and hash of files, by name."""
 _SLAB = 1 << 30
 """Bytes that are allocated at once: torch rounds pinned memory up to a power of two."""
 _ALIGNED = 64
@@ -104,12 +101,7 @@ class Part:
 
     def write(self, folder: Path) -> Seals:
         """Write the files, each hashed as it is written."""
-        seals = {}
-        for name, write in self.writers.items():
-            with HashedFile(folder / name) as file:
-                write(file)
-            seals[name] = file.seal()
-        return seals
+        return write_hashed(folder, self.writers)
 
 
 def stage_part(
@@ -161,10 +153,7 @@ def stage_part(
         file: functools.partial(torch.save, content) for file, content in objects.items()
     }
     if not adapted:  # that is written with its config, by a library
-        writers |= {
-            file: functools.partial(write_safetensors, {name: copies[name] for name in names})
-            for file, names in my_files.items()
-        }
+        writers |= weight_writers(my_files, copies)
     return Part(weights=weights.copied(copies), weight_files=files, writers=writers)
 
 

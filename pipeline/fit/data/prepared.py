@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.mixture import Mixture, Source, check_same_tokenizer, open_mixture
 from pipeline.store.fingerprint import sha256_of_file
+from pipeline.store.manifest import read_manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 MOST_HASHED = 2 * 1000**3
@@ -81,9 +82,8 @@ def open_data(config: FitConfig) -> PreparedData:
 
 def _open_eval(folder: Path, train: SupervisedDataset) -> SupervisedDataset:
     """Open the eval split of another folder; where it has none, all of its rows."""
-    dataset = SupervisedDataset(folder, "train")
-    if dataset.manifest.rows("eval") > 0:
-        dataset = SupervisedDataset(folder, "eval")
+    split = "eval" if read_manifest(folder).rows("eval") > 0 else "train"
+    dataset = SupervisedDataset(folder, split)
     check_same_tokenizer(train, dataset, where="--eval-data-path")
     return dataset
 

@@ -14,7 +14,7 @@ from pipeline.config import FitConfig
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.data.prepared import open_data
-from pipeline.fit.data.sampler import BatchSampler
+from pipeline.fit.data.sampler import BatchSampler, IntArray
 from pipeline.fit.distributed.fsdp import sharding_of
 from pipeline.fit.estimate.memory import Memory, training_memory
 from pipeline.fit.estimate.step_costs import StepCosts, cost_of_steps
@@ -69,7 +69,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
     memory = training_memory(
         model, settings, config.optim, costs.largest, sharding=sharding, processes=processes
     )
-    yield from _plan(plan, data.train, data.eval_rows)
+    yield from _plan(plan, data.train, data.train.epoch_rows(config.seed, 0), data.eval_rows)
     if config.eval_samples:
         yield table_row(
             "sample answers",
@@ -89,9 +89,9 @@ def steps_looked_at(plan: RunPlan) -> list[int]:
     return [int(step) for step in np.linspace(0, there - 1, count)]
 
 
-def _plan(plan: RunPlan, train: SupervisedDataset, eval_rows: int) -> Iterator[str]:
-    encoder, decoder = (int(side.sum()) for side in train.lengths)
-    yield table_row("rows", len(train), f"to train on; {eval_rows:,} to evaluate on")
+def _plan(plan: RunPlan, train: SupervisedDataset, rows: IntArray, eval_rows: int) -> Iterator[str]:
+    encoder, decoder = (int(side[rows].sum()) for side in train.lengths)
+    yield table_row("rows", len(rows), f"to train on; {eval_rows:,} to evaluate on")
     yield table_row("rows per step", plan.rows_per_step, plan.rows_source)
     epochs = plan.epoch_at(plan.total_steps)
     yield table_row("steps", plan.total_steps, f"{epochs:g} epochs of {plan.steps_per_epoch:,}")

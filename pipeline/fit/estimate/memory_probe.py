@@ -59,8 +59,8 @@ class MemoryProbe:
     accelerator: Any
     token_id: int
     """Any id of the vocabulary."""
-    reserved: int = 0
-    """Bytes that are kept meanwhile, such as the optimizer's if it has none yet."""
+    reserved: Callable[[], int] = lambda: 0
+    """Returns the bytes that are kept meanwhile, such as the optimizer's if it has none yet."""
 
     def too_big(self, shapes: Sequence[Shape]) -> Shape | None:
         """Return the first of the shapes that a process has no memory for; None where all fit."""
@@ -114,7 +114,7 @@ class MemoryProbe:
                 for tried in (SMALLEST, shape):
                     accelerator.backward(model(**full_batch(tried, self.token_id, device)))
                     if not kept:
-                        size = self.reserved + spare
+                        size = self.reserved() + spare
                         kept.append(torch.empty(size, dtype=torch.uint8, device=device))
         except Exception as error:
             if not is_out_of_memory(error):

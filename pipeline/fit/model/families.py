@@ -8,7 +8,6 @@ no gradient    vision towers never have one; experts, and what LongT5 keeps for 
 """
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +145,5 @@ class _Join(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the gradient, and zeros."""
-        return grad, *_zeros(ctx.forms)
-
-
-def _zeros(forms: list[tuple[torch.Size, torch.dtype, torch.device]]) -> Iterator[torch.Tensor]:
-    for shape, dtype, device in forms:
-        yield torch.zeros(shape, dtype=dtype, device=device)
+        zeros = (torch.zeros(shape, dtype=dtype, device=place) for shape, dtype, place in ctx.forms)
+        return grad, *zeros

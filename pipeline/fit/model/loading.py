@@ -5,6 +5,7 @@ each id of the prepared tokenizer; tied stays tied and untied untied, through sa
 """
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -245,10 +246,27 @@ def init_model(name: str, vocab_size: int, *, cache_dir: str | None = None, seed
     return model
 
 
+def _check_generation_config(model: Any, name: str) -> None:
+    """Refuse now what transformers would refuse to save when steps are done."""
+    quiet = quiet_transformers()
+    try:
+        with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder, quiet:
+            model.generation_config.save_pretrained(folder)
+    except ValueError as error:
+        lines = str(error).splitlines()
+        raise ModelError(
+            "transformers does not save the model's generation config",
+            where=name,
+            got=next((line[2:] for line in lines if line.startswith("- ")), lines[0]),
+            do="correct generation_config.json in a copy of the model",
+        ) from error
+
+
 def _finished(model: Any, settings: ModelSettings, tokenizer: TextTokenizer, name: str) -> Any:
     """Return a loaded model as it is trained: fast, and with its adapter."""
     check_rows(model, name, tokenizer)
     complete_config(model, name, tokenizer.eos_id)
+    _check_generation_config(model, name)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
     if settings.gradient_checkpointing:

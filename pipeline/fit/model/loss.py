@@ -46,11 +46,14 @@ class SummedTokenLoss(nn.Module):
         model: An encoder-decoder; its config names the start and padding ids.
         label_smoothing: Share of each target's probability that is spread over the vocabulary, as
             in transformers' ``LabelSmoother``; while training alone.
+        chunk_bytes: See ``summed_cross_entropy``.
     """
 
-    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, model: Any, label_smoothing: float = 0.0, *, chunk_bytes: int | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
+        self.model, self.label_smoothing, self._chunk_bytes = model, label_smoothing, chunk_bytes
 
     def forward(
         self,
@@ -126,7 +129,7 @@ class SummedTokenLoss(nn.Module):
             )
         weight = self.model.get_output_embeddings().weight
         cap = logit_cap(self.model.config)
-        return summed_cross_entropy(states, weight, wanted, smoothing, cap)
+        return summed_cross_entropy(states, weight, wanted, smoothing, cap, self._chunk_bytes)
 
 
 def is_chunked(model: Any) -> bool:
@@ -163,6 +166,7 @@ def summed_cross_entropy(
     labels: torch.Tensor,
     smoothing: float = 0.0,
     cap: float | None = None,
+    chunk_bytes: int | None = None,
 ) -> torch.Tensor:
     """Return the cross-entropy of ``hidden @ weight.T``, summed, a chunk of rows at a time.
 
@@ -175,10 +179,14 @@ def summed_cross_entropy(
         labels: int64[N], each below V.
         smoothing: Share of a label's probability that is spread over all V.
         cap: See ``families.logit_cap``.
+        chunk_bytes: Of a chunk's logits in float32; None: what suits the device.
     """
+    if chunk_bytes is None:
+        chunk_bytes = CPU_CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
+    rows = max(1, chunk_bytes // (4 * len(weight)))
     if not torch.is_grad_enabled():
-        return _chunked(hidden, weight, labels, smoothing, cap, grad_hidden=None, grad_weight=None)
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing, cap)  # type: ignore[no-untyped-call]
+        return _chunked(hidden, weight, labels, smoothing, cap, rows)
+    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing, cap, rows)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -193,12 +201,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         smoothing: float,
         cap: float | None,
+        rows: int,
     ) -> torch.Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        loss = _chunked(
-            hidden, weight, labels, smoothing, cap, grad_hidden=grad_hidden, grad_weight=grad_weight
-        )
+        loss = _chunked(hidden, weight, labels, smoothing, cap, rows, grad_hidden, grad_weight)
         ctx.gradients = grad_hidden, grad_weight
         return loss
 
@@ -209,7 +216,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradients = ctx.gradients
         del ctx.gradients
         hidden, weight = (None if each is None else each.mul_(grad) for each in gradients)
-        return hidden, weight, None, None, None
+        return hidden, weight, None, None, None, None
 
 
 def _chunked(
@@ -218,15 +225,17 @@ def _chunked(
     labels: torch.Tensor,
     smoothing: float,
     cap: float | None,
-    *,
-    grad_hidden: torch.Tensor | None,
-    grad_weight: torch.Tensor | None,
+    rows: int,
+    grad_hidden: torch.Tensor | None = None,
+    grad_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the loss; set ``grad_hidden`` and add to ``grad_weight``, where they are given."""
+    """Return the loss, worked out so many ``rows`` at a time.
+
+    Where they are given, ``grad_hidden`` is set and ``grad_weight`` added to.
+    """
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-    rows = max(1, (CPU_CHUNK if device == "cpu" else GPU_CHUNK) // (4 * len(weight)))
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     # Off, for it would cast the weight anew in each chunk.
     with torch.autocast(device, enabled=False):

@@ -27,10 +27,10 @@ class BestModelTracker:
     threshold: float = 0.0
     """How much better one must be for the patience."""
 
-    def update(self, state: RunState, values: Mapping[str, float]) -> bool:
-        """Take in an evaluation; return whether it is the best so far."""
+    def update(self, state: RunState, values: Mapping[str, float]) -> None:
+        """Take in an evaluation."""
         if self.metric is None or self.metric not in values:  # only other folders are evaluated
-            return False
+            return
         value, best = values[self.metric], state.best_metric
         better = value == value if best is None else self._gain(value, best) > 0
         enough = better and (best is None or self._gain(value, best) > self.threshold)
@@ -41,7 +41,6 @@ class BestModelTracker:
                 state.best_model_checkpoint = str(self.output / f"checkpoint-{state.step}")
         if self.patience is not None and state.evaluations_without_gain >= self.patience:
             state.stopped_early = True
-        return better
 
     def protected(self, state: RunState) -> set[int]:
         """Return the steps whose checkpoints must stay."""

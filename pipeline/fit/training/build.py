@@ -99,8 +99,11 @@ def build_trainer(
         micro_batcher_for, config=model.config, device=device, compiled=config.torch_compile
     )
     shards = accelerator.num_processes if ctx.sharding is not None else 1
-    unmade = 0 if optimizer.state else optimizer_bytes(model, config.optim) // shards
-    probe = MemoryProbe(wrapped, accelerator, token_id=eos_id, reserved=unmade)
+
+    def moments_to_come() -> int:
+        return 0 if optimizer.state else optimizer_bytes(model, config.optim) // shards
+
+    probe = MemoryProbe(wrapped, accelerator, token_id=eos_id, reserved=moments_to_come)
     max_rows = config.per_device_train_batch_size
     if config.auto_batch_size:
         longest = cutter_of(data.train, max_rows=max_rows).fullest
@@ -122,8 +125,8 @@ def build_trainer(
     # On a CPU what does not fit is no error that could be told: the machine swaps, or ends the
     # process; and the trial costs as much as some steps.
     pays = device.type != "cpu" if probe_memory is None else probe_memory
-    if pays and (ctx.sharding is None or can_run_alone()):
-        steps = range(state.step, plan.total_steps)
+    steps = range(state.step, plan.total_steps)
+    if pays and steps and (ctx.sharding is None or can_run_alone()):
         shapes = _biggest_of(steps, sampler, cutter, accelerator.num_processes)
         if (failed := probe.too_big(shapes)) is not None:
             rows = config.per_device_train_batch_size

@@ -60,7 +60,7 @@ def test_a_fault_in_writing_is_raised_after_the_step(run: FitConfig) -> None:
 
     def fail(step: int) -> None:
         failed.set()
-        raise OutputError("cannot write", where="disk", got="full", do="free some space")
+        raise full()
 
     def begin(step: int) -> None:
         steps.append(step)
@@ -77,7 +77,7 @@ def test_a_fault_in_writing_is_raised_after_the_step(run: FitConfig) -> None:
 def test_a_fault_of_the_last_writing_is_raised_at_the_end(run: FitConfig) -> None:
     def fail(step: int) -> None:
         if step == 6:
-            raise OutputError("cannot write", where="disk", got="full", do="free some space")
+            raise full()
 
     with pytest.raises(OutputError, match="cannot write"):
         fit(run, callback=Hooks(write=fail))
@@ -101,6 +101,31 @@ def test_a_run_that_fails_finishes_the_checkpoint_first(
     found = find_checkpoint(Path(run.output_dir))
     assert found is not None
     assert found.state.step == 3
+
+
+@pytest.mark.parametrize("kind", [OutputError, RuntimeError])
+def test_what_ends_a_run_is_not_replaced_by_a_fault_in_writing(
+    run: FitConfig, kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(step: int) -> None:
+        raise full() if kind is OutputError else RuntimeError("Connection closed by peer")
+
+    def diverge(step: int) -> None:
+        if step == 4:
+            raise ModelError("training diverged", where="step 4", got="nan", do="start again")
+
+    late = threading.Event()
+    hooks = Hooks(
+        write=lambda step: late.wait(SECONDS) and fail(step),
+        step_begin=lambda step: (step == 4 and late.set()) or diverge(step),
+    )
+    with pytest.raises(ModelError, match="diverged"):
+        fit(run, callback=hooks)
+    assert "note: and the checkpoint before was not written: " in capsys.readouterr().err
+
+
+def full() -> OutputError:
+    return OutputError("cannot write", where="disk", got="full", do="free some space")
 
 
 def test_a_process_that_is_lost_is_no_fault_of_the_disk(
@@ -127,7 +152,7 @@ def test_one_is_written_before_the_next_is_begun(
 
     def look(step: int) -> None:
         there.append(sorted(path.name for path in out.glob("checkpoint-*")))
-        time.sleep(0.2)
+        time.sleep(0.05)
 
     fit(changed(run, save_steps=1, save_total_limit=2), callback=Hooks(write=look))
     kept = [[f"checkpoint-{step}" for step in range(max(1, n - 2), n)] for n in range(1, 7)]
@@ -138,7 +163,7 @@ def test_one_is_written_before_the_next_is_begun(
         re.MULTILINE,
     )
     assert [int(step) for step, _, _ in said] == [1, 2, 3, 4, 5, 6]
-    assert all(float(seconds) >= 0.2 for _, _, seconds in said)
+    assert all(float(seconds) >= 0.05 for _, _, seconds in said)
 
 
 def test_a_copy_has_nothing_in_common_with_what_goes_on_and_takes_the_same_memory_again() -> None:

@@ -1,5 +1,6 @@
 """A process gets its share of each step as padded batches; on a GPU they are made ahead."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.fit.data import loader as feeding
-from pipeline.fit.data.collate import IGNORED, DataCollatorForSupervisedDataset
+from pipeline.fit.data.collate import IGNORED, Batch, DataCollatorForSupervisedDataset
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import StepLoader, made_ahead, micro_batcher_for, to_device
 from pipeline.fit.data.sampler import BatchSampler
@@ -151,10 +152,14 @@ def test_the_thread_ends_with_a_loop_that_fails(prepared: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_waiting_is_counted(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = feeder(prepared)
-    feed = made.feed
-    monkeypatch.setattr(made, "feed", lambda rows: [time.sleep(0.02), feed(rows)][1])
+class Slow(SupervisedDataset):
+    def batch(self, *args: Any, **kwargs: Any) -> Batch:
+        time.sleep(0.02)
+        return super().batch(*args, **kwargs)
+
+
+def test_waiting_is_counted(prepared: Path) -> None:
+    made = dataclasses.replace(feeder(prepared), dataset=Slow(prepared))
     with made.ahead(np.array([i]) for i in range(3)) as feeds:
         for _ in feeds:
             waited = made.waited

@@ -1,5 +1,6 @@
 """Prepared folders mixed by shares: rows of an epoch, batches, refusals, and a run that resumes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ def test_a_run_on_a_mixture_resumes_exactly(
         config, data_path=paths, model_name_or_path=str(still), max_steps=-1, num_train_epochs=2
     )
     whole = fit(changed(config, output_dir=str(tmp_path / "whole")))
+    told = json.loads((whole / "run.json").read_text("utf-8"))["prepared"]
+    assert told["fingerprint"] == "both=1 + other=0.3"
+    assert (told["rows"]["train"], told["counts"]) == (30, {})
     assert state_of(whole)["global_step"] == 12
     config = changed(config, save_strategy="steps", save_steps=5)
     with pytest.raises(MemoryError):

@@ -10,6 +10,7 @@ from pipeline.cli import run
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
 from pipeline.fit.data.dataset import SupervisedDataset
+from pipeline.fit.data.prepared import open_data
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.estimate import dry_run
 from pipeline.fit.flops import ModelFlops
@@ -77,6 +78,16 @@ def test_the_figures_are_the_runs(config: FitConfig, prepared: Path) -> None:
     flops = ModelFlops.of(model.config)
     useful = 3 * 2 * flops(encoder, decoder).sum()
     assert float(found["compute"].split()[0]) == pytest.approx(useful, rel=0.01)
+
+
+def test_an_epoch_of_a_mixture_has_its_share_of_the_rows(config: FitConfig, prepared: Path) -> None:
+    config = changed(config, data_path=(f"{prepared}=0.3",), max_steps=-1, train_batch_size=2)
+    found, mixture = table(config), open_data(config).train
+    rows = mixture.epoch_rows(config.seed, 0)
+    assert len(rows) == 6
+    assert found["rows"].startswith("6 to train on")
+    assert found["steps"] == "9 3 epochs of 3"
+    assert found["encoder tokens"].startswith(f"{mixture.lengths[0][rows].sum():,} an epoch")
 
 
 def test_padding_and_the_largest_micro_batch_are_those_of_the_cut(

@@ -1,6 +1,10 @@
 """The biggest micro-batch is tried first, and nothing of it is left."""
 
+import math
+import re
+import shutil
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
@@ -26,8 +31,30 @@ from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer
-from tests.fit.helpers import assert_same_weights, changed, fit_with, log_of
+from tests.fit.helpers import MAX_LENGTH, Hooks, assert_same_weights, changed, fit_with, log_of
 from tests.fit.training.test_step import OneOfMany, load
+
+
+@pytest.fixture
+def forward_hook() -> Iterator[Callable[[Callable[[torch.nn.Module, Any], object]], None]]:
+    """Return what has a function called before the forward pass of each module."""
+    handles: list[Any] = []
+    yield lambda hook: handles.append(register_module_forward_pre_hook(hook))
+    for handle in handles:
+        handle.remove()
+
+
+def out_of_memory_beyond(tokens: int, seen: list[tuple[int, ...]]) -> Callable[..., None]:
+    """Return a hook that stands for a device which embeds so many tokens at most."""
+
+    def look(module: torch.nn.Module, args: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings > 100:
+            seen.append(tuple(args[0].shape))
+            if args[0].numel() > tokens:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    return look
+
 
 SIZES = SimpleNamespace(
     d_model=8, d_kv=4, d_ff=16, num_heads=2, num_layers=1, num_decoder_layers=1, vocab_size=100
@@ -67,7 +94,7 @@ def test_nothing_is_left(model: Any) -> None:
 
 
 def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
-    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, forward_hook: Any
 ) -> None:
     """What a run keeps beside a micro-batch: four values for each weight, from the second on."""
     held: list[Any] = []
@@ -81,17 +108,17 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
 
     seen: list[tuple[int, int, int]] = []
 
-    def look(self: SummedTokenLoss, **batch: torch.Tensor) -> torch.Tensor:
-        weights = list(self.parameters())
+    def look(module: torch.nn.Module, args: Any) -> None:
+        if not isinstance(module, SummedTokenLoss):
+            return
+        weights = list(module.parameters())
         gradients = sum(p.grad.numel() for p in weights if p.grad is not None)
         there = [tensor() for tensor in held]
         reserved = sum(tensor.nbytes for tensor in there if tensor is not None)
         seen.append((sum(weight.numel() for weight in weights), gradients, reserved))
-        return whole(self, **batch)
 
-    whole = SummedTokenLoss.forward
     monkeypatch.setattr(torch, "empty", note)
-    monkeypatch.setattr(SummedTokenLoss, "forward", look)
+    forward_hook(look)
     config = changed(config, max_steps=1, train_batch_size=1, per_device_train_batch_size=1)
     fit_with(config, probe_memory=True)
     weights = seen[0][0]
@@ -100,6 +127,38 @@ def test_gradients_and_the_optimizers_values_are_there_while_it_runs(
         (weights, weights, 8 * weights),
         (weights, 0, 0),  # the first step
     ]
+
+
+def test_a_resumed_run_reserves_nothing_for_moments_that_are_there(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config, save_strategy="steps", save_steps=3)
+    out = fit(config)
+    shutil.rmtree(out / "checkpoint-6")
+    sizes: list[int] = []
+    empty = torch.empty
+
+    def note(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("dtype") == torch.uint8:
+            sizes.append(math.prod(args[0]) if isinstance(args[0], tuple) else args[0])
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", note)
+    fit_with(config, probe_memory=True, callback=Hooks(step_begin=lambda step: monkeypatch.undo()))
+    assert set(sizes) == {0}
+
+
+def test_a_run_without_a_step_left_tries_nothing(
+    config: FitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was ended after its last checkpoint, and before the trained model was written."""
+    config = changed(config, save_strategy="steps", save_steps=6)
+    out = fit(config)
+    (out / "trainer_state.json").unlink()
+    capsys.readouterr()
+    fit_with(config, probe_memory=True)
+    assert "biggest micro-batch" not in capsys.readouterr().err
+    assert (out / "trainer_state.json").is_file()
 
 
 def test_a_run_is_the_same_with_it(
@@ -114,16 +173,9 @@ def test_a_run_is_the_same_with_it(
 
 
 def test_a_run_that_does_not_fit_ends_before_its_first_step(
-    config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: FitConfig, forward_hook: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = SummedTokenLoss.forward
-
-    def fail(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if len(input_ids) > 2:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return whole(self, input_ids, *args, **kwargs)
-
-    monkeypatch.setattr(SummedTokenLoss, "forward", fail)
+    forward_hook(out_of_memory_beyond(2 * MAX_LENGTH, []))
     with pytest.raises(ConfigError, match="out of memory") as caught:
         fit_with(config, probe_memory=True)
     assert caught.value.where == "--per-device-train-batch-size"
@@ -134,20 +186,16 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(
 
 
 def test_only_shapes_of_the_runs_own_plan_are_tried(
-    config: FitConfig, prepared: Path, monkeypatch: pytest.MonkeyPatch
+    config: FitConfig, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Steps of one row of the first three: the longest row of all is none of the run's."""
-    tried: list[Shape] = []
-
-    def note(self: MemoryProbe, shapes: list[Shape]) -> None:
-        tried.extend(shapes)
-
-    monkeypatch.setattr(MemoryProbe, "too_big", note)
     fit_with(changed(config, num_data=3, train_batch_size=1, max_steps=3), probe_memory=True)
     encoder, decoder = (side[:3] for side in SupervisedDataset(prepared).lengths)
-    lengths = set(zip(encoder.tolist(), decoder.tolist(), strict=True))
+    lengths = {f"{s} + {t}" for s, t in zip(encoder.tolist(), decoder.tolist(), strict=True)}
+    [said] = re.findall(r"micro-batch fits: (.*)", capsys.readouterr().err)
+    tried = re.findall(r"1 row of (\d+ \+ \d+) tokens", said)
     assert tried
-    assert {(shape.encoder, shape.decoder) for shape in tried} <= lengths
+    assert set(tried) <= lengths
 
 
 @given(most=st.integers(0, 300), first=st.integers(1, 300), limit=st.integers(1, 300))
@@ -175,18 +223,10 @@ class Gathering(OneOfMany):
 
 
 @pytest.fixture
-def small_device(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def small_device(forward_hook: Any) -> list[tuple[int, ...]]:
     """Stand for a device that holds batches of 99 tokens; return the shapes that it was given."""
     given: list[tuple[int, ...]] = []
-    real = SummedTokenLoss.forward
-
-    def forward(model: SummedTokenLoss, **batch: torch.Tensor) -> torch.Tensor:
-        given.append(tuple(batch["input_ids"].shape))
-        if batch["input_ids"].numel() > 99:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return real(model, **batch)
-
-    monkeypatch.setattr(SummedTokenLoss, "forward", forward)
+    forward_hook(out_of_memory_beyond(99, given))
     return given
 
 
@@ -200,11 +240,7 @@ def test_the_size_is_that_of_the_process_with_least_room(
 ) -> None:
     model = SummedTokenLoss(load(still))
     assert find(model, 1, Shape(2, 10, 4)) == 9 - 1
-    assert [shape for shape in small_device if shape != SMALLEST[:2]][:3] == [
-        (2, 10),
-        (4, 10),
-        (8, 10),
-    ]
+    assert [shape for shape in small_device if shape[1] == 10][:3] == [(2, 10), (4, 10), (8, 10)]
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -226,7 +262,7 @@ def test_room_is_kept_for_the_optimizer(still: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "empty", empty)
     for reserved, fits in ((10_000, True), (10_001, False)):
-        probe = MemoryProbe(model, OneOfMany(), token_id=1, reserved=reserved)
+        probe = MemoryProbe(model, OneOfMany(), token_id=1, reserved=lambda size=reserved: size)
         assert probe.fits_in_memory(Shape(1, 3, 3)) == fits
     assert not MemoryProbe(model, OneOfMany(), token_id=1).fits_in_memory(Shape(1, 3, 3), 10_001)
 

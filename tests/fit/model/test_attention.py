@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForSeq2SeqLM
 
 from pipeline.fit.model.fast_paths import attention
@@ -19,6 +20,18 @@ def model(still: Path) -> Any:
         model = AutoModelForSeq2SeqLM.from_pretrained(still).train()
     assert share_bias(model)
     return model
+
+
+class Called(TorchFunctionMode):
+    """Notes which of torch's functions are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.functions.add(func)
+        return func(*args, **(kwargs or {}))
 
 
 def inputs(rows: int = 3, encoder: int = 9, decoder: int = 5) -> dict[str, torch.Tensor]:
@@ -48,32 +61,32 @@ def test_the_scale_is_that_of_the_model(trains: bool) -> None:
 def test_the_fused_kernel_gives_the_gradients_too(
     model: Any, still: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention.cpu_attention, "attention", None)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with quiet_transformers():
         plain = AutoModelForSeq2SeqLM.from_pretrained(still).train()
-    given = inputs()
-    for each in (model, plain):
-        each(**given, use_cache=False).logits.square().sum().backward()
+    given, called = inputs(), Called()
+    with called:
+        logits = model(**given, use_cache=False).logits
+    assert F.scaled_dot_product_attention in called.functions
+    for found in (logits, plain(**given, use_cache=False).logits):
+        found.square().sum().backward()
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert float((one.grad - other.grad).abs().max()) < 1e-5 * float(other.grad.abs().max())
 
 
-def test_a_stack_has_one_bias_and_cross_attention_no_table_of_zeros(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stack_has_one_bias_and_cross_attention_no_table_of_zeros(model: Any) -> None:
     seen: dict[int, torch.Tensor] = {}
     shapes: dict[str, set[tuple[int, ...]]] = {"encoder": set(), "decoder": set(), "cross": set()}
 
-    def note(module: Any, *heads: Any, position_bias: Bias, **rest: Any) -> Any:
-        joined = position_bias.joined
+    def note(module: Any, args: Any, given: dict[str, Any]) -> None:
+        joined = given["position_bias"].joined
         seen[id(joined)] = joined  # kept, so that no id comes twice
         side = "decoder" if module.is_causal else "encoder" if not module.is_decoder else "cross"
         shapes[side].add(tuple(joined.shape))
-        return attend(module, *heads, position_bias=position_bias, **rest)
 
-    monkeypatch.setattr(attention, "attend", note)
-    share_bias(model)
+    for layer in model.modules():
+        if type(layer).__name__ == "T5Attention":
+            layer.register_forward_pre_hook(note, with_kwargs=True)
     model(**inputs(), use_cache=False)
     assert model.config.num_layers == 2
     assert len(seen) == 3

@@ -1,5 +1,7 @@
 """Attention in chunks is attention: values, gradients, and what dropout does."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,17 +9,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.fit.model.fast_paths import cpu_attention
-from pipeline.fit.model.fast_paths.cpu_attention import attention
 
 Leaves = tuple[torch.Tensor, ...]
+Attention = Callable[..., torch.Tensor]
 
 
-@pytest.fixture(autouse=True, params=[1, 3, 100])
-def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Scores of one head, of three, of all."""
-    monkeypatch.setattr(cpu_attention, "CHUNK", request.param * 4 * 5 * 7)
-    heads: int = request.param
-    return heads
+@pytest.fixture(params=[1, 3, 100])
+def attention(request: pytest.FixtureRequest) -> Attention:
+    """In chunks of the scores of one head, of three, of all."""
+    return functools.partial(cpu_attention.attention, chunk_bytes=request.param * 4 * 5 * 7)
 
 
 def leaves(bias: tuple[int, ...] = (2, 4, 5, 7), dtype: torch.dtype = torch.float32) -> Leaves:
@@ -44,12 +44,12 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor, given: Leaves) -> Non
 
 
 @pytest.mark.parametrize("bias", [(2, 4, 5, 7), (1, 4, 5, 7), (2, 1, 5, 7), (1, 1, 5, 7)])
-def test_values_and_gradients(bias: tuple[int, ...]) -> None:
+def test_values_and_gradients(attention: Attention, bias: tuple[int, ...]) -> None:
     given = leaves(bias)
     assert_same(attention(*given), by_hand(given), given)
 
 
-def test_a_bias_over_keys_alone_needs_no_gradient() -> None:
+def test_a_bias_over_keys_alone_needs_no_gradient(attention: Attention) -> None:
     given = leaves((2, 1, 1, 7))
     with torch.no_grad():
         given[3][1, ..., -3:] = torch.finfo(torch.float32).min
@@ -57,7 +57,7 @@ def test_a_bias_over_keys_alone_needs_no_gradient() -> None:
     assert_same(attention(*given), by_hand(given), given)
 
 
-def test_dropped_weights_are_dropped_in_the_backward_pass_too() -> None:
+def test_dropped_weights_are_dropped_in_the_backward_pass_too(attention: Attention) -> None:
     query, key, _, bias = given = leaves()
     eye = torch.eye(7).expand(2, 4, 7, 7)
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_dropped_weights_are_dropped_in_the_backward_pass_too() -> None:
     assert_same(attention(*given, 0.5), by_hand(given, kept, 0.5), given)
 
 
-def test_the_share_is_what_was_asked_for() -> None:
+def test_the_share_is_what_was_asked_for(attention: Attention) -> None:
     query, key, value, bias = (torch.zeros(1, 1, 700, 700) for _ in range(4))
     value = torch.eye(700)[None, None]
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def test_the_share_is_what_was_asked_for() -> None:
     assert torch.corrcoef(fours.T).fill_diagonal_(0).abs().max() < 0.02
 
 
-def test_draws_come_from_torchs_generator() -> None:
+def test_draws_come_from_torchs_generator(attention: Attention) -> None:
     given = leaves()
     results = []
     for seed in (1, 1, 2):
@@ -93,7 +93,7 @@ def test_draws_come_from_torchs_generator() -> None:
     assert not torch.equal(results[0], results[2])
 
 
-def test_bfloat16_is_near_float32() -> None:
+def test_bfloat16_is_near_float32(attention: Attention) -> None:
     exact, half = leaves(), leaves(dtype=torch.bfloat16)
     wanted, found = attention(*exact), attention(*half)
     assert found.dtype == torch.bfloat16

@@ -17,7 +17,6 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-import pipeline.fit.model.loss as losses
 from pipeline.config import FitConfig
 from pipeline.fit.data.collate import Batch, DataCollatorForSupervisedDataset
 from pipeline.fit.data.dataset import SupervisedDataset
@@ -31,12 +30,8 @@ from tests.fit.helpers import NOT_A_LEAF, changed, log_of, pad_to_multiple, tiny
 
 Result = tuple[float, dict[str, torch.Tensor]]
 ROWS = (3, 1, 8, 0, 12, 5, 19, 7)
-
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven positions of 512 pieces: a batch is many chunks, the last of them not full."""
-    monkeypatch.setattr(losses, "CPU_CHUNK", 4 * 512 * 7)
+CHUNK_BYTES = 4 * 512 * 7
+"""Seven positions of 512 pieces: a batch is many chunks, the last of them not full."""
 
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
@@ -75,7 +70,7 @@ def plain(model: Any, batch: Batch) -> Result:
 
 
 def fast(model: Any, batch: Batch) -> Result:
-    loss = SummedTokenLoss(model)(**batch)
+    loss = SummedTokenLoss(model, chunk_bytes=CHUNK_BYTES)(**batch)
     assert loss.dtype == torch.float32
     loss.backward()
     return float(loss.detach()), gradients_of(model)

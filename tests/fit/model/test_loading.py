@@ -286,6 +286,21 @@ def test_the_generation_config_is_complete(
     assert generation.eos_token_id == 1
 
 
+def test_a_generation_config_that_could_not_be_saved_is_refused_before_a_step(
+    config: FitConfig, tiny: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    folder = with_config(tiny, tmp_path / "copy")
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text("utf-8")) | {"temperature": 0.7}
+    path.write_text(json.dumps(values), "utf-8")
+    load(config, folder, tokenizer)  # saved as it is
+    del values["decoder_start_token_id"]
+    path.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(ModelError, match="generation config") as caught:
+        load(config, folder, tokenizer)
+    assert caught.value.got.startswith("`temperature`: `do_sample` is not set")
+
+
 def break_nothing(folder: Path) -> None:
     shutil.rmtree(folder)
 

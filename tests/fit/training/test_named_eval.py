@@ -6,9 +6,11 @@ import pytest
 
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError
+from pipeline.fit.data.prepared import open_data
 from pipeline.fit.stage import fit
+from pipeline.tokenizer import TextTokenizer
 from tests.conftest import ROOT
-from tests.fit.helpers import changed, log_of, state_of
+from tests.fit.helpers import changed, log_of, make_rows, state_of, write_prepared
 
 
 def test_each_has_its_values_and_the_plain_ones_stay(
@@ -36,6 +38,14 @@ def test_each_has_its_values_and_the_plain_ones_stay(
         for entry in log
     ]
     assert without == plain, "the steps, and what is known of them, are the same"
+
+
+def test_a_folder_may_hold_a_split_eval_alone(
+    config: FitConfig, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    held = write_prepared(tmp_path / "held", tokenizer, {"eval": make_rows(tokenizer, 3, 5)})
+    data = open_data(changed(config, eval_data_path=(f"held={held}",)))
+    assert len(data.named_eval["held"]) == 3
 
 
 def test_they_are_enough_but_say_nothing_of_the_best(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 CHUNK = 2 * 1024**2
-"""Bytes of a chunk's scores; a head of one row may take more."""
+"""Bytes that stay in the cache."""
 _STEPS = 1 << 16
 """Shares of dropped weights are told apart to one part in so many: 0.1 is 0.100006."""
 
@@ -26,6 +26,7 @@ def attention(
     bias: torch.Tensor,
     dropout: float = 0.0,
     position: torch.Tensor | None = None,
+    chunk_bytes: int = CHUNK,
 ) -> torch.Tensor:
     """Return softmax(query @ key.T + bias) @ value, with dropout of the weights: [B, H, Q, D].
 
@@ -36,9 +37,10 @@ def attention(
         bias: Broadcasts to [B, H, Q, K]; over queries and keys only where it needs no gradient.
         dropout: Share of the weights that are dropped; the others grow by as much.
         position: float32[1, H, Q, K], what the bias was made of, if it gets the gradient.
+        chunk_bytes: Of a chunk's scores; a head of one row may take more.
     """
     attended: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, bias, dropout, position
+        query, key, value, bias, dropout, position, chunk_bytes
     )
     return attended
 
@@ -55,6 +57,7 @@ class _Attention(torch.autograd.Function):
         bias: torch.Tensor,
         dropout: float,
         position: torch.Tensor | None,
+        chunk_bytes: int,
     ) -> torch.Tensor:
         shape = (*query.shape[:3], key.shape[2])  # B, H, Q, K
         heads = [side.flatten(0, 1) for side in (query, key, value)]
@@ -63,7 +66,7 @@ class _Attention(torch.autograd.Function):
         share = 1 - round(dropout * _STEPS) / _STEPS
         attended = weights.new_empty((*weights.shape[:2], value.shape[3]))
         with torch.autocast("cpu", enabled=False):
-            for part in _parts(shape):
+            for part in _parts(shape, chunk_bytes):
                 q, k, v = (side[part] for side in heads)
                 scores = (q @ k.transpose(1, 2)).float()
                 for plane, added in zip(scores, _planes(bias, shape, part), strict=True):
@@ -75,7 +78,7 @@ class _Attention(torch.autograd.Function):
                     used = used * kept[part]
                 torch.bmm(used, v, out=attended[part])
         ctx.save_for_backward(*heads, weights, kept)
-        ctx.shape, ctx.share = shape, share
+        ctx.shape, ctx.share, ctx.chunk_bytes = shape, share, chunk_bytes
         learned = bias if position is None else position
         ctx.bias = learned.shape, learned.dtype
         return attended.div_(share).reshape(*shape[:3], -1)
@@ -90,7 +93,7 @@ class _Attention(torch.autograd.Function):
         if ctx.needs_input_grad[3] or ctx.needs_input_grad[5]:
             of_bias = torch.zeros(ctx.bias[0], dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            for part in _parts(ctx.shape):
+            for part in _parts(ctx.shape, ctx.chunk_bytes):
                 q, k, v = (side[part] for side in heads)
                 used, of_scores = weights[part], (grad[part] @ v.transpose(1, 2)).float()
                 if kept is not None:
@@ -108,14 +111,14 @@ class _Attention(torch.autograd.Function):
                 torch.bmm(of_scores.transpose(1, 2), q, out=grads[1][part])
         query, key, value = (side.reshape(*ctx.shape[:2], *side.shape[1:]) for side in grads)
         learned = None if of_bias is None else of_bias.to(ctx.bias[1])
-        of_position = ctx.needs_input_grad[5]
-        return query, key, value, *((None, None, learned) if of_position else (learned, None, None))
+        handed = (None, None, learned) if ctx.needs_input_grad[5] else (learned, None, None)
+        return query, key, value, *handed, None
 
 
-def _parts(shape: tuple[int, int, int, int]) -> Iterator[slice]:
+def _parts(shape: tuple[int, int, int, int], chunk_bytes: int) -> Iterator[slice]:
     """Yield places in the heads of all rows, as many at once as their scores are to be."""
     rows, heads, queries, keys = shape
-    count = max(1, CHUNK // (4 * queries * keys))
+    count = max(1, chunk_bytes // (4 * queries * keys))
     for start in range(0, rows * heads, count):
         yield slice(start, min(start + count, rows * heads))
 
