@@ -25,7 +25,7 @@ def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any
             ``prepared_dir`` (default ``data/processed``).
 
     Returns:
-        ``train_dataset``, ``eval_dataset`` (None without a eval split) and ``data_collator``.
+        ``train_dataset``, ``eval_dataset`` (None without an eval split) and ``data_collator``.
 
     Raises:
         ConfigError: The tokenizer gives other ids than the rows have.

@@ -55,7 +55,7 @@ def _checked(prepared: Path, config: TrainConfig) -> Path:
     length = read_manifest(prepared).config["model_max_length"]
     if config.model_max_length not in (length, TrainConfig.model_max_length):
         raise ConfigError(
-            "the rows were cut to another length",
+            "the data was prepared with another length",
             where="--model-max-length",
             got=f"{config.model_max_length}, prepared with {length}",
             do="leave it out, or give the raw data",

@@ -27,7 +27,7 @@ ALIASES = {
 
 _KERNELS = "the loss is computed in chunks, without all logits"
 _CHECKPOINTING = "checkpointing is always non-reentrant, one layer at a time"
-_LOADER = "rows are memory-mapped and batched by the run itself"
+_LOADER = "examples are memory-mapped, and batches are made in the training process"
 _DDP = "PyTorch's default fits: every parameter is used in every step"
 _LOSS_ALONE = "evaluation computes losses alone and keeps no logits"
 _MESSAGES = "the first process reports, on stderr"
@@ -63,11 +63,11 @@ IGNORED = {
     "--gradient-checkpointing-kwargs": _CHECKPOINTING,
     "--hub-always-push": _PUSH,
     "--hub-strategy": _PUSH,
-    "--ignore-data-skip": "a resumed run finds its next rows at no cost",
+    "--ignore-data-skip": "a resumed run finds its place at no cost",
     "--include-for-metrics": _LOSS_ALONE,
     "--include-inputs-for-metrics": _LOSS_ALONE,
     "--include-num-input-tokens-seen": "trainer_state.json always has num_input_tokens_seen",
-    "--include-tokens-per-second": "the log always has tokens a second",
+    "--include-tokens-per-second": "the log always has tokens per second",
     "--label-names": "the targets are always in the column labels",
     "--length-column-name": _LENGTHS,
     "--liger-kernel-config": _KERNELS,
@@ -110,14 +110,14 @@ REFUSED = {
     "--adafactor": Refusal("use --optim adafactor"),
     "--attn-implementation": Refusal("the attention is chosen by the device", ("sdpa", "eager")),
     "--auto-find-batch-size": Refusal(
-        "use --auto-batch-size True: micro-batches as large as fit, the same rows per step"
+        "use --auto-batch-size True: the largest micro-batches that fit, the same global batch size"
     ),
-    "--data-seed": Refusal("use --seed, which also sets the order of the rows"),
+    "--data-seed": Refusal("use --seed, which also sets the order of examples"),
     "--dataloader-drop-last": Refusal(
-        "an epoch takes every row once; its last step may be smaller"
+        "an epoch has every example once; its last step may be smaller"
     ),
     "--dataset-name": Refusal(_RAW_DATA),
-    "--debug": Refusal("there is no such mode; a value that is not finite names its rows"),
+    "--debug": Refusal("there is no such mode; a loss that is not finite names its examples"),
     "--deepspeed": Refusal(_SHARDING),
     "--do-predict": Refusal("ask the trained model with duet chat"),
     "--eval-delay": Refusal("use --eval-steps; an evaluation costs no training step"),
@@ -144,22 +144,22 @@ REFUSED = {
     "--max-source-length": Refusal("use --model-max-length of duet prepare"),
     "--model": Refusal("use --model-name-or-path"),
     "--neftune-noise-alpha": Refusal(
-        "there is no noise on embeddings; --dropout and --label-smoothing-factor regularize"
+        "not supported; --dropout and --label-smoothing-factor regularize"
     ),
     "--no-cuda": Refusal("set CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"),
     "--optim-args": Refusal("use --adam-beta1, --adam-beta2 and --adam-epsilon"),
     "--optim-target-modules": Refusal("GaLore is not available; --lora-r 16 takes less memory"),
-    "--packing": Refusal("rows are not packed; batches of like length leave 3 % padding"),
+    "--packing": Refusal("examples are not packed; batches of similar length have 2 % padding"),
     "--parallelism-config": Refusal(_SHARDING),
     "--per-gpu-eval-batch-size": Refusal("use --per-device-eval-batch-size"),
     "--per-gpu-train-batch-size": Refusal("use --per-device-train-batch-size"),
     "--predict-with-generate": Refusal(_GENERATION),
-    "--project": Refusal("trackers' runs are in the project duet"),
+    "--project": Refusal("runs are tracked in the project duet"),
     "--push-to-hub-organization": Refusal("use --hub-model-id OWNER/NAME"),
     "--resume": Refusal(_RESUME, _SWITCHED_ON),
     "--resume-from-checkpoint": Refusal(_RESUME, _SWITCHED_ON),
     "--save-on-each-node": Refusal("one process writes; give an --output-dir that all nodes share"),
-    "--source-prefix": Refusal("rows are dialogues with the header of duet prepare"),
+    "--source-prefix": Refusal("examples are conversations with the header of duet prepare"),
     "--tokenizer-name": Refusal("the tokenizer is the prepared folder's"),
     "--torch-compile-backend": Refusal("--torch-compile uses inductor", ("inductor",)),
     "--torch-compile-mode": Refusal("--torch-compile uses the default mode", ("default",)),

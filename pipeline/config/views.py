@@ -131,7 +131,7 @@ class Sharding:
         for word in words:
             if word not in _WORDS:
                 raise ConfigError(
-                    "not to be had here" if word in _NOT_HERE else "not a way to shard",
+                    "not supported" if word in _NOT_HERE else "not a way to shard",
                     where="--fsdp",
                     got=word,
                     do='give "full_shard" (least memory) or "shard_grad_op" (less communication), '

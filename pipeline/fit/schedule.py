@@ -34,7 +34,7 @@ class RunPlan:
 
     rows_per_step: int
     rows_source: str
-    """Where the rows per step came from, in words."""
+    """Where the global batch size came from, in words."""
     steps_per_epoch: int
     total_steps: int
     logging: Schedule
@@ -64,7 +64,7 @@ def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes:
         raise ConfigError(
             "there is nothing to train on",
             where="--data-path",
-            got="no rows",
+            got="no examples",
             do="prepare more data",
         )
     rows_per_step, source = _rows_per_step(options, processes)
@@ -125,7 +125,10 @@ def _rows_per_step(options: StepSettings, processes: int) -> tuple[int, str]:
     plural = "es" if processes != 1 else ""
     if options.train_batch_size is not None:
         rows = options.train_batch_size
-        return rows, f"from --train-batch-size, at most {device} of full length at once per device"
+        return (
+            rows,
+            f"from --train-batch-size, micro-batches of at most {device} maximum-length examples",
+        )
     rows = device * processes * steps
     return rows, f"= {device} per device x {processes} process{plural} x {steps}"
 
@@ -158,7 +161,7 @@ def _evaluation(options: StepSettings, eval_rows: int, total: int) -> Schedule:
         raise ConfigError(
             "there is nothing to evaluate on",
             where=asked,
-            got="the prepared folder has no rows in a eval split",
+            got="the prepared folder has no examples in an eval split",
             do="prepare with --eval-fraction, or leave this out",
         )
     if strategy is None:

@@ -89,7 +89,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
             checkpointer = build_checkpointer(ctx, callback.on_write)
             checkpoint, finished = checkpointer.load_latest()
             if finished:
-                note("finished before; nothing to train")
+                note("already finished: nothing to train")
             else:
                 with explained_errors(config, ctx.plan):
                     trainer = build_trainer(ctx, checkpoint, checkpointer, hosts, callback=callback)
@@ -148,7 +148,7 @@ def check_best(config: FitConfig, data: PreparedData) -> None:
     looks_for_best = config.load_best_model_at_end or config.early_stopping_patience
     if data.eval is None and looks_for_best and config.best_metric in own:
         raise ConfigError(
-            "there is no evaluation to compare",
+            "there is no evaluation to find the best model by",
             where="--metric-for-best-model",
             got="no eval split in the prepared folder",
             do="prepare with --eval-fraction, or give NAME_loss of a folder of --eval-data-path",
@@ -177,7 +177,7 @@ def check_device(model: ModelSettings, device: torch.device) -> None:
     """
     if model.quantize and device.type in ("cpu", "mps"):
         raise ConfigError(
-            "weights of four bits want a GPU",
+            "4-bit weights need a GPU",
             where="--quantize",
             got=f"this run is on the device {device.type}",
             do="leave it out: LoRA alone runs anywhere; or start where there is a GPU",
@@ -219,11 +219,11 @@ def _ignored_flags(config: FitConfig, accelerator: Any) -> None:
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         elif config.tf32:
-            note("--tf32 means nothing on this device; ignored")
+            note("--tf32 is ignored: this device does not support it")
     for line in precision_notes(accelerator.device, bf16=config.bf16, tf32=config.tf32):
         note(line)
     if config.fsdp and accelerator.num_processes == 1:
-        note("--fsdp means nothing in one process, which holds the whole model")
+        note("--fsdp is ignored: a single process has nothing to shard")
 
 
 @contextlib.contextmanager

@@ -38,13 +38,13 @@ def test_a_run_begun_on_two_processes_goes_on_on_four_as_on_one(
     found = differences(one, parts)
     assert max(found.values()) < 1e-4, found
     notes = [
-        [line for line in path.read_text("utf-8").splitlines() if "begun on" in line]
+        [line for line in path.read_text("utf-8").splitlines() if "started on" in line]
         for path in sorted(said.iterdir())
     ]
     assert notes[1:] == [[], [], []]
     assert notes[0] == [
-        "note: begun on 2 processes, resumed on 4: a step takes as many rows as before, cut "
-        "into other micro-batches; dropout is drawn anew"
+        "note: started on 2 processes, resumed on 4: the global batch size stays; "
+        "micro-batches and dropout differ"
     ]
 
 

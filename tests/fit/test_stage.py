@@ -219,9 +219,9 @@ def test_everything_is_said_on_stderr(
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert "note: rows per step 4 = 4 per device x 1 process x 1" in lines
-    assert "note: --tf32 means nothing on this device; ignored" in lines
-    assert sum("--fsdp means nothing in one process" in line for line in lines) == 1
+    assert "note: global batch size 4 = 4 per device x 1 process x 1" in lines
+    assert "note: --tf32 is ignored: this device does not support it" in lines
+    assert sum("--fsdp is ignored" in line for line in lines) == 1
     assert sum(line.startswith("step 3/6: loss ") for line in lines) == 1
     assert [line.count("eval loss") for line in lines if "eval loss" in line] == [1]
 

@@ -94,7 +94,7 @@ class Checkpointer:
         except Exception as error:
             if kind is None:
                 raise
-            note(f"and the checkpoint before was not written: {error}")
+            note(f"the previous checkpoint was not written either: {error}")
 
     def load_latest(self) -> tuple[Checkpoint | None, bool]:
         """Return the newest complete checkpoint, and whether the run has nothing left to do.

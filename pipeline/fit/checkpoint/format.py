@@ -103,7 +103,7 @@ def find_checkpoint(output: Path) -> Checkpoint | None:
         try:
             return _read(folder, step)
         except ValueError as error:
-            note(f"{folder.name} is incomplete or damaged ({error}); passed over")
+            note(f"{folder.name} is skipped: incomplete or damaged ({error})")
             if (folder / MANIFEST).exists():
                 unusable.append((folder, error))
     if unusable:
@@ -128,7 +128,7 @@ def checked_checkpoint(output: Path, step: int) -> Path:
         return _read(folder, step).folder
     except ValueError as error:
         raise CheckpointError(
-            "the best checkpoint is not there, or damaged",
+            "the best checkpoint is missing or damaged",
             where=folder,
             got=error,
             do="put it back; or the same command without --load-best-model-at-end writes the last",
@@ -170,7 +170,7 @@ def _make_way(final: Path) -> None:
     aside = next(path for path in map(final.with_name, names) if not path.exists())
     with output_errors(final):
         final.rename(aside)
-    note(f"{final.name} was there before and is no checkpoint of this run; it is {aside.name} now")
+    note(f"{final.name} is not a checkpoint of this run: renamed to {aside.name} now")
 
 
 def delete_oldest(
@@ -209,7 +209,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
         return _checked(folder, step)
     except PermissionError as error:
         raise CheckpointError(
-            "a checkpoint may not be read",
+            "no permission to read a checkpoint",
             where=error.filename,
             got="permission denied",
             do="have its owner allow it (chmod -R a+rX), or give another --output-dir",

@@ -17,13 +17,19 @@ _OTHER_RUN = (
     "vocabulary",
     "rows to train on",
 )
-"""What a run cannot go on with another of, by its name in the identity."""
+"""What a run cannot be resumed with another value of, by its name in the identity."""
 _SET_BY = {
     "rows per step": "--train-batch-size",
     "steps in all": "--max-steps",
     "warmup steps": "--warmup-steps",
 }
 """What sets a value directly that follows from several flags, or from the number of processes."""
+_SHOWN = {
+    "rows per step": "global batch size",
+    "rows to train on": "training examples",
+    "steps in all": "total steps",
+}
+"""What a value is called in messages, where its name in checkpoints is an older one."""
 _SETTINGS = (
     "seed",
     "bf16",
@@ -43,7 +49,7 @@ _LORA_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
 
 
 def run_identity(config: FitConfig, plan: RunPlan, data: PreparedData) -> dict[str, Any]:
-    """Return what must be the same for a run to go on, by the words that a refusal names it by.
+    """Return what must be the same for a run to be resumed, by name.
 
     Raises:
         ModelError: The model's files cannot be read.
@@ -85,24 +91,26 @@ def check_identity(
 
     Raises:
         CheckpointError: One differs; it names the first, with both values. With ``anyway``, only
-            where a run cannot go on with another value.
+            where a run cannot be resumed with another value.
     """
     barred = [name for name in different if not _can_change(name, *different[name], step=step)]
     for name in barred or ([] if anyway else different):
         before, value = different[name]
         old = f"{_SET_BY[name]} {before}" if name in _SET_BY else "the value it was made with"
-        way = "" if barred else "--resume-anyway to go on with this one, "
+        way = "" if barred else "--resume-anyway to resume with this value, "
         raise CheckpointError(
-            "a run cannot go on with other settings",
-            where=name,
+            "a run cannot be resumed with other settings",
+            where=_SHOWN.get(name, name),
             got=f"{value}, but {checkpoint} was made with {before}",
             do=f"give {old}, {way}or another --output-dir",
         )
-    return ", ".join(f"{name} {now} (was {old})" for name, (old, now) in different.items())
+    return ", ".join(
+        f"{_SHOWN.get(name, name)} {now} (was {old})" for name, (old, now) in different.items()
+    )
 
 
 def _can_change(name: str, before: Any, now: Any, *, step: int) -> bool:
-    """Return whether there is a meaning in resuming with another value."""
+    """Return whether resuming with another value makes sense."""
     if name == "--optim":  # the two of AdamW in full keep the same state
         return {before, now} <= {"adamw_torch", "adamw_torch_fused"}
     if name == "steps in all":

@@ -51,8 +51,8 @@ def restore(
             restore_rng_state(checkpoint.load(rng_file(group.rank, group.size)))
             return
         note(
-            f"begun on {before} process{'es' * (before > 1)}, resumed on {group.size}: a step "
-            "takes as many rows as before, cut into other micro-batches; dropout is drawn anew"
+            f"started on {before} process{'es' * (before > 1)}, resumed on {group.size}: the "
+            "global batch size stays; micro-batches and dropout differ"
         )
     except DuetError:
         raise

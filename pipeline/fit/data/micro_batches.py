@@ -200,7 +200,7 @@ def _shared_out(pieces: Sequence[Piece], processes: int) -> list[list[Piece]]:
 
 
 def _can_be_evener(shares: Sequence[Sequence[Piece]]) -> bool:
-    """Return whether a process has too much to do, and that not in a single row."""
+    """Return whether a process has too much to do, and that not in a single example."""
     loads = [math.fsum(piece.price for piece in share) for share in shares]
     most = shares[loads.index(max(loads))]
     too_much = max(loads) > (1 + IMBALANCE) * math.fsum(loads) / len(loads)

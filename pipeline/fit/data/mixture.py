@@ -120,7 +120,7 @@ def open_mixture(sources: Sequence[Source], *, num_rows: int | None = None) -> S
         return SupervisedDataset(sources[0].path, "train", num_rows=num_rows)
     if num_rows is not None:
         raise ConfigError(
-            "a number of rows of a mixture is not defined",
+            "--num-data needs a single prepared folder",
             where="--num-data",
             got=num_rows,
             do="leave it out, and give each --data-path a share: PATH=0.3",
@@ -136,7 +136,7 @@ def check_same_tokenizer(one: SupervisedDataset, other: SupervisedDataset, *, wh
     for what in (_pieces, _template):
         if what(one.path / "tokenizer") != what(other.path / "tokenizer"):
             raise ConfigError(
-                "two prepared folders are of another tokenizer or template",
+                "two prepared folders differ in tokenizer or template",
                 where=f"{where} {other.path}",
                 got=f"its {what.__name__[1:]} is not that of {one.path}",
                 do="prepare both with the same --model-name-or-path",

@@ -64,7 +64,7 @@ def open_data(config: FitConfig) -> PreparedData:
     prepared = train.manifest.config.get("model_max_length")
     if config.model_max_length not in (None, prepared):
         raise ConfigError(
-            "the rows were cut to another length",
+            "the data was prepared with another length",
             where="--model-max-length",
             got=f"{config.model_max_length}, prepared with {prepared}",
             do="leave it out, or run duet prepare with this length",

@@ -1,4 +1,4 @@
-"""Which rows an optimizer step takes: (lengths, rows per step, seed, epoch) -> an order of rows.
+"""Which rows a step takes: (lengths, global batch size, seed, epoch) -> an order of rows.
 
 The order is a function of these alone, so the same command is the same run on any number of
 processes. With grouping by length, rows of like length come into the same step:
@@ -171,7 +171,7 @@ def _deal(
         random: What the draw is made with.
 
     Returns:
-        int64[windows, steps, rows per step].
+        int64[windows, steps, global batch size].
     """
     dealt, at = [], 0
     for size in groups:

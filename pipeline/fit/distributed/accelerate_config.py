@@ -45,12 +45,12 @@ def _with_precision(config: FitConfig) -> FitConfig:
         raise ConfigError(
             "T5 overflows in float16 and its loss becomes NaN"
             if asked == "fp16"
-            else "a precision that is not to be had here",
+            else "an unsupported precision",
             where="mixed_precision of accelerate's config",
             got=asked,
             do="set it to bf16, or to no",
         )
-    note("accelerate's config asks for mixed_precision bf16: done as --bf16 True")
+    note("accelerate's config sets mixed_precision bf16: using --bf16 True")
     return dataclasses.replace(config, bf16=True)
 
 
@@ -64,8 +64,8 @@ def _with_sharding(config: FitConfig) -> FitConfig:
         stage = _zero_stage()
         asked, changes = f"DeepSpeed ZeRO-{stage}", {"fsdp": _STAGES[stage]}
     note(
-        f"accelerate's config asks for {asked}: done as --fsdp "
-        f'"{changes["fsdp"]}"; the rest of what it says of it is ignored'
+        f"accelerate's config sets {asked}: using --fsdp "
+        f'"{changes["fsdp"]}"; its other settings are ignored'
     )
     return dataclasses.replace(config, **changes)
 

@@ -61,7 +61,7 @@ def sharding_of(config: FitConfig, processes: int) -> Sharding | None:
     for name, (given, reason) in reasons.items():
         if given:
             raise ConfigError(
-                f"it does not go with --fsdp: {reason}",
+                f"not supported with --fsdp: {reason}",
                 where=name,
                 got=given,
                 do=f"leave out {name}, or --fsdp",

@@ -46,7 +46,7 @@ def check_launcher(world: World) -> None:
     lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world.size > 1 and lacking:
         raise ConfigError(
-            "there are other processes to wait for, and no place to meet them",
+            "WORLD_SIZE is set, but no address where the processes meet",
             where="environment",
             got=f"WORLD_SIZE={world.size}, but no {' and no '.join(lacking)}",
             do="unset WORLD_SIZE to run alone, or start with torchrun",
@@ -58,7 +58,7 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
     """Yield accelerate's Accelerator, joined with the run's other processes.
 
     Raises:
-        ConfigError: The launcher asks for what is not to be had here.
+        ConfigError: The launcher asks for what is not supported.
         ProcessError: Another process ended while this one waited for it.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -93,7 +93,7 @@ def join_processes(world: World, *, bf16: bool = False) -> Iterator[Any]:
             "another process of the run has ended",
             where=f"seen by process {accelerator.process_index} of {accelerator.num_processes}",
             got=str(error).splitlines()[0],
-            do="see what that one said last; nothing: it was killed, often for want of memory. "
+            do="see its last message; if it has none, it was killed, often because memory ran out. "
             "The same command resumes from the newest checkpoint",
         ) from error
     # Only after a good end: after a fault the others may wait in a collective, and so would this.
@@ -122,7 +122,7 @@ def check_joined(accelerator: Any, processes: int) -> None:
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # the first two: not by the launcher
         raise ConfigError(
-            "accelerate was set up with sharding that is not to be had here",
+            "accelerate is configured with unsupported sharding",
             where="accelerate launch",
             got=kind,
             do='launch without it, and give --fsdp "full_shard"',

@@ -91,11 +91,11 @@ def steps_looked_at(plan: RunPlan) -> list[int]:
 
 def _plan(plan: RunPlan, train: SupervisedDataset, rows: IntArray, eval_rows: int) -> Iterator[str]:
     encoder, decoder = (int(side[rows].sum()) for side in train.lengths)
-    yield table_row("rows", len(rows), f"to train on; {eval_rows:,} to evaluate on")
-    yield table_row("rows per step", plan.rows_per_step, plan.rows_source)
+    yield table_row("examples", len(rows), f"for training; {eval_rows:,} for evaluation")
+    yield table_row("global batch size", plan.rows_per_step, plan.rows_source)
     epochs = plan.epoch_at(plan.total_steps)
     yield table_row("steps", plan.total_steps, f"{epochs:g} epochs of {plan.steps_per_epoch:,}")
-    yield table_row("encoder tokens", encoder, "an epoch, padding not counted")
+    yield table_row("encoder tokens", encoder, "per epoch, without padding")
     yield table_row("decoder tokens", decoder)
 
 
@@ -112,10 +112,10 @@ def _padding(
     if processes > 1:
         more = costs.slowest * processes / costs.padded - 1
         yield table_row("imbalance", f"{more:.1%}", "more for the slowest process than on average")
-    yield table_row("micro-batches", f"{costs.rounds / costs.steps:.2f}", "a step and process")
+    yield table_row("micro-batches", f"{costs.rounds / costs.steps:.2f}", "per step and process")
     rows, encoder, decoder = costs.largest
     size = f"{rows:,} x {encoder:,} x {decoder:,}"
-    remark = f"rows x encoder x decoder tokens{seen}"
+    remark = f"examples x encoder x decoder tokens{seen}"
     if auto_batch_size:
         remark += "; on a GPU --auto-batch-size may find another"
     yield table_row("largest micro-batch", size, remark)
@@ -123,16 +123,16 @@ def _padding(
 
 def _memory(memory: Memory) -> Iterator[str]:
     remarks = {
-        "activations": "about, of the largest micro-batch; more on a CPU",
-        "loss": "at most, of the largest micro-batch",
-        "update": "of the largest matrix, when activations and loss are gone",
+        "activations": "of the largest micro-batch, estimated; more on a CPU",
+        "loss": "of the largest micro-batch, at most",
+        "update": "of the largest matrix, after activations and loss are freed",
     }
     for field in dataclasses.fields(memory):
         size = getattr(memory, field.name)
         if field.name == "update" and not size:
             continue
         yield table_row(field.name, gib(size), remarks.get(field.name, ""))
-    yield table_row("memory", gib(memory.total), "about, on each device")
+    yield table_row("memory", gib(memory.total), "per device, estimated")
 
 
 def _time(
@@ -146,7 +146,7 @@ def _time(
     passes = training_passes(adapted=config.lora_r > 0)
     steps = plan.total_steps / costs.steps
     useful = costs.useful * passes * steps
-    hours = f"operations without padding: {duration(useful / 1e14)} at a useful 100 TFLOP/s"
+    hours = f"operations without padding: {duration(useful / 1e14)} at 100 TFLOP/s"
     yield table_row("compute", f"{useful:.3g}", hours)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     kind = str(dtype).removeprefix("torch.")

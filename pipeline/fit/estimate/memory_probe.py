@@ -90,7 +90,7 @@ class MemoryProbe:
         found = int(each.min())
         if not found:
             raise ConfigError(
-                "the device is out of memory with a single row",
+                "the device is out of memory with a single example",
                 where="--auto-batch-size",
                 got=f"{longest.encoder} encoder and {longest.decoder} decoder tokens",
                 do="use --gradient-checkpointing True, --optim adafactor, or prepare with a "

@@ -117,7 +117,7 @@ def load_model(
         check_vocabulary(name, tokenizer, own_ids)
         model = _pretrained(name, cache_dir, **(quantized or {}))
         if own_ids is None:
-            note("the model has no tokenizer of its own; new pieces start from the mean row")
+            note("the model has no tokenizer: embeddings of new tokens start from the mean")
         if not may_grow:
             check_rows(model, name, tokenizer)
         fit_embedding(model, tokenizer, own_ids)

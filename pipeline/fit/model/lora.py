@@ -192,7 +192,7 @@ def _share_rows(model: Any, names: Sequence[str]) -> None:
     for stack in (model.get_encoder(), model.get_decoder()):
         if not hasattr(stack.get_input_embeddings(), "token_adapter"):
             raise ModelError(
-                "PEFT cannot train the rows of this model's new pieces",
+                "PEFT cannot train the embeddings of new tokens in this model",
                 where="--lora-r",
                 got=type(model).__name__,
                 do='pip install --upgrade "transformers>=5" "peft>=0.21"',

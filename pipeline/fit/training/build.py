@@ -83,7 +83,7 @@ def build_trainer(
     state = checkpoint.state if checkpoint is not None else RunState()
     # Now, not at the end: nothing in it may fail once the training is done.
     metadata = run_metadata(ctx)
-    note(f"rows per step {plan.rows_per_step} {plan.rows_source}")
+    note(f"global batch size {plan.rows_per_step} {plan.rows_source}")
 
     stop = GracefulShutdown()
     model = _load_model(config.model, data.tokenizer, checkpoint, hosts)
@@ -131,7 +131,7 @@ def build_trainer(
         if (failed := probe.too_big(shapes)) is not None:
             rows = config.per_device_train_batch_size
             raise out_of_memory(rows, plan.rows_per_step, failed)
-        note(f"the biggest micro-batch fits: {' or '.join(map(str, shapes))}")
+        note(f"the largest micro-batch fits: {' or '.join(map(str, shapes))}")
     warm_up_ddp_buckets(wrapped, accelerator, Shape(1, cutter.multiple, cutter.multiple), eos_id)
 
     to_evaluate = ({"": data.eval} if data.eval is not None else {}) | dict(data.named_eval)
@@ -266,11 +266,11 @@ def _wrap(model: SummedTokenLoss, sharding: Sharding | None, accelerator: Any) -
 def _find_batch_size(probe: MemoryProbe, longest: Shape, plan: RunPlan, accelerator: Any) -> int:
     """Return how many rows of full length a micro-batch may have."""
     if accelerator.device.type != "cuda":
-        note("--auto-batch-size means nothing on this device; ignored")
+        note("--auto-batch-size is ignored: it needs a GPU")
         return longest.rows
     limit = math.ceil(plan.rows_per_step / accelerator.num_processes)
     found = probe.find_batch_size(longest=longest, limit=limit)
-    note(f"--auto-batch-size: {found} rows of full length at once")
+    note(f"--auto-batch-size: {found} maximum-length examples per micro-batch")
     return found
 
 
@@ -290,6 +290,6 @@ def out_of_memory(rows: int, rows_per_step: int, shape: Shape | None = None) -> 
         "the device is out of memory",
         where="--per-device-train-batch-size",
         got=rows if shape is None else f"{rows}, which makes micro-batches of {shape}",
-        do=f"give a smaller one, with --train-batch-size {rows_per_step} to keep the rows of a "
-        "step, or --gradient-checkpointing True",
+        do=f"give a smaller one, with --train-batch-size {rows_per_step} to keep the "
+        "global batch size, or --gradient-checkpointing True",
     )

@@ -18,14 +18,14 @@ from pipeline.units import duration, percent
 _WORDS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4g}".format,
     "grad_norm": "grad norm {:.4g}".format,
-    "learning_rate": "rate {:.4g}".format,
+    "learning_rate": "learning rate {:.4g}".format,
     "eval_loss": "eval loss {:.4g}".format,
     "eval_bits_per_byte": "bits per byte {:.4g}".format,
     "train_loss": "mean loss {:.4g}".format,
-    "train_runtime": "seconds {:.4g}".format,
+    "train_runtime": "{:.4g} s".format,
     "target_tokens_per_second": "{:,.0f} target tokens/s".format,
-    "mfu": lambda share: f"{percent(share)} of peak",
-    "mfu_datasheet": lambda share: f"{percent(share)} of the data sheet's",
+    "mfu": lambda share: f"MFU {percent(share)}",
+    "mfu_datasheet": lambda share: f"MFU by data sheet {percent(share)}",
     "padding_share": lambda share: f"padding {percent(share)}",
     "data_wait_share": lambda share: f"data wait {percent(share)}",
     "peak_memory_gib": "{:.1f} GiB".format,
@@ -76,7 +76,7 @@ class Reporter:
 
     def step_done(self, step: int, loss: float, rate: float) -> None:
         """Show that a step is done, on a terminal."""
-        self._bar.update(step, f"loss {loss:.4f}, rate {rate:.2e}")
+        self._bar.update(step, f"loss {loss:.4f}, learning rate {rate:.2e}")
 
     def entry(self, values: Mapping[str, float]) -> None:
         """Print a log entry, add it to the file and send it to the trackers."""

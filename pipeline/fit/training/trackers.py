@@ -85,7 +85,7 @@ class Trackers:
                 tracker.log(values_for(tracker), step=step)
             except Exception as error:
                 self._started.remove(tracker)
-                note(f"{tracker.name} failed ({error}); the run goes on without it")
+                note(f"{tracker.name} failed ({error}); continuing without it")
 
     def finish(self) -> None:
         """End those that run; what one fails with is only noted."""

@@ -207,8 +207,8 @@ class Trainer:
         self.checkpointer.protected = self.best.protected(self.state)
         if self.state.stopped_early:
             note(
-                f"no better evaluation {self.state.evaluations_without_gain} times in a row: "
-                f"stopped after step {self.state.step} of {self.plan.total_steps}"
+                f"early stopping after step {self.state.step} of {self.plan.total_steps}: "
+                f"no improvement in {self.state.evaluations_without_gain} evaluations"
             )
         return None
 

@@ -45,7 +45,7 @@ def test_large_weights_are_several_files(
     (out / several[1]).unlink()
     fit_with(config, **small)
     assert sorted(path.name for path in out.glob("model*.safetensors")) == several
-    # And a checkpoint in several files goes on.
+    # And a checkpoint in several files resumes.
     parts = changed(config, output_dir=str(tmp_path / "parts"))
     fit_with(parts, **small)
     again = log_of(tmp_path / "parts")

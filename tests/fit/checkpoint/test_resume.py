@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been; another run's checkpoint is refused."""
+"""A run that was stopped resumes as if it had not been; another run's checkpoint is refused."""
 
 import dataclasses
 import hashlib
@@ -126,12 +126,12 @@ def test_a_finished_run_without_its_trained_folder_writes_it_again(
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"train_batch_size": 5}, "rows per step"),
-    ({"per_device_train_batch_size": 2}, "rows per step"),
-    ({"gradient_accumulation_steps": 2}, "rows per step"),
-    ({"max_steps": 7}, "steps in all"),
-    ({"max_steps": -1, "num_train_epochs": 2.0}, "steps in all"),
-    ({"num_data": 12}, "rows to train on"),
+    ({"train_batch_size": 5}, "global batch size"),
+    ({"per_device_train_batch_size": 2}, "global batch size"),
+    ({"gradient_accumulation_steps": 2}, "global batch size"),
+    ({"max_steps": 7}, "total steps"),
+    ({"max_steps": -1, "num_train_epochs": 2.0}, "total steps"),
+    ({"num_data": 12}, "training examples"),
     ({"seed": 1}, "--seed"),
     ({"group_by_length": False}, "--group-by-length"),
     ({"learning_rate": 2e-2}, "--learning-rate"),
@@ -152,9 +152,9 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"lr_scheduler_kwargs": "num_cycles=2"}, "--lr-scheduler-kwargs"),
 ]
 OFFERS = {
-    "rows per step": "give --train-batch-size 4, --resume-anyway to go on with this one, ",
-    "steps in all": "give --max-steps 6, --resume-anyway to go on with this one, ",
-    "warmup steps": "give --warmup-steps 2, --resume-anyway to go on with this one, ",
+    "global batch size": "give --train-batch-size 4, --resume-anyway to resume with this value, ",
+    "total steps": "give --max-steps 6, --resume-anyway to resume with this value, ",
+    "warmup steps": "give --warmup-steps 2, --resume-anyway to resume with this value, ",
 }
 OF_AN_ADAPTER = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantize"}
 """Refused, too: see ``test_lora.py``."""
@@ -171,7 +171,7 @@ NO_OTHER_RUN = {
         "cache_dir",
     ),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    *("early_stopping_patience", "early_stopping_threshold"),
+    *("early_stopping_patience", "early_stopping_threshold", "eval_samples", "num_processes"),
     *("fp16", "fsdp", "fsdp_transformer_layer_cls_to_wrap"),
 }
 """What may change: the steps are the same, but for rounding."""
@@ -220,9 +220,9 @@ def test_other_settings_are_refused_by_name(
         ({"learning_rate": 2e-2}, "--learning-rate 0.02 (was 0.01)"),
         ({"weight_decay": 0.3, "seed": 7}, "--seed 7 (was 42), --weight-decay 0.3 (was 0.1)"),
         ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type linear (was cosine)"),
-        ({"max_steps": 9}, "steps in all 9 (was 6)"),
+        ({"max_steps": 9}, "total steps 9 (was 6)"),
         ({"optim": "adamw_torch_fused"}, "--optim adamw_torch_fused (was adamw_torch)"),
-        ({"train_batch_size": 5}, "rows per step 5 (was 4)"),
+        ({"train_batch_size": 5}, "global batch size 5 (was 4)"),
     ],
 )
 def test_a_run_goes_on_with_other_settings_where_it_is_told_to(
@@ -257,10 +257,10 @@ def test_a_run_goes_on_with_other_settings_where_it_is_told_to(
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"num_data": 12}, "rows to train on"),
+        ({"num_data": 12}, "training examples"),
         ({"optim": "adafactor"}, "--optim"),
         ({"optim": "muon"}, "--optim"),
-        ({"max_steps": 5, "learning_rate": 1.0}, "steps in all"),
+        ({"max_steps": 5, "learning_rate": 1.0}, "total steps"),
     ],
 )
 def test_what_no_run_can_go_on_with(
@@ -305,7 +305,7 @@ def test_other_data_of_the_same_length_are_gone_on_with(
     config = changed(finished, output_dir=str(out), data_path=str(train_only))
     with pytest.raises(CheckpointError, match="other settings") as caught:
         fit(config)
-    assert "--resume-anyway to go on" in caught.value.do
+    assert "--resume-anyway to resume" in caught.value.do
     fit(changed(config, resume_anyway=True))
     assert state_of(out)["global_step"] == 6
 
@@ -426,7 +426,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert found.folder.name == "checkpoint-4"
     assert found.state.step == 4
     message = capsys.readouterr().err
-    assert "checkpoint-6 is incomplete or damaged" in message
+    assert "checkpoint-6 is skipped: incomplete or damaged" in message
     assert message.count("\n") == 1
 
 
@@ -465,7 +465,7 @@ def test_what_another_program_left_under_a_checkpoints_name_is_moved_aside(
     assert (out / "checkpoint-4.before2" / "optimizer.bin").read_text() == "checkpoint-4"
     assert (out / "checkpoint-4.before" / "optimizer.bin").read_text() == "checkpoint-4.before"
     said = capsys.readouterr().err
-    assert "it is checkpoint-4.before2 now" in said
+    assert "renamed to checkpoint-4.before2" in said
     assert "deleted: pytorch_model.bin" in said
 
 
@@ -493,7 +493,7 @@ def test_a_file_with_one_other_byte_is_damage(
     assert found.folder.name == "checkpoint-4"
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "passed over" in said
+    assert "is skipped" in said
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -82,7 +82,7 @@ def test_a_share_that_cannot_be(config: FitConfig, share: str) -> None:
 def test_folders_of_another_tokenizer_are_refused(config: FitConfig, other: Path) -> None:
     path = other / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("Prepend", "Append"), "utf-8")
-    with pytest.raises(ConfigError, match="another tokenizer"):
+    with pytest.raises(ConfigError, match="differ in tokenizer"):
         fit(changed(config, data_path=(config.data_path[0], str(other))))
     with pytest.raises(ConfigError, match="--num-data"):
         fit(changed(config, data_path=(config.data_path[0], str(other)), num_data=3))

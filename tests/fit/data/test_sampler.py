@@ -1,4 +1,4 @@
-"""The order is a function of lengths, rows per step, seed and epoch; each row comes once."""
+"""The order is a function of lengths, global batch size, seed and epoch; each row comes once."""
 
 import math
 import time

@@ -52,7 +52,7 @@ def test_a_stale_world_size_says_so(config: FitConfig) -> None:
 
 
 def test_processes_that_no_launcher_started_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no place to meet them") as caught:
+    with pytest.raises(ConfigError, match="no address where the processes meet") as caught:
         check_launcher(World(size=4))
     assert "unset WORLD_SIZE" in caught.value.do
     check_launcher(World())

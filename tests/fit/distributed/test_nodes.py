@@ -79,8 +79,8 @@ def test_two_nodes_prepare_for_themselves_and_train_as_one(
     ]
     assert [len(found) for found in made] == [1, 1, 1]
     assert len({found[0].parent.name for found in made}) == 1
-    assert "rows per step 8" in both[0][1]
-    assert "rows per step 8" not in both[1][1]
+    assert "global batch size 8" in both[0][1]
+    assert "global batch size 8" not in both[1][1]
     found = differences(one, two)
     assert max(found.values()) < 1e-4, found
 

@@ -82,7 +82,7 @@ def test_two_processes_give_the_losses_of_one(
     said = torchrun(changed(config, output_dir=str(two)), 2, "--save-steps", "3")
     assert "FutureWarning" not in said
     assert "kernels" not in said  # which bitsandbytes can do without
-    assert said.count("rows per step 9") == 1
+    assert said.count("global batch size 9") == 1
     assert said.count("step 6/6: loss") == 1
     for first, second in zip(log_of(one), log_of(two), strict=True):
         assert second == pytest.approx(first, rel=1e-4)
@@ -155,7 +155,7 @@ def test_a_run_of_one_process_goes_on_in_two(
     (two / "trainer_state.json").unlink()
     again = changed(config, model_name_or_path=str(still), output_dir=str(two), **changes)
     said = torchrun(again, 2, f"--optim={optim}", "--save-steps=3", "--eval-strategy=no")
-    assert "begun on 1 process, resumed on 2" in said
+    assert "started on 1 process, resumed on 2" in said
     for first, second in zip(log_of(one), log_of(two), strict=True):
         assert second == pytest.approx(first, rel=rel)
     for name, tensor in weights_of(one).items():

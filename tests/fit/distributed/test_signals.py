@@ -1,4 +1,4 @@
-"""A run that is asked to stop, stops after its step, is saved, and goes on to the bit."""
+"""A run that is asked to stop, stops after its step, is saved, and resumes to the bit."""
 
 import os
 import random

@@ -37,8 +37,8 @@ def test_the_command_prints_a_table_and_writes_nothing(
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert [line[:28].strip() for line in out.splitlines()] == [
-        "rows",
-        "rows per step",
+        "examples",
+        "global batch size",
         "steps",
         "encoder tokens",
         "decoder tokens",
@@ -60,17 +60,17 @@ def test_the_command_prints_a_table_and_writes_nothing(
 
 def test_muons_update_has_a_line(config: FitConfig) -> None:
     assert "update" not in table(config)
-    assert table(changed(config, optim="muon"))["update"].endswith("activations and loss are gone")
+    assert table(changed(config, optim="muon"))["update"].endswith("activations and loss are freed")
 
 
 def test_the_figures_are_the_runs(config: FitConfig, prepared: Path) -> None:
     config = changed(config, max_steps=-1, num_train_epochs=2, train_batch_size=8)
     found, dataset = table(config), SupervisedDataset(prepared)
     encoder, decoder = dataset.lengths
-    assert found["rows"].startswith("20 to train on; 5 to")
-    assert found["rows per step"].startswith("8 from --train-batch-size")
+    assert found["examples"].startswith("20 for training; 5 for")
+    assert found["global batch size"].startswith("8 from --train-batch-size")
     assert found["steps"] == "6 2 epochs of 3"
-    assert found["encoder tokens"].startswith(f"{encoder.sum():,} an epoch")
+    assert found["encoder tokens"].startswith(f"{encoder.sum():,} per epoch")
     assert found["decoder tokens"] == f"{decoder.sum():,}"
     model = load(Path(config.model_name_or_path))
     weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -85,9 +85,9 @@ def test_an_epoch_of_a_mixture_has_its_share_of_the_rows(config: FitConfig, prep
     found, mixture = table(config), open_data(config).train
     rows = mixture.epoch_rows(config.seed, 0)
     assert len(rows) == 6
-    assert found["rows"].startswith("6 to train on")
+    assert found["examples"].startswith("6 for training")
     assert found["steps"] == "9 3 epochs of 3"
-    assert found["encoder tokens"].startswith(f"{mixture.lengths[0][rows].sum():,} an epoch")
+    assert found["encoder tokens"].startswith(f"{mixture.lengths[0][rows].sum():,} per epoch")
 
 
 def test_padding_and_the_largest_micro_batch_are_those_of_the_cut(
@@ -105,7 +105,7 @@ def test_padding_and_the_largest_micro_batch_are_those_of_the_cut(
     found = table(config)
     share = 1 - flops(encoder, decoder).sum() / padded
     assert found["padding"] == f"{share:.1%} of the operations, --group-by-length off"
-    assert found["micro-batches"] == "1.00 a step and process"
+    assert found["micro-batches"] == "1.00 per step and process"
     rows, source, target = max(shapes, key=lambda shape: shape[1] + shape[2])
     assert found["largest micro-batch"].startswith(f"{rows} x {source} x {target} ")
 
@@ -114,7 +114,7 @@ def test_the_launchers_processes_count(
     config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = table(config, processes=2)
-    assert found["rows per step"] == "8 = 4 per device x 2 processes x 1"
+    assert found["global batch size"] == "8 = 4 per device x 2 processes x 1"
     assert "the slowest process" in found["imbalance"]
     assert "imbalance" not in table(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -132,7 +132,7 @@ def test_only_the_first_process_prints(
 
 
 def test_what_is_wrong_is_the_one_line_of_fit(config: FitConfig) -> None:
-    with pytest.raises(ConfigError, match="cut to another length"):
+    with pytest.raises(ConfigError, match="prepared with another length"):
         fit(changed(config, dry_run=True, model_max_length=128))
 
 

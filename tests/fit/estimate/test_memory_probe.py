@@ -1,4 +1,4 @@
-"""The biggest micro-batch is tried first, and nothing of it is left."""
+"""The largest micro-batch is tried first, and nothing of it is left."""
 
 import math
 import re
@@ -165,9 +165,9 @@ def test_a_run_is_the_same_with_it(
     config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = fit(config)
-    assert "biggest micro-batch" not in capsys.readouterr().err
+    assert "largest micro-batch" not in capsys.readouterr().err
     tried = fit_with(changed(config, output_dir=str(tmp_path / "tried")), probe_memory=True)
-    assert "note: the biggest micro-batch fits: 4 rows of " in capsys.readouterr().err
+    assert "note: the largest micro-batch fits: 4 rows of " in capsys.readouterr().err
     assert log_of(tried) == log_of(plain)
     assert_same_weights(tried, plain)
 
@@ -247,7 +247,7 @@ def test_the_size_is_that_of_the_process_with_least_room(
 def test_a_row_that_does_not_fit_is_one_line(
     still: Path, small_device: list[tuple[int, ...]]
 ) -> None:
-    with pytest.raises(ConfigError, match="single row") as caught:
+    with pytest.raises(ConfigError, match="single example") as caught:
         find(SummedTokenLoss(load(still)), 0, Shape(2, 100, 4))
     assert caught.value.got == "100 encoder and 4 decoder tokens"
 
@@ -273,9 +273,7 @@ def test_on_a_cpu_it_means_nothing(
     plain = log_of(fit(config))
     capsys.readouterr()
     auto = fit(changed(config, auto_batch_size=True, output_dir=str(tmp_path / "auto")))
-    assert (
-        "note: --auto-batch-size means nothing on this device; ignored" in capsys.readouterr().err
-    )
+    assert "note: --auto-batch-size is ignored: it needs a GPU" in capsys.readouterr().err
     assert log_of(auto) == plain
 
 
@@ -285,5 +283,5 @@ def test_on_a_gpu_the_rows_of_a_step_stay_and_the_largest_cut_fits(
 ) -> None:
     fit(changed(config, auto_batch_size=True, per_device_train_batch_size=1, train_batch_size=6))
     said = capsys.readouterr().err
-    assert "note: rows per step 6 " in said
-    assert "note: --auto-batch-size: 6 rows of full length at once" in said
+    assert "note: global batch size 6 " in said
+    assert "note: --auto-batch-size: 6 maximum-length examples per micro-batch" in said

@@ -221,7 +221,7 @@ def test_a_finished_run_has_nothing_to_do(
     fit(small)
     capsys.readouterr()
     fit(small)
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_a_whole_model_takes_the_place_of_an_adapter(small: FitConfig) -> None:
@@ -345,7 +345,7 @@ def test_without_peft_it_is_one_line(small: FitConfig, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find(name, *a)
     )
-    with pytest.raises(ConfigError, match=r"duet-t5\[peft\]"):
+    with pytest.raises(ConfigError, match=r"duet-t5\[lora\]"):
         fit(small)
     assert not Path(small.output_dir).exists()
 

@@ -93,7 +93,7 @@ def test_a_best_checkpoint_that_is_gone_is_one_error(evaluated: FitConfig) -> No
                 shutil.rmtree(folder)
 
     config = changed(evaluated, learning_rate=1e-2, greater_is_better=True)
-    with pytest.raises(CheckpointError, match="the best checkpoint is not there"):
+    with pytest.raises(CheckpointError, match="the best checkpoint is missing"):
         fit(config, callback=Hooks(step_end=delete_best))
     assert not (Path(evaluated.output_dir) / "trainer_state.json").exists()
 
@@ -108,7 +108,7 @@ def test_a_run_that_stopped_early_is_finished(
     assert state["best_global_step"] == state["global_step"] - 2
     capsys.readouterr()
     fit(config)
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert state_of(out) == state
 
 

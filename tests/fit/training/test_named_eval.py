@@ -57,7 +57,7 @@ def test_they_are_enough_but_say_nothing_of_the_best(
         eval_data_path=(f"other={prepared}",),
         eval_strategy=None,
     )
-    with pytest.raises(ConfigError, match="no evaluation to compare"):
+    with pytest.raises(ConfigError, match="no evaluation to find the best"):
         fit(changed(config, early_stopping_patience=1))
     log = state_of(fit(config))["log_history"]
     assert [e["step"] for e in log if "eval_other_loss" in e] == [6]
@@ -99,6 +99,6 @@ def test_a_metric_that_nobody_computes_is_refused(config: FitConfig, metric: str
 
 def test_one_of_another_tokenizer_is_refused(config: FitConfig) -> None:
     other = ROOT / "tests" / "golden" / "prepared"
-    with pytest.raises(ConfigError, match="another tokenizer") as caught:
+    with pytest.raises(ConfigError, match="differ in tokenizer") as caught:
         fit(changed(config, eval_data_path=(f"other={other}",)))
     assert caught.value.where == f"--eval-data-path {other}"

@@ -162,7 +162,7 @@ def test_trackers_and_the_progress_line_have_them(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step 3/6:")]
     speed = entries[2]["target_tokens_per_second"]
     assert f", {speed:,.0f} target tokens/s, " in lines[0]
-    for word in (" % of peak, padding ", " %, data wait ", " GiB, ", " left"):
+    for word in (", MFU ", " %, padding ", " %, data wait ", " GiB, ", " left"):
         assert word in lines[0]
 
 

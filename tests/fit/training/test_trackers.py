@@ -117,4 +117,4 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(
     wandb.fail = True
     out = fit(changed(config, report_to="wandb"))
     assert state_of(out)["global_step"] == 6
-    assert capsys.readouterr().err.count("wandb failed (disk full); the run goes on") == 1
+    assert capsys.readouterr().err.count("wandb failed (disk full); continuing") == 1
