@@ -1,7 +1,8 @@
-"""Model folders with a chat template of their own: a tokenizer of Gemma's kind, and templates."""
+"""Tokenizers of Gemma's and of mT5's kind in model folders, and chat templates."""
 
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,37 @@ def gemma_like(folder: Path, template: str | None = STRICT, *, ends: Any = (1, 5
     for name, values in said.items():
         (folder / name).write_text(json.dumps(values), "utf-8")
     return folder
+
+
+def mt5_like(folder: Path, texts: Iterable[str] = TEXTS, *, spare: int | None = None) -> int:
+    """Write the tokenizer of a model of mT5's kind: SentencePiece with a piece for each byte.
+
+    Args:
+        folder: Made for it.
+        texts: What it is trained on.
+        spare: Rows of the embedding beyond the pieces, for a config; None: no config.
+
+    Returns:
+        How many pieces there are.
+    """
+    import sentencepiece
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in texts for line in text.splitlines()]),
+        model_prefix=str(folder / "spiece"), vocab_size=420, hard_vocab_limit=False,
+        byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        num_threads=1,
+    )  # fmt: skip
+    (folder / "spiece.vocab").unlink()
+    settings = {
+        "tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>",
+        "pad_token": "<pad>", "unk_token": "<unk>",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    loaded = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    pieces = int(loaded.vocab_size())
+    if spare is not None:
+        said = {"model_type": "mt5", "vocab_size": pieces + spare, "decoder_start_token_id": 0}
+        (folder / "config.json").write_text(json.dumps(said), "utf-8")
+    return pieces

@@ -9,18 +9,14 @@ these from the rest; all other texts keep their ids.
 """
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from pipeline.errors import TokenizerError
 from pipeline.tokenizer.files import CONFIG, Files, parse_tokenizer, read_json
-
-_BYTE, _SENTINEL = "<0x41>", "<extra_id_0>"
-_KINDS = {_BYTE: r"0x[0-9A-F]{2}>", _SENTINEL: r"extra_id_[0-9]+>"}
-"""Tokens of which there are hundreds, by one of them: a pattern of all but the first character."""
+from pipeline.vocabulary import KINDS, SPACE, kind_of, parting_pattern
 
 
 def control_tokens(spec: dict[str, Any]) -> list[str]:
@@ -49,7 +45,7 @@ def guard(files: Files, template: str, where: str) -> Files:
     if reached:
         parting = {
             "type": "Split",
-            "pattern": {"Regex": _pattern([*reached, *_unknown(spec)])},
+            "pattern": {"Regex": parting_pattern([*reached, *_unknown(spec)])},
             "behavior": "Isolated",
             "invert": False,
         }
@@ -86,10 +82,10 @@ def _reached(spec: dict[str, Any], where: str) -> list[str]:
     backend.encode_special_tokens = True
     vocabulary = backend.get_vocab()
     # What the vocabulary does not know has the id of the unknown token, as it should.
-    kinds = [token for token in control_tokens(spec) if not _kind(token)]
+    kinds = [token for token in control_tokens(spec) if not kind_of(token)]
     controls = [token for token in kinds if token not in _unknown(spec)]
     found = [token for token in controls if _gives(backend, vocabulary, token)]
-    return found + [token for token in _KINDS if _gives(backend, vocabulary, token)]
+    return found + [token for token in KINDS if _gives(backend, vocabulary, token)]
 
 
 def _unknown(spec: dict[str, Any]) -> list[str]:
@@ -100,25 +96,12 @@ def _unknown(spec: dict[str, Any]) -> list[str]:
     return [str(model["unk_token"])] if model.get("unk_token") else []
 
 
-def _kind(token: str) -> str | None:
-    """Return the pattern of a token's kind, where it is of one."""
-    return next((p for p in _KINDS.values() if re.fullmatch(f"\u2581?<{p}", token)), None)
-
-
 def _gives(backend: Tokenizer, vocabulary: dict[str, int], token: str) -> bool:
-    ids = {vocabulary[name] for name in (token, f"\u2581{token}") if name in vocabulary}
+    ids = {vocabulary[name] for name in (token, SPACE + token) if name in vocabulary}
     return any(
         ids.intersection(backend.encode(text, add_special_tokens=False).ids)
         for text in (token, f"a{token}", f"a {token}a")
     )
-
-
-def _pattern(tokens: Sequence[str]) -> str:
-    """Return a pattern of the first characters of tokens that have the rest behind them."""
-    rests: dict[str, list[str]] = {}
-    for token in tokens:
-        rests.setdefault(token[0], []).append(_kind(token) or re.escape(token[1:]))
-    return "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
 
 
 def _text(value: dict[str, Any]) -> bytes:

@@ -17,18 +17,22 @@ from pipeline.tokenizer.files import (
     Files,
     converted_files,
     own_files,
+    parse_tokenizer,
     read_json,
     special_tokens,
 )
 from pipeline.tokenizer.model_template import ModelTemplate, fit_template, turn_end
 from pipeline.tokenizer.preamble import is_fitted
 from pipeline.tokenizer.text import TextTokenizer
+from pipeline.vocabulary import Vocabulary, vocabulary_of_json, vocabulary_of_spiece
 
 TemplateChoice = Literal["auto", "duet", "model"]
 """The text of a row: by the model's own chat template where it has one, by ours, by its own."""
 
 _T5 = (None, "t5", "longt5", "switch_transformers")
 """Types of models with T5's vocabulary; None: a tokenizer alone."""
+_MT5 = ("mt5", "umt5")
+_LINES = "a\nb  c"
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """The special tokens that transformers hands to a template."""
 
@@ -107,21 +111,38 @@ def tokenizer_of(tokenizer: Any) -> TextTokenizer:
 
 
 def _lossless_files(name_or_path: str, cache_dir: str | None) -> Files | None:
-    """Return the files of the lossless tokenizer of T5's vocabulary; None where it is another."""
+    """Return the files of the lossless tokenizer; None where it cannot be made for a model."""
     spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
     spec = read_json(spec_path, spec_path) if spec_path else None
     if spec is not None and lossless.is_lossless(spec):
         return own_files(name_or_path, cache_dir)
-    if _config(name_or_path, cache_dir).get("model_type") not in _T5:
+    kind = _config(name_or_path, cache_dir).get("model_type")
+    if kind not in (*_T5, *_MT5):
         return None
-    vocabulary = lossless.vocabulary_of_json(spec) if spec is not None else None
+    vocabulary = vocabulary_of_json(spec) if spec is not None else None
     spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
     if vocabulary is None and spiece is not None:
-        vocabulary = lossless.vocabulary_of_spiece(spiece)
-    return _files_of_vocabulary(vocabulary) if vocabulary is not None else None
+        vocabulary = vocabulary_of_spiece(spiece)
+    if vocabulary is None:
+        return None
+    if (vocabulary.is_t5 and kind in _T5) or _needs_pieces(name_or_path, cache_dir, vocabulary):
+        return _files_of_vocabulary(vocabulary)
+    return None
 
 
-def _files_of_vocabulary(vocabulary: lossless.T5Vocabulary) -> Files:
+def _needs_pieces(name_or_path: str, cache_dir: str | None, vocabulary: Vocabulary) -> bool:
+    """Return whether a tokenizer loses lines or spaces, and the model has rows for more pieces."""
+    rows = _config(name_or_path, cache_dir).get("vocab_size")
+    if not isinstance(rows, int) or rows < len(vocabulary.with_new_pieces().pieces):
+        return False
+    files = _other_files(name_or_path, cache_dir)
+    backend = parse_tokenizer(files["tokenizer.json"].decode("utf-8"), name_or_path)
+    ids = backend.encode(_LINES, add_special_tokens=False).ids
+    # Tokens that the model was given later have the rows.
+    return len(backend.get_vocab()) <= len(vocabulary.pieces) and backend.decode(ids) != _LINES
+
+
+def _files_of_vocabulary(vocabulary: Vocabulary) -> Files:
     sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
     config = {
         # The class that adds nothing of its own to what tokenizer.json says.

@@ -14,6 +14,7 @@ from pipeline.errors import TokenizerError
 from pipeline.json_object import read_json_object
 from pipeline.tokenizer.files import Files, parse_tokenizer
 from pipeline.tokenizer.model_template import ModelTemplate
+from pipeline.vocabulary import SPACE
 
 
 class TextTokenizer:
@@ -69,7 +70,7 @@ class TextTokenizer:
         """One more than the highest id; a vocabulary may have holes."""
         normalizer = self.backend.normalizer
         self._has_dummy = normalizer is not None and str(normalizer.normalize_str("x")).endswith(
-            lossless.SPACE + "x"
+            SPACE + "x"
         )
 
     @functools.cached_property
@@ -119,7 +120,7 @@ class TextTokenizer:
         """Return a text as the normaliser leaves it, with spaces as spaces."""
         if self.backend.normalizer is None:
             return text
-        normal = str(self.backend.normalizer.normalize_str(text)).replace(lossless.SPACE, " ")
+        normal = str(self.backend.normalizer.normalize_str(text)).replace(SPACE, " ")
         return normal[1:] if self._has_dummy and normal.startswith(" ") else normal
 
     def save(self, folder: Path, *, model_max_length: int) -> None:

@@ -29,8 +29,8 @@ from pipeline.fit.stage import fit
 from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS
 from pipeline.fit.training.trainer import Trainer, TrainerCallback
-from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer
+from pipeline.vocabulary import NEW_PIECES
 from tests.fit.helpers import (
     CODE,
     NOT_A_LEAF,

@@ -16,8 +16,9 @@ from pipeline.errors import ModelError
 from pipeline.fit.model.embedding import carry_over_rows, grow_embedding, num_rows
 from pipeline.hub import find_model_file
 from pipeline.json_object import read_json_object
-from pipeline.lossless import NEW_PIECES, is_lossless
+from pipeline.lossless import is_lossless
 from pipeline.tokenizer import VOCABULARY_FILES, TextTokenizer, load_tokenizer
+from pipeline.vocabulary import NEW_PIECES, vocabulary_of_spiece
 
 T = TypeVar("T")
 
@@ -94,10 +95,10 @@ def _ids_of_json(path: Path) -> dict[str, int]:
 
 
 def _ids_of_spiece(path: Path) -> dict[str, int]:
-    """Return the ids of a T5's pieces; nothing where they are another model's."""
+    """Return the ids of a T5's or mT5's pieces; nothing where they are another model's."""
     if not path.stat().st_size:
         raise ValueError("an empty file")
-    vocabulary = lossless.vocabulary_of_spiece(path)
+    vocabulary = vocabulary_of_spiece(path)
     pieces = vocabulary.pieces if vocabulary is not None else []
     return {piece: i for i, (piece, _) in enumerate(pieces)}
 
@@ -144,14 +145,19 @@ def check_vocabulary(name: str, tokenizer: TextTokenizer, own_ids: dict[str, int
 def fit_embedding(model: Any, tokenizer: TextTokenizer, own_ids: dict[str, int] | None) -> None:
     """Give each id of the tokenizer a row: grown, started or moved where it has none."""
     rows, pieces = num_rows(model), piece_ids(tokenizer)
-    if own_ids is not None:
-        known = max(own_ids.values()) + 1
-    else:
-        known = min(pieces.values(), default=tokenizer.vocab_size)
+    known = max(own_ids.values()) + 1 if own_ids is not None else first_new_id(tokenizer)
     num_trained = min(known, rows)
     grow_embedding(model, tokenizer.vocab_size, num_trained)
     old = {token: i for token, i in (own_ids or {}).items() if token in pieces and i < rows}
     carry_over_rows(model, old, pieces, num_trained)
+
+
+def first_new_id(tokenizer: TextTokenizer) -> int:
+    """Return the first id that a model need not know: of the nine pieces, those that stand last."""
+    new, first = set(piece_ids(tokenizer).values()), tokenizer.vocab_size
+    while first - 1 in new:
+        first -= 1
+    return first
 
 
 def piece_ids(tokenizer: TextTokenizer) -> dict[str, int]:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.lossless import SPACE, is_lossless
+from pipeline.lossless import is_lossless
 from pipeline.tokenizer import TextTokenizer
+from pipeline.vocabulary import SPACE
 
 IntArray = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -238,7 +239,8 @@ def unigram_table(tokenizer: TextTokenizer) -> UnigramTable | None:
     """Return the table of a lossless T5 tokenizer; None where its ids cannot be had this way."""
     # The backend's own scores: its parser reads those in the file a bit differently from Python's.
     spec = json.loads(tokenizer.backend.to_str())
-    if not is_lossless(spec):
+    # Of a vocabulary with bytes, 250,000 pieces would be a table of hundreds of megabytes.
+    if not is_lossless(spec) or spec["model"]["byte_fallback"]:
         return None
     pieces = [(piece, float(score)) for piece, score in spec["model"]["vocab"]]
     table = UnigramTable(pieces, tokenizer.normalize)

@@ -17,7 +17,7 @@ _LOST = {
     "lost_spaces": "runs of spaces or tabs",
     "lost_characters": "characters",
 }
-_KEEPS = "T5 and its like, mT5 and umT5 with nine spare embedding rows, BART and T5Gemma"
+_KEEPS = "T5 and its like, mT5 and umT5 with a few spare embedding rows, BART and T5Gemma"
 _FAR_OFF = 0.5  # of the share that was asked for, above it or below
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from scripts.tiny_t5 import make_tiny_t5
+from tests.chat_models import mt5_like
 from tests.fit.helpers import TEXTS
 
 IDS = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -162,25 +163,10 @@ def _t5_tokenizer(folder: Path, _: str) -> int:
 
 def _mt5_tokenizer(folder: Path, kind: str) -> int:
     """mT5's: SentencePiece with bytes for what it does not know, and no ``tokenizer.json``."""
-    import sentencepiece
-
-    folder.mkdir(parents=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in TEXTS for line in text.splitlines()]),
-        model_prefix=str(folder / "spiece"), vocab_size=420, hard_vocab_limit=False,
-        byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-        num_threads=1,
-    )  # fmt: skip
-    (folder / "spiece.vocab").unlink()
-    settings = {
-        "tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>",
-        "pad_token": "<pad>", "unk_token": "<unk>",
-    }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    pieces = mt5_like(folder, TEXTS)
     if kind == "umt5":  # comes with its fast form, and from its pieces alone it is not made
         T5Tokenizer.from_pretrained(folder).save_pretrained(folder)
-    loaded = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    return -(-int(loaded.vocab_size()) // 128) * 128
+    return -(-pieces // 128) * 128
 
 
 def _bpe_tokenizer(folder: Path, kind: str) -> int:

@@ -16,8 +16,8 @@ from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.model.embedding import embedding_weights, is_tied, num_rows
 from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.token_ids import own_token_ids
-from pipeline.lossless import NEW_PIECES
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.vocabulary import NEW_PIECES
 from scripts.tiny_t5 import make_tiny_t5
 from tests.fit.helpers import TEXTS, changed, tiny_bart, weights_of, with_config
 
