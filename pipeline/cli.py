@@ -33,6 +33,7 @@ from pipeline.errors import DuetError, OutputError
 from pipeline.flags import UsageError, command_of, modernise
 from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
 from pipeline.logs import note
+from pipeline.progress import importing
 from pipeline.report.config import ReportConfig
 
 
@@ -45,13 +46,15 @@ def _prepare(config: PrepareConfig) -> None:
 
 
 def _fit(config: FitConfig) -> None:
-    from pipeline.commands.training import run_fit
+    with importing():
+        from pipeline.commands.training import run_fit
 
     run_fit(config)
 
 
 def _train(config: TrainConfig) -> None:
-    from pipeline.commands.training import run_train
+    with importing():
+        from pipeline.commands.training import run_train
 
     run_train(config)
 
@@ -89,13 +92,15 @@ def _doctor(config: DoctorConfig) -> None:
 
 
 def _chat(config: ChatConfig) -> None:
-    from pipeline.generation.chat.stage import chat
+    with importing():
+        from pipeline.generation.chat.stage import chat
 
     chat(config)
 
 
 def _generate(config: GenerateConfig) -> None:
-    from pipeline.generation.generate import generate
+    with importing():
+        from pipeline.generation.generate import generate
 
     print(generate(config))
 
@@ -103,8 +108,9 @@ def _generate(config: GenerateConfig) -> None:
 def _eval(config: EvalConfig) -> None:
     import json
 
-    from pipeline.generation.evaluate.report import table
-    from pipeline.generation.evaluate.stage import evaluate
+    with importing():
+        from pipeline.generation.evaluate.report import table
+        from pipeline.generation.evaluate.stage import evaluate
 
     report = evaluate(config)
     print("\n".join(table(report)), file=sys.stderr)
@@ -112,13 +118,15 @@ def _eval(config: EvalConfig) -> None:
 
 
 def _serve(config: ServeConfig) -> int:
-    from pipeline.generation.server.stage import serve
+    with importing():
+        from pipeline.generation.server.stage import serve
 
     return serve(config)
 
 
 def _export(config: ExportConfig) -> None:
-    from pipeline.export import export
+    with importing():
+        from pipeline.export import export
 
     print(export(config))
 

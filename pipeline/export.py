@@ -22,6 +22,7 @@ from pipeline.fit.model.loading import load_trained, quiet_transformers
 from pipeline.fit.model.lora import is_adapter
 from pipeline.hub_repo import HubRepo
 from pipeline.logs import note
+from pipeline.progress import Wait
 from pipeline.store.atomic import locked_folder, publish_folder
 from pipeline.tokenizer import copy_tokenizer
 
@@ -56,7 +57,8 @@ def export(config: ExportConfig) -> Path:
         _delete_leftovers(output, temporary)
         temporary.mkdir()
     try:
-        with locked_folder(temporary):  # until this process ends: see _delete_leftovers
+        # Locked until this process ends: see _delete_leftovers.
+        with locked_folder(temporary), Wait("exporting", unit="bytes"):
             if config.format == "ctranslate2":
                 _save_ctranslate2(temporary, model, source)
             else:

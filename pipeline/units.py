@@ -1,15 +1,16 @@
 """Numbers as people read them, rounded up, spread; nothing here knows what they measure."""
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @overload
 def round_up(value: int, multiple: int) -> int: ...
 @overload
-def round_up(value: npt.NDArray[np.int64], multiple: int) -> npt.NDArray[np.int64]: ...
+def round_up(value: "npt.NDArray[np.int64]", multiple: int) -> "npt.NDArray[np.int64]": ...
 def round_up(value: Any, multiple: int) -> Any:
     """Return the next multiple of a number, or of each in an array.
 

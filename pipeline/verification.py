@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.config import VerifyConfig
 from pipeline.errors import InputError
 from pipeline.json_object import read_json_object
+from pipeline.progress import Wait
 from pipeline.store.manifest import FILENAME, verify_prepared
 from pipeline.store.seals import FileSeal, find_difference, read_sealed_json
 
@@ -31,7 +32,9 @@ def verify(config: VerifyConfig) -> Iterator[str]:
     """
     folder = Path(config.folder)
     if (folder / FILENAME).is_file():
-        yield _line(folder, *verify_prepared(folder))
+        with Wait("verifying", unit="bytes"):
+            line = _line(folder, *verify_prepared(folder))
+        yield line
         return
     if (folder / CHECKPOINT).is_file():
         yield _verify(folder / CHECKPOINT)
@@ -57,7 +60,8 @@ def _verify(path: Path) -> str:
     try:
         fields, own_size = _read(path)
         seals = {name: FileSeal(**seal) for name, seal in fields["files"].items()}
-        difference = find_difference(path.parent, seals)
+        with Wait(f"verifying {path.parent.name}", sum(s.bytes for s in seals.values()), "bytes"):
+            difference = find_difference(path.parent, seals)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, path, error) from error
     if difference:

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from pipeline import __version__
 from pipeline.config import DoctorConfig
 from pipeline.flags import TRUE
+from pipeline.progress import Wait
 from pipeline.units import file_size, gib
 
 DISTRIBUTION = "duet-t5"
@@ -61,7 +62,8 @@ def examine() -> dict[str, Any]:
     requirements, extras = _requirements()
     everything = {r.name: r for group in extras.values() for r in group} | requirements
     found = {name: _version(name) for name in everything}
-    probed = probe([_module(name) for name in everything if found[name] is not None])
+    with Wait("importing the packages"):
+        probed = probe([_module(name) for name in everything if found[name] is not None])
     packages = {
         name: {
             "version": found[name],

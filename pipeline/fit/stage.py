@@ -36,7 +36,8 @@ from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
 from pipeline.fit.training.trainer import TrainerCallback
 from pipeline.hub_repo import HubRepo
-from pipeline.logs import note, print_result
+from pipeline.logs import note, print_lines, print_result
+from pipeline.progress import Wait
 from pipeline.world import World
 
 
@@ -77,7 +78,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     check_packages(config.trackers, model, config.optim)
     set_allocator()
     set_attention()
-    output, stop = Path(config.output_dir), None
+    output, stop, table = Path(config.output_dir), None, list[str]()
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
         check_device(model, accelerator.device)
         check_model(model, data.tokenizer, any_template=data.has_chosen_template)
@@ -96,6 +97,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
                     stop = trainer.train()
                     if stop is None:
                         trainer.save_pretrained()
+                        table = trainer.end_table(output)
             if repo and stop is None:
                 hosts.run_on_first(
                     lambda: repo.upload(output, MODEL_FILES, again="the same command")
@@ -103,13 +105,16 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
             accelerator.wait_for_everyone()
     if stop is not None:
         raise SystemExit(exit_code(stop))
+    print_lines(table)
     return output
 
 
 def estimate(config: FitConfig, processes: int) -> None:
     """Print what a run on so many processes would do and need; only the first one speaks."""
     config = with_launcher_settings(with_adapter_settings(config))
-    print_result("\n".join(dry_run(config, processes)))
+    with Wait("estimating"):
+        lines = list(dry_run(config, processes))
+    print_result("\n".join(lines))
 
 
 def check_processes(config: FitConfig, world: World) -> None:

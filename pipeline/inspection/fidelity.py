@@ -19,6 +19,7 @@ from pipeline.prepare.files.segments import read_files
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
+from pipeline.progress import Wait, advance
 from pipeline.terminal import visible
 
 _EXAMPLES = 5
@@ -73,23 +74,27 @@ def compare(pairs: Iterable[Pair], data: Sequence[str], options: Mapping[str, An
             found.cut += 1
         else:
             wanted[pair.conversation_id, pair.turn] = pair
-    ids = {conversation_id for conversation_id, _ in wanted}
-    for conversation in _conversations(data, options):
-        if conversation.id not in ids:
-            continue
-        for i, turn in enumerate(conversation.turns):
-            pair_here = wanted.get((conversation.id, i))
-            if pair_here is None or turn.role is not Role.ASSISTANT:
+    with Wait("comparing answers with the data", len(wanted), "answers"):
+        for conversation_id, i, text in _answers(data, options):
+            if (pair_here := wanted.pop((conversation_id, i), None)) is None:
                 continue
-            del wanted[conversation.id, i]
-            if pair_here.decoder == turn.text:
+            advance(1)
+            if pair_here.decoder == text:
                 found.equal += 1
             else:
-                found.different.append((pair_here, turn.text))
-        if not wanted:
-            break
+                found.different.append((pair_here, text))
+            if not wanted:
+                break
     found.missing = len(wanted)
     return found
+
+
+def _answers(data: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Yield conversation, turn and text of each answer in the data."""
+    for conversation in _conversations(data, options):
+        for i, turn in enumerate(conversation.turns):
+            if turn.role is Role.ASSISTANT:
+                yield conversation.id, i, turn.text
 
 
 def _conversations(data: Sequence[str], options: Mapping[str, Any]) -> Iterator[Conversation]:

@@ -1,7 +1,7 @@
 """Rows of a prepared folder as pairs of texts, and which of them are asked for."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import InspectConfig
 from pipeline.errors import ConfigError, InputError
+from pipeline.progress import Wait
 from pipeline.store.arrow_numpy import as_numpy
 from pipeline.store.manifest import Manifest
 from pipeline.store.shards import open_split
@@ -116,13 +117,14 @@ class PairReader:
         else:
             yield from islice(self._matching(rows, config), limit)
 
-    def _matching(self, rows: Iterable[int], config: InspectConfig) -> Iterator[Pair]:
+    def _matching(self, rows: Collection[int], config: InspectConfig) -> Iterator[Pair]:
         """Yield the pairs that ``--grep`` and ``--dropped`` ask for."""
         pattern = _pattern(config.grep or "")
-        for pair in map(self.read, rows):
-            is_cut_so = config.dropped is None or config.dropped in pair.cuts
-            if is_cut_so and pattern.search(f"{pair.encoder}\n{pair.decoder}"):
-                yield pair
+        with Wait("searching", unit="pairs") as wait:
+            for pair in map(self.read, wait.each(rows)):
+                is_cut_so = config.dropped is None or config.dropped in pair.cuts
+                if is_cut_so and pattern.search(f"{pair.encoder}\n{pair.decoder}"):
+                    yield pair
 
     def _rows(self, config: InspectConfig) -> list[int]:
         """Return the rows to look at, in order."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, InputError, require_package
+from pipeline.progress import Wait
 from pipeline.report.config import ReportConfig
 from pipeline.report.page import Section, render, shorten
 from pipeline.report.svg import StyleSheet
@@ -51,11 +52,12 @@ def report(config: ReportConfig) -> Path:
     # It would say that it makes a cache of fonts, once on each machine.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     sheet = StyleSheet()
-    if prepared:
-        title, subtitle, sections = _of_prepared(folders[0], config.pairs, sheet)
-    else:
-        title, subtitle, sections = _of_runs(folders, sheet)
-    write_file(path, render(title, subtitle, sections, sheet))
+    with Wait("drawing the page"):
+        if prepared:
+            title, subtitle, sections = _of_prepared(folders[0], config.pairs, sheet)
+        else:
+            title, subtitle, sections = _of_runs(folders, sheet)
+        write_file(path, render(title, subtitle, sections, sheet))
     return path
 
 

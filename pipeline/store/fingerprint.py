@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.conversation import Conversation, Turn
 from pipeline.errors import InputError
+from pipeline.progress import advance
 from pipeline.store.remote import AnyPath, open_binary
 
 _LENGTH = 24
@@ -31,6 +32,7 @@ def sha256_of_file(path: AnyPath) -> str:
         with open_binary(path) as file:
             while size := file.readinto(buffer):
                 digest.update(buffer[:size])
+                advance(size)
         return digest.hexdigest()
     except OSError as error:
         raise InputError(

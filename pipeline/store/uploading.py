@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import OutputError
 from pipeline.json_object import read_json_object
-from pipeline.logs import ByteProgress
+from pipeline.progress import ByteProgress
 from pipeline.store.manifest import FILENAME, Manifest
 from pipeline.store.remote import files_below, open_binary, remote_errors
 

@@ -44,6 +44,7 @@ from pipeline.fit.distributed.fsdp import full_tensor, local_shard, resharded
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.training.nonfinite import diverged
 from pipeline.logs import note
+from pipeline.progress import Wait
 from pipeline.tokenizer import copy_tokenizer
 
 
@@ -104,7 +105,8 @@ class Checkpointer:
         Raises:
             CheckpointError: It cannot be used, or was made with other settings.
         """
-        checkpoint, finished = self._group.run_on_first(self._find_latest)
+        with Wait("looking for checkpoints", unit="bytes"):
+            checkpoint, finished = self._group.run_on_first(self._find_latest)
         lacking = checkpoint is not None and not checkpoint.folder.is_dir()
         nodes = self._group.gather(platform.node() if lacking else "")
         if checkpoint is not None and any(nodes):
@@ -179,7 +181,9 @@ class Checkpointer:
         """Wait until what was saved is written, or raise what it failed with."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            note(writing.result())
+            with Wait("writing the checkpoint", unit="bytes"):
+                said = writing.result()
+            note(said)
 
     def save_pretrained(
         self, state: TrainState, run_metadata: dict[str, Any], *, best_step: int = 0
@@ -214,7 +218,8 @@ class Checkpointer:
             )
             write_card(settings.output, model_card(run_metadata, state.progress))
 
-        self._group.run_on_first(write)
+        with Wait("saving the trained model", sum(weights.sizes.values()), "bytes"):
+            self._group.run_on_first(write)
 
     def _check_weights(self, state: TrainState) -> None:
         """Refuse to save weights that are no numbers: a loss tells those before the step."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.progress import advance
 from pipeline.store.seals import FileSeal
 
 Seals = dict[str, FileSeal]
@@ -60,6 +61,7 @@ class HashedFile:
         written = self._file.write(data)
         hashed.result()
         self._size += written
+        advance(written)
         return written
 
     def flush(self) -> None:

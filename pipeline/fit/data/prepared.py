@@ -8,6 +8,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.mixture import Mixture, Source, check_same_tokenizer, open_mixture
+from pipeline.progress import Wait
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.manifest import read_manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -101,16 +102,23 @@ def check_shards(data: PreparedData, *, most_hashed: int = MOST_HASHED) -> None:
         for shard in part.manifest.shards
         if shard.split == part.split
     ]
-    if sum(shard.bytes for _, shard in shards) > most_hashed:
-        for part in opened:
-            part.check_ids(data.tokenizer.vocab_size)
+    size = sum(shard.bytes for _, shard in shards)
+    if size > most_hashed:
+        with Wait("checking the prepared rows", unit="folders") as wait:
+            for part in wait.each(opened):
+                part.check_ids(data.tokenizer.vocab_size)
         return
-    for path, shard in shards:
-        found = sha256_of_file(path)
-        if found != shard.sha256:
-            raise PreparedFolderError(
-                "a shard is damaged",
-                where=path,
-                got=f"SHA-256 {found[:12]}…, not {shard.sha256[:12]}…",
-                do="run duet prepare again",
-            )
+    with Wait("checking the prepared rows", size, "bytes"):
+        for path, shard in shards:
+            _check_shard(path, shard.sha256)
+
+
+def _check_shard(path: Path, expected: str) -> None:
+    found = sha256_of_file(path)
+    if found != expected:
+        raise PreparedFolderError(
+            "a shard is damaged",
+            where=path,
+            got=f"SHA-256 {found[:12]}…, not {expected[:12]}…",
+            do="run duet prepare again",
+        )

@@ -19,6 +19,7 @@ from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp_alone import without_communication
 from pipeline.fit.distributed.launch import keeps_gradients
+from pipeline.progress import Wait, advance
 
 MOST_ROWS = 1_000_000
 """Rows of a run that are searched for the biggest micro-batch: half a minute, and only where the
@@ -66,7 +67,8 @@ class MemoryProbe:
         """Return the first of the shapes that a process has no memory for; None where all fit."""
         from accelerate.utils import gather_object
 
-        own = next((shape for shape in shapes if not self.fits_in_memory(shape)), None)
+        with Wait("trying the biggest micro-batches", len(shapes), "shapes"):
+            own = next((shape for shape in shapes if not self.fits_in_memory(shape)), None)
         found = [shape for shape in gather_object([own]) if shape is not None]
         return found[0] if found else None
 
@@ -81,11 +83,12 @@ class MemoryProbe:
             ConfigError: Not even one fits.
         """
         spare = spare_bytes(self.accelerator.device)
-        found = largest_that_fits(
-            lambda rows: self.fits_in_memory(longest._replace(rows=rows), spare),
-            first=longest.rows,
-            limit=limit,
-        )
+        with Wait("trying how many rows fit in memory", unit="tries"):
+            found = largest_that_fits(
+                lambda rows: self.fits_in_memory(longest._replace(rows=rows), spare),
+                first=longest.rows,
+                limit=limit,
+            )
         each = self.accelerator.gather(torch.tensor([found], device=self.accelerator.device))
         found = int(each.min())
         if not found:
@@ -121,6 +124,7 @@ class MemoryProbe:
                 raise
             return False
         finally:
+            advance(1)
             kept.clear()
             model.zero_grad(set_to_none=not keeps_gradients(model))
             restore_rng_state(generators)

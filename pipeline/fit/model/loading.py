@@ -6,7 +6,7 @@ each id of the prepared tokenizer; tied stays tied and untied untied, through sa
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipeline.fit.model.token_ids import (
 from pipeline.hub import check_readable, find_model_file
 from pipeline.json_object import read_json_object
 from pipeline.logs import note
+from pipeline.progress import Wait
 from pipeline.tokenizer import TextTokenizer
 
 
@@ -156,6 +157,28 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def _counted_weights(title: str) -> Iterator[None]:
+    """Wait for weights, counted where transformers would draw a bar of its own."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    with Wait(title, unit="weights") as wait:
+        if not hasattr(logging, "set_tqdm_hook"):  # before transformers 5
+            yield
+            return
+
+        def count(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            is_counted = len(args) == 1 and isinstance(args[0], Collection)
+            return wait.each(args[0]) if is_counted else make(*args, **kwargs)
+
+        before = logging.set_tqdm_hook(count)
+        try:
+            yield
+        finally:
+            logging.set_tqdm_hook(before)
+
+
 def load_config(name: str, cache_dir: str | None) -> Any:
     """Return a model's config.
 
@@ -203,13 +226,14 @@ def model_errors(where: object) -> Iterator[None]:
 def _pretrained(name: str, cache_dir: str | None, **quantized: Any) -> Any:
     from transformers import AutoModelForSeq2SeqLM
 
-    model, info = AutoModelForSeq2SeqLM.from_pretrained(
-        name,
-        cache_dir=cache_dir,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that the first of them can be named, below
-        **quantized,
-    )
+    with _counted_weights(f"loading {name}"):
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+            name,
+            cache_dir=cache_dir,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the first of them can be named, below
+            **quantized,
+        )
     wrong = ""
     if info["mismatched_keys"]:
         weight, found, wanted = sorted(info["mismatched_keys"])[0]

@@ -20,6 +20,7 @@ from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import to_device
 from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.data.sampler import IntArray
+from pipeline.progress import Wait, advance
 from pipeline.tokenizer import TextTokenizer
 
 
@@ -54,11 +55,13 @@ class Evaluator:
         What ``stopped`` returns before a batch ends the evaluation, and is returned. All processes
         must get the same answer.
         """
-        tokens, num_bytes = int(self.dataset.lengths[1].sum()), self._bytes
+        with Wait(f"reading the eval split {self.name}".rstrip(), unit="rows"):
+            tokens, num_bytes = int(self.dataset.lengths[1].sum()), self._bytes
         start = time.perf_counter()
         was_training = model.training
         model.eval()
-        total = self._summed_loss(model, stopped)
+        with Wait(f"evaluating {self.name}".rstrip(), unit="batches") as wait:
+            total = self._summed_loss(model, stopped, wait)
         model.train(was_training)
         if isinstance(total, signal.Signals):
             return total
@@ -72,14 +75,14 @@ class Evaluator:
 
     @torch.no_grad()
     def _summed_loss(
-        self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None]
+        self, model: torch.nn.Module, stopped: Callable[[], signal.Signals | None], wait: Wait
     ) -> float | signal.Signals:
         accelerator = self.accelerator
         # One place for each batch, and each place filled by one process: the sum over processes
         # adds zeros only, so the result does not depend on how many there are.
         losses = torch.zeros(len(self._batches), device=accelerator.device)
         rounds = math.ceil(len(losses) / accelerator.num_processes)
-        for turn in range(rounds):
+        for turn in wait.each(range(rounds)):
             if (stop := stopped()) is not None:
                 return stop
             at = turn * accelerator.num_processes + accelerator.process_index
@@ -97,7 +100,8 @@ class Evaluator:
 
 def count_target_bytes(dataset: SupervisedDataset, tokenizer: TextTokenizer) -> int:
     """Return the bytes of the UTF-8 text that the split's target tokens decode to."""
-    return sum(
-        len(tokenizer.decode(dataset[row]["labels"].tolist()).encode("utf-8"))
-        for row in range(len(dataset))
-    )
+    size = 0
+    for row in range(len(dataset)):
+        size += len(tokenizer.decode(dataset[row]["labels"].tolist()).encode("utf-8"))
+        advance(1)
+    return size

@@ -1,18 +1,23 @@
-"""What a run says while it trains: a bar on a terminal, plain lines in a log, trackers.
+"""What a run says while it trains: a bar on a terminal, plain lines in a log, trackers; a table.
 
 Everything goes to stderr, from the main process alone.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
+from pipeline.fit.checkpoint.train_state import RunState
+from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.samples import FILE as SAMPLES_FILE
 from pipeline.fit.training.samples import Sample, append_samples, keep_samples
 from pipeline.fit.training.trackers import Trackers
-from pipeline.logs import Bar
+from pipeline.progress import Bar
 from pipeline.store.atomic import output_errors, write_file
+from pipeline.store.summary import table_row
 from pipeline.units import duration, percent
 
 _WORDS: dict[str, Callable[[float], str]] = {
@@ -133,3 +138,50 @@ def _json_line(values: Mapping[str, float]) -> str:
     """
     known = {name: value if math.isfinite(value) else None for name, value in values.items()}
     return json.dumps(known) + "\n"
+
+
+def end_table(state: RunState, plan: RunPlan, output: Path, *, best_step: int = 0) -> Iterator[str]:
+    """Yield the lines of the table, for a run whose model is written.
+
+    Args:
+        state: Where it ended.
+        plan: What it was to be.
+        output: The trained folder.
+        best_step: The step whose weights those of the model are; 0: the last one's.
+    """
+    epochs = f"{plan.epoch_at(state.step):.4g} epochs"
+    stopped = f", of {plan.total_steps:,}: stopped early" if state.stopped_early else ""
+    yield table_row("steps", state.step, f"{epochs}, {plan.rows_per_step:,} examples each{stopped}")
+    rate = state.rows_seen / max(state.seconds, 1e-9)
+    yield table_row(
+        "time", duration(state.seconds), f"{rate:,.1f} examples/s, evaluations included"
+    )
+    mean = f"mean of the run {state.whole.mean():.4g}"
+    if (last := _last(state.log, "loss")) is not None:
+        yield table_row("loss", f"{last['loss']:.4g}", f"step {last['step']:,.0f}; {mean}")
+    else:
+        yield table_row("loss", f"{state.whole.mean():.4g}", "mean of the run")
+    yield from _evaluations(state)
+    if best_step:
+        yield table_row("weights of", f"checkpoint-{best_step}", "the best evaluation")
+    yield f"{'trained model':<28}{output}"
+    yield f"{'talk to it':<28}duet chat {shlex.quote(str(output))}"
+
+
+def _evaluations(state: RunState) -> Iterator[str]:
+    """Yield the last loss of each eval set, with its bits per byte."""
+    names = dict.fromkeys(name for entry in state.log for name in entry if _is_eval_loss(name))
+    for name in names:
+        found = _last(state.log, name)
+        assert found is not None
+        bits = found.get(name.removesuffix("loss") + "bits_per_byte")
+        remark = "" if bits is None else f"{bits:.4g} bits per byte; "
+        yield table_row(name, f"{found[name]:.4g}", f"{remark}step {found['step']:,.0f}")
+
+
+def _is_eval_loss(name: str) -> bool:
+    return name.startswith("eval_") and name.endswith("loss")
+
+
+def _last(log: Sequence[Mapping[str, float]], name: str) -> Mapping[str, float] | None:
+    return next((entry for entry in reversed(log) if name in entry), None)

@@ -24,6 +24,7 @@ from pipeline.fit.model.fast_paths.compile import uncompiled
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.token_ids import eos_ids
 from pipeline.fit.training.evaluate import Evaluator
+from pipeline.progress import Wait
 from pipeline.store.atomic import append_durably, write_file
 from pipeline.template import parse_encoder_text
 from pipeline.units import spread
@@ -68,11 +69,12 @@ class EvalSamples:
             return stop is not None
 
         model.eval()
-        for start in range(0, len(alike), self.batch_size):
-            some = alike[start : start + self.batch_size]
-            answers |= zip(some, self._write(model, some, is_over), strict=True)
-            if stop is not None:
-                break
+        with Wait("answering samples", unit="batches") as wait:
+            for start in wait.each(range(0, len(alike), self.batch_size)):
+                some = alike[start : start + self.batch_size]
+                answers |= zip(some, self._write(model, some, is_over), strict=True)
+                if stop is not None:
+                    break
         model.train(was_training)
         return stop or self._described(model, rows, answers)
 

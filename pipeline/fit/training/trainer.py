@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pipeline.fit.distributed.signals import GracefulShutdown
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.evaluate import Evaluator
-from pipeline.fit.training.logging import Reporter
+from pipeline.fit.training.logging import Reporter, end_table
 from pipeline.fit.training.samples import EvalSamples, Sample
 from pipeline.fit.training.step import PendingStep, StepResult, TrainingStep
 from pipeline.fit.training.throughput import ThroughputMeter
@@ -111,11 +112,20 @@ class Trainer:
 
     def save_pretrained(self) -> None:
         """Write the trained folder: see ``Checkpointer.save_pretrained``."""
-        state, best_step = self.state, 0
-        if self.best.keeps_best and state.best_step not in (0, state.step):
-            best_step = state.best_step
+        best_step = self._step_of_model
+        if best_step:
             note(f"the trained model is checkpoint-{best_step}, the best")
         self.checkpointer.save_pretrained(self.train_state, self.run_metadata, best_step=best_step)
+
+    def end_table(self, output: Path) -> list[str]:
+        """Return the lines of what the run took and reached, its model being in a folder."""
+        return list(end_table(self.state, self.plan, output, best_step=self._step_of_model))
+
+    @property
+    def _step_of_model(self) -> int:
+        """The step of the best checkpoint, where the model is that one; 0: the last step's."""
+        state = self.state
+        return state.best_step if self.best.keeps_best and state.best_step != state.step else 0
 
     def _say_how_to_resume(self, stop: signal.Signals) -> None:
         step, total = self.state.step, self.plan.total_steps
