@@ -85,6 +85,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     records = json.loads(SAMPLE.read_text(encoding="utf-8"))[:3]
+    records = [each | {"conversations": each["conversations"][:2]} for each in records]
     (tmp_path / "data" / "dummy_conversation.json").write_text(json.dumps(records))
     return tmp_path
 

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.fit.distributed.host_group import HostGroup
+if TYPE_CHECKING:  # which imports torch
+    from pipeline.fit.distributed.host_group import HostGroup
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What stops a run; where both came, the first of these counts."""
@@ -53,7 +54,7 @@ class GracefulShutdown:
         """Return 1.0 for each of ``SIGNALS`` that came, else 0.0, for a sum over all processes."""
         return [float(number == self._asked) for number in SIGNALS]
 
-    def agreed(self, group: HostGroup) -> signal.Signals | None:
+    def agreed(self, group: "HostGroup") -> signal.Signals | None:
         """Return the signal by which any process was asked to stop; the same in all of them."""
         return asked_for(group.sum(self.flags()))
 

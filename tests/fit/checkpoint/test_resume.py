@@ -510,7 +510,7 @@ def test_content_that_cannot_be_read_is_named(
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("content", [{}, {"python": 1, "param_groups": 2}, [], None])
+@pytest.mark.parametrize("content", [{"python": 1, "param_groups": 2}, None])
 def test_content_of_a_wrong_shape_is_damage_too(
     finished: FitConfig, tmp_path: Path, name: str, content: Any
 ) -> None:

@@ -95,6 +95,7 @@ def test_it_crosses_process_boundaries(prepared: Path) -> None:
     assert len(pickle.dumps(dataset)) < 1000
 
 
+@pytest.mark.slow
 def test_workers_of_a_data_loader_read_it(prepared: Path) -> None:
     dataset = SupervisedDataset(prepared, num_rows=4)
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import FitConfig
+from pipeline.fit.stage import fit
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from tests.fit.families.models import FAMILIES, make_family
 from tests.fit.helpers import Pair, make_rows, write_prepared
@@ -60,3 +61,28 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
 def family(request: pytest.FixtureRequest, make: Callable[[str], Family]) -> Family:
     """Each family in turn."""
     return make(request.param)
+
+
+VARIANTS = {"t5-untied", "flan-t5-tied", "ul2", "longt5-local", "switch-untied", "bart-untied"}
+"""Of another that is there: they differ in what is tied, or in one layer."""
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in FAMILIES]
+)
+def kind(request: pytest.FixtureRequest, make: Callable[[str], Family]) -> Family:
+    """Each family in turn; its variants are slow tests."""
+    return make(request.param)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+    """Return a function that gives a family's model after two steps, the same each time."""
+    made: dict[str, Path] = {}
+
+    def train(family: Family) -> Path:
+        if family.name not in made:
+            made[family.name] = fit(family.run(tmp_path_factory.mktemp("trained") / family.name))
+        return made[family.name]
+
+    return train

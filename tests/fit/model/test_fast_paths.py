@@ -198,6 +198,7 @@ def test_a_model_that_adds_to_its_logits(batch: Batch) -> None:
     assert_same(fast(other, batch), plain(model, batch))
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(config: FitConfig, still: Path, tmp_path: Path) -> None:
     """The same 40 steps, five times through the data: each loss within 2 %."""
     config = changed(config, model_name_or_path=str(still), max_steps=40, learning_rate=3e-3)

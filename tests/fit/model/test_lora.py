@@ -40,7 +40,7 @@ def small(config: FitConfig) -> FitConfig:
     return changed(config, lora_r=4, save_strategy="steps", save_steps=3)
 
 
-@pytest.fixture(params=["untied", pytest.param("tied", marks=pytest.mark.slow)])
+@pytest.fixture(params=["untied", "tied"])
 def base(request: pytest.FixtureRequest, tiny: Path, tied: Path) -> Path:
     return tied if request.param == "tied" else tiny
 
@@ -129,6 +129,16 @@ def test_the_gradient_of_the_new_rows_is_that_of_full_training(
 
 
 @PEFT_WARNINGS
+def test_plain_peft_loads_it_and_it_is_what_is_merged(small: FitConfig, base: Path) -> None:
+    out = fit(changed(small, model_name_or_path=str(base), save_strategy="no"))
+    given = {"input_ids": torch.tensor([[5, 9, 1]]), "labels": torch.tensor([[7, 8, 1]])}
+    with torch.inference_mode():
+        theirs, merged = (model(**given).logits for model in (plain(base, out), load_trained(out)))
+    assert torch.allclose(merged, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+@PEFT_WARNINGS
 def test_a_newline_is_written_after_lora(
     small: FitConfig, base: Path, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
@@ -169,11 +179,6 @@ def test_a_newline_is_written_after_lora(
     model = plain(base, out)
     written = model.generate(input_ids=ids, max_new_tokens=40)[0]
     assert theirs.decode(written, skip_special_tokens=True) == answer
-    merged = load_trained(out).eval()
-    labels = torch.tensor([target])
-    with torch.inference_mode():
-        expected = model(input_ids=ids, labels=labels).logits
-        assert torch.allclose(merged(input_ids=ids, labels=labels).logits, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "muon"])

@@ -17,7 +17,7 @@ from pipeline.tokenizer import TextTokenizer
 from scripts.tiny_t5 import SAMPLE, read_texts
 
 KEY = "a-key-of-the-tests-7319"
-ENDLESS = 1000
+ENDLESS = 500
 """Tokens of an answer that lasts for many seconds."""
 
 

@@ -167,6 +167,7 @@ def test_sigterm_lets_answers_end_and_takes_no_more(small: Server, endless: str)
         httpx2.get(f"{small.url}/health")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_all_at_once(trained: Path, tmp_path: Path, endless: str) -> None:
     with Server(trained, tmp_path / "log", *FEW) as server:
         got: list[httpx2.Response] = []

@@ -200,6 +200,7 @@ def test_an_insertion_moves_few_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(changed - old) <= 3
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_and_three_give_the_same_bytes(tmp_path: Path, tiny_t5: Path) -> None:
     path = tmp_path / "x.json"
     records = [
