@@ -19,7 +19,8 @@ from pipeline.prepare.encode.dataset_stats import pair_counts_as_json
 from pipeline.prepare.encode.encoders import PairEncoder, make_pair_encoder
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
-from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
+from pipeline.prepare.files.segments import Piece, PieceReader, Segment
+from pipeline.prepare.files.streams import reading_at
 from pipeline.prepare.options import EncodingSettings
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record

@@ -6,10 +6,10 @@ it finds both by itself, in the text, and those who take its neighbours find the
 was right to cut there is known after reading: then the piece is clean.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.prepare.files.anchors import ReadAt, record_after
@@ -19,13 +19,11 @@ from pipeline.prepare.files.sources import FileState, Source, find_sources, reco
 from pipeline.prepare.files.streams import (
     BrokenStreamError,
     as_utf8,
-    open_file,
     read_range,
     read_text,
-    unreadable,
+    reading_at,
 )
 from pipeline.store.fingerprint import key_of, sha256_of_file
-from pipeline.store.remote import AnyPath
 
 ALL_ROWS = 1 << 62
 _BACK = 1 << 16
@@ -142,6 +140,7 @@ class PieceReader:
         self.brackets, self.is_resumed, self.is_clean = 0, False, True
         self.depends_on_before = False
         """Whether what was read depends on what stands before the piece."""
+        self._sent = list[bytes]()
 
     def find_bounds(self) -> bool:
         """Find where a piece of JSON begins and ends; return whether both were found."""
@@ -215,6 +214,9 @@ class PieceReader:
             yield piece.content
             return
         chunks = read_range(piece.source.path, piece.start, piece.end)
+        if not isinstance(piece.source.path, Path):  # for its hash and its records, sent once
+            self._sent = self._sent or list(chunks)
+            chunks = iter(self._sent)
         yield from as_utf8(chunks) if piece.start == 0 else chunks
 
     def _indent_before(self) -> int:
@@ -257,25 +259,6 @@ def changed(source: Source) -> InputError:
         got="another size, time or content than before",
         do="start again when it is complete; finished chunks are kept",
     )
-
-
-@contextlib.contextmanager
-def reading_at(path: AnyPath) -> Iterator[ReadAt]:
-    """Open a file, to read at any place of it.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    with open_file(path) as file:
-
-        def read_at(start: int, size: int) -> bytes:
-            try:
-                file.seek(start)
-                return file.read(size)
-            except OSError as error:
-                raise unreadable(path, error) from error
-
-        yield read_at
 
 
 def _bounds(piece: Piece) -> tuple[int, int] | None:

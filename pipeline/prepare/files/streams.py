@@ -2,20 +2,23 @@
 
 import bz2
 import codecs
+import contextlib
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
 
 from pipeline.errors import InputError
-from pipeline.store.remote import AnyPath, open_binary
+from pipeline.store.remote import AnyPath, open_binary, range_reader
 
 BOM = codecs.BOM_UTF8
 # Small pieces in: when a piece is damaged, all that was unpacked before it is already out.
 _PIECE = 1 << 10
 _CHUNK = 1 << 20
+_RANGE = 1 << 23  # of a remote file, in one request
 
 _UNPACKERS: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
@@ -70,14 +73,33 @@ def read_range(path: AnyPath, start: int, end: int) -> Iterator[bytes]:
     Raises:
         InputError: They cannot be read.
     """
-    with open_file(path) as file:
-        try:
-            file.seek(start)
-            while start < end and (chunk := file.read(min(_CHUNK, end - start))):
-                start += len(chunk)
-                yield chunk
-        except OSError as error:
-            raise unreadable(path, error) from error
+    size = _CHUNK if isinstance(path, Path) else _RANGE
+    with reading_at(path) as read_at:
+        while start < end and (chunk := read_at(start, min(size, end - start))):
+            start += len(chunk)
+            yield chunk
+
+
+@contextlib.contextmanager
+def reading_at(path: AnyPath) -> Iterator[Callable[[int, int], bytes]]:
+    """Open a file, to read at any place of it: yield a function of an offset and a size.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        if not isinstance(path, Path):
+            yield range_reader(path)
+            return
+        with open_file(path) as file:
+
+            def read_at(start: int, size: int) -> bytes:
+                file.seek(start)
+                return file.read(size)
+
+            yield read_at
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def read_text(path: AnyPath) -> Iterator[bytes]:

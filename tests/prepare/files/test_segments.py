@@ -91,7 +91,7 @@ FORMS: dict[str, Callable[[list[Any]], str]] = {
 }
 
 
-def prepared(path: Path, model: Path, output: Path, **options: Any) -> Path:
+def prepared(path: Path | str, model: Path, output: Path, **options: Any) -> Path:
     config = PrepareConfig(
         data_path=(str(path),),
         model_name_or_path=str(model),
