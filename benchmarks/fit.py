@@ -3,7 +3,7 @@
     just bench fit PREPARED WORK [--shape base --bf16] [--write FOLDER]
 
 ``PREPARED`` is a prepared folder with a eval split; results are kept in the folder ``WORK``, and
-what lies there already is not measured again, so a run that was stopped goes on with the same
+what lies there already is not measured again, so a run that was stopped resumes with the same
 command. Each side runs in a process of its own, all in turn, from the same weights; the time is
 that of its optimizer steps (``fit_side.py``). First how fast: a few steps of each side, repeated.
 Then how good: each side trains for ``--minutes``, and the weights that it had at times are
@@ -51,13 +51,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES)
-    parser.add_argument("--rows", type=int, nargs="*", default=[8, 32], help="rows per step")
+    parser.add_argument("--rows", type=int, nargs="*", default=[8, 32], help="global batch sizes")
     parser.add_argument("--rows-at-once", type=int, default=8, help="of full length, on the device")
     parser.add_argument("--rows-per-run", type=int, default=256, help="rows that are timed")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=10, help="of each side; 0: leave it out")
     parser.add_argument("--snapshots", type=int, default=5, help="in that time, evaluated")
-    parser.add_argument("--quality-rows", type=int, default=8, help="rows per step, by time")
+    parser.add_argument("--quality-rows", type=int, default=8, help="global batch size, by time")
     parser.add_argument(
         "--quality-sides",
         nargs="+",
@@ -88,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     for rows in (*args.rows, args.quality_rows):
         if rows % args.rows_at_once:
-            parser.error(f"{rows} rows per step: give a multiple of --rows-at-once")
+            parser.error(f"global batch size {rows}: give a multiple of --rows-at-once")
     speed(args)
     quality(args)
     write([args.work], args.write)

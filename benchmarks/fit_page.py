@@ -26,10 +26,10 @@ LABELS = {
 COLORS = dict(zip(LABELS, ("C0", "C2", "C4", "C3", "C1", "C7"), strict=True))
 METHOD = """\
 Made by `just bench fit`. Each side is a process of its own and all run in turn, from the same \
-weights, with the same optimizer, rate and rows per step, on the rows of the same prepared folder. \
-What is given as rows at once is the stock trainer's batch size, and more rows per step are its \
-gradient accumulation. The time is that of the optimizer steps after the first; starting up is not \
-in it."""
+weights, with the same optimizer, rate and global batch size, on the rows of the same prepared \
+folder. What is given as rows at once is the stock trainer's batch size, and a larger global batch \
+size is its gradient accumulation. The time is that of the optimizer steps after the first; \
+starting up is not in it."""
 SPEED_NOTE = """\
 Medians of the runs; in brackets the least and the most ratio of runs that ran next to each other. \
 Runs differ in seed and so in rows; useful operations, those that the tokens need without padding, \
@@ -131,7 +131,7 @@ def conditions_of(result: dict[str, Any]) -> str:
 def speed_table(results: Results) -> str:
     """Return medians of the runs, how ours compares, and peak memory."""
     lines = [
-        "| rows per step | side | runs | target tokens/s | `duet fit` is so many times as fast "
+        "| global batch size | side | runs | target tokens/s | `duet fit` is so many times as fast "
         "| useful GFLOP/s | of matmul peak | times | peak memory, GiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -192,7 +192,7 @@ def quality_table(results: Results) -> str:
 def quality_note(results: Results) -> str:
     settings = results[0]["settings"]
     words = (
-        f"{settings['rows']} rows per step, learning rate {settings['learning_rate']:g} after "
+        f"Global batch size {settings['rows']}, learning rate {settings['learning_rate']:g} after "
         f"{settings['warmup_steps']} steps. {QUALITY_NOTE}"
     )
     rates = {r["settings"]["muon_learning_rate"] for r in results if side_of(r) == "ours-muon"}

@@ -134,7 +134,7 @@ def ours(settings: dict[str, Any], clock: Clock, data: SupervisedDataset) -> Any
         fit(config, callback=ShowTo(clock))
     plan = BatchSampler(
         *data.lengths,
-        rows_per_step=settings["rows"],
+        global_batch_size=settings["rows"],
         seed=settings["seed"],
         group_by_length=config.group_by_length,
     )
@@ -203,13 +203,13 @@ class Drawn:
 
         trainer._get_train_sampler = noting
 
-    def rows_of(self, rows_per_step: int) -> Any:
+    def rows_of(self, global_batch_size: int) -> Any:
         """Return a function from a step to its rows; the last of an epoch may have less."""
 
         def rows(step: int) -> Any:
-            epoch, at = divmod(step, math.ceil(self._length / rows_per_step))
-            begin, end = epoch * self._length + at * rows_per_step, (epoch + 1) * self._length
-            return np.array(self.rows[begin : min(begin + rows_per_step, end)])
+            epoch, at = divmod(step, math.ceil(self._length / global_batch_size))
+            begin, end = epoch * self._length + at * global_batch_size, (epoch + 1) * self._length
+            return np.array(self.rows[begin : min(begin + global_batch_size, end)])
 
         return rows
 

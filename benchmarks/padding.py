@@ -44,28 +44,28 @@ def main() -> None:
         print(f"{name:<34}{stock_ratio(lengths, order, args.batch, FLOPS):>6.3f}")
     cutter = MicroBatcher(encoder, decoder, flops=FLOPS, max_rows=args.batch)
     columns = "".join(f"{f'{n} process' + 'es' * (n > 1):>28}" for n in PROCESSES)
-    print(f"{'rows per step':<16}{columns}\n{'':<16}", end="")
+    print(f"{'global batch':<16}{columns}\n{'':<16}", end="")
     print("".join(f"{'padded  slowest  rounds':>28}" for _ in PROCESSES))
     for group in (True, False):
         print(f"--{'' if group else 'no-'}group-by-length")
-        for rows_per_step in ROWS_PER_STEP:
+        for global_batch_size in ROWS_PER_STEP:
             plan = BatchSampler(
                 encoder,
                 decoder,
-                rows_per_step=rows_per_step,
+                global_batch_size=global_batch_size,
                 seed=args.seed,
                 group_by_length=group,
             )
             cells = "".join(cell(plan, cutter, n, args.rows) for n in PROCESSES)
-            print(f"{rows_per_step:>13,}   {cells}", flush=True)
+            print(f"{global_batch_size:>13,}   {cells}", flush=True)
     print_speed(encoder, decoder)
 
 
 def cell(plan: BatchSampler, cutter: MicroBatcher, processes: int, rows: int) -> str:
     """Return padding, the slowest process over the mean, and micro-batches of each process."""
-    if processes > plan.rows_per_step:
+    if processes > plan.global_batch_size:
         return f"{'-':>28}"
-    count = max(min(plan.steps_per_epoch, rows // plan.rows_per_step), 1)
+    count = max(min(plan.steps_per_epoch, rows // plan.global_batch_size), 1)
     steps = np.linspace(0, plan.steps_per_epoch - 1, count).astype(int).tolist()
     costs = cost_of_steps(map(plan.rows_of, steps), cutter, processes)
     slowest = costs.slowest * processes / costs.padded
@@ -76,7 +76,7 @@ def print_speed(encoder: IntArray, decoder: IntArray) -> None:
     """Print the time that the order of a million rows of these lengths takes."""
     some = np.random.default_rng(0).integers(0, len(encoder), MILLION)
     start = time.perf_counter()
-    epoch_order(encoder[some], decoder[some], rows_per_step=8, seed=0, epoch=0)
+    epoch_order(encoder[some], decoder[some], global_batch_size=8, seed=0, epoch=0)
     print(f"order of a million rows: {time.perf_counter() - start:.2f} s")
 
 

@@ -1,7 +1,7 @@
 r"""Adds rules to a character map as SentencePiece compiles it, so that it starts lines as we do.
 
 Our tokenizer gives each line T5's dummy ``▁``; SentencePiece gives one to each text. A rule that
-puts a space behind each run of newlines and tabs makes the same ids of it, for whoever reads
+puts a space after each run of newlines and tabs makes the same ids of it, for whoever reads
 ``spiece.model`` (SentencePiece itself, llama.cpp), and a rule back makes the same text.
 
 A map is a double-array trie (darts-clone) over UTF-8, with what stands for each key:
@@ -28,10 +28,10 @@ _MIXED = 8
 
 
 def starts_lines(charsmap: bytes) -> bytes:
-    r"""Return a map that also puts a space behind each run of newlines and tabs.
+    r"""Return a map that also puts a space after each run of newlines and tabs.
 
     Runs of more than 31, and runs of more than eight in which newlines follow tabs, are no keys:
-    a longer one is taken in pieces, with a space behind each.
+    a longer one is taken in pieces, with a space after each.
     """
     lines_then_tabs = (
         "\n" * lines + "\t" * (size - lines)
@@ -47,7 +47,7 @@ def starts_lines(charsmap: bytes) -> bytes:
 
 
 def ends_lines() -> bytes:
-    """Return the map of a text that is decoded: the space behind a newline or a tab goes."""
+    """Return the map of a text that is decoded: the space after a newline or a tab goes."""
     return extended(_EMPTY, {"\n ": "\n", "\t ": "\t"})
 
 

@@ -1,4 +1,4 @@
-"""Every fault that a user can meet, as one tree; each prints as one line.
+"""Every error that a user can meet, as one tree; each prints as one line.
 
     DuetError
     ├── ConfigError           a setting that cannot be: --model-max-length 8
@@ -27,7 +27,7 @@ import importlib.util
 
 
 class DuetError(Exception):
-    """The base of all faults that are the user's to mend, not ours.
+    """The base of all errors that are the user's to fix, not ours.
 
     Args:
         what: What is wrong, in a few words.
@@ -80,11 +80,11 @@ class ModelError(DuetError):
 
 
 class CheckpointError(DuetError):
-    """A checkpoint cannot be continued with the settings given."""
+    """A checkpoint cannot be resumed with the settings given."""
 
 
 class ProcessError(DuetError):
-    """Another process of the run ended, and this one cannot go on without it."""
+    """Another process of the run ended, and this one needs it to continue."""
 
 
 class OutputError(DuetError):

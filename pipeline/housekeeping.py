@@ -128,14 +128,14 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _is_old(path: Path) -> bool:
-    """Tell whether a small file has lain there so long that no run is at it any more."""
+    """Return whether a small file has lain there so long that no run is at it any more."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mtime < time.time() - _HOUR
     return False
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:
-    """Delete a temporary folder unless its run is still there; tell whether it goes."""
+    """Delete a temporary folder unless its run is still there; return whether it goes."""
     if not path.name.startswith(".tmp-"):
         _delete(path, dry_run)
         return True

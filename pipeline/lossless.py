@@ -1,7 +1,7 @@
 r"""Builds the lossless tokenizer from a vocabulary of T5's kind.
 
 T5's stock tokenizer drops newlines, tabs and runs of spaces and has no ``< \ ^ ` { } ~``: code
-cannot survive it. Here the nine missing pieces take the ids behind the sentinels (32,100 to
+cannot survive it. Here the nine missing pieces take the ids after the sentinels (32,100 to
 32,108 in Flan-T5, in rows that the model's embedding has spare), a space is T5's own ``▁``, and
 each line starts with T5's dummy ``▁`` like every text does. The usual remedy, the pieces as
 ordinary added tokens with one for the space, costs 47 % more tokens on real answers, and

@@ -7,13 +7,13 @@ r"""How turns become tagged text: the one place that ``prepare``, ``chat`` and t
     ### Human: And 3 + 3?⏎
     ### Assistant:
 
-The header, then every turn behind its tag, then the prompt. The prompt has no space after it: in
+The header, then every turn after its tag, then the prompt. The prompt has no space after it: in
 T5's vocabulary the space rides on the answer's first word. A system turn that comes first
 replaces the header's sentence. What does not live here: cutting to the window (``window.py``)
 and ids (``tokenizer.py``).
 
 No text can pose as a turn: a line inside a text that begins with a tag gets one space before it.
-A turn's own first line stands behind its tag and needs none; the header's first line does. The
+A turn's own first line follows its tag and needs none; the header's first line does. The
 test is made on the line as the tokenizer's normaliser leaves it, since ``＃＃＃ Human:`` has the
 same ids as ``### Human:``.
 """

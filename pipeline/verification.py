@@ -26,9 +26,9 @@ def verify(config: VerifyConfig) -> Iterator[str]:
             model in it and its checkpoints.
 
     Raises:
-        PreparedFolderError: A prepared folder is not as it was written.
-        InputError: There is nothing to check against, or a checkpoint or the trained model is not
-            as it was written.
+        PreparedFolderError: A prepared folder was changed.
+        InputError: There is nothing to check against, or a checkpoint or the trained model was
+            changed.
     """
     folder = Path(config.folder)
     if (folder / FILENAME).is_file():

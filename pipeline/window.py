@@ -112,7 +112,7 @@ def cut_source(
         header: Ids of the header, cut by ``cut_header``.
         turns: Ids of each turn, oldest first, with its tag.
         first: The first turn before the answer.
-        last: The one behind the last.
+        last: The one after the last.
         tag_length: How many of the last turn's ids are its tag.
         window: The window.
 

@@ -1,9 +1,9 @@
-"""Is a run the same on any number of processes, stopped and gone on with anywhere? A table.
+"""Is a run the same on any number of processes, stopped and resumed anywhere? A table.
 
     python scripts/equalities.py [--only WORD]
 
 A tiny T5 is trained on the sample that ships, in processes on gloo; a stop is a SIGTERM. Each line
-compares a run with the same run in one sitting: the largest difference of a value in the log,
+compares a run with the same run in one session: the largest difference of a value in the log,
 relative, and of a weight, absolute. With dropout, where processes draw numbers of their own, the
 other run has as many processes, and nothing may differ. Exits with 1 where more does than may.
 """
@@ -61,10 +61,10 @@ def groups() -> list[Group]:
                 "4 processes x 2 rows": (((4, 0),), _per_device(2)),
                 "2 processes x 2 rows x 2": (((2, 0),), _per_device(2, steps=2)),
                 "1 row at once": (((1, 0),), {"per_device_train_batch_size": 1}),
-                "begun on 2, goes on on 1": (((2, 7), (1, 0)), {}),
-                "begun on 2, goes on on 4": (((2, 7), (4, 0)), {}),
-                "begun on 4, goes on on 1": (((4, 9), (1, 0)), {}),
-                "begun on 1, goes on on 4": (((1, 14), (4, 0)), {}),
+                "started on 2, resumed on 1": (((2, 7), (1, 0)), {}),
+                "started on 2, resumed on 4": (((2, 7), (4, 0)), {}),
+                "started on 4, resumed on 1": (((4, 9), (1, 0)), {}),
+                "started on 1, resumed on 4": (((1, 14), (4, 0)), {}),
                 "on 2, on 1, on 4, on 2": (((2, 5), (1, 11), (4, 13), (2, 0)), {}),
             },
         ),
@@ -94,7 +94,7 @@ def groups() -> list[Group]:
             settings={"lora_r": 4, "lora_dropout": 0.0},
             runs={
                 **{f"{n} processes": (((n, 0),), {}) for n in (2, 4)},
-                "begun on 2, goes on on 1": (((2, 7), (1, 0)), {}),
+                "started on 2, resumed on 1": (((2, 7), (1, 0)), {}),
             },
         ),
         *(

@@ -4,7 +4,7 @@
 
 It has the shape of the real one where that matters: a Unigram vocabulary with ``<pad>``, ``</s>``
 and ``<unk>`` first and without the nine characters that T5 lacks, room for 100 sentinels and some
-spare embedding rows behind it, a gated feed-forward and an output embedding of its own.
+spare embedding rows after it, a gated feed-forward and an output embedding of its own.
 """
 
 import io

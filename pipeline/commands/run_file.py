@@ -199,7 +199,7 @@ class _Reader:
         yield from self._ignored
         if self._passed_over:
             keys = ", ".join(self._passed_over)
-            yield f"{self._name}: keys of the other stage passed over: {keys}"
+            yield f"{self._name}: keys of the other stage are ignored: {keys}"
 
 
 def _value(where: str, kind: Kind, node: Any) -> Any:

@@ -118,7 +118,7 @@ class Sharding:
         """Return what ``--fsdp`` and ``--fsdp-transformer-layer-cls-to-wrap`` ask for.
 
         Raises:
-            ConfigError: A word is not known, or not to be had.
+            ConfigError: A word is not known, or not supported.
 
         >>> Sharding.parse("full_shard auto_wrap", "T5Block")
         Sharding(layers=('T5Block',), reshard=True)

@@ -2,7 +2,7 @@
 
 ``fit(config)`` runs it; ``stage.py`` tells it in one page. The rooms, in the order of the data:
 
-    data/          manifest, shards -> rows -> the rows of a step -> micro-batches on a device
+    data/          manifest, shards -> examples -> those of a step -> micro-batches on a device
     model/         a name or folder -> the model, ready to train: rows for new tokens, LoRA,
                    fused layers, the loss
     distributed/   the processes of a run: joined, sharded, stopped, waited for

@@ -32,7 +32,7 @@ class Schedule:
 class RunPlan:
     """The steps of a run."""
 
-    rows_per_step: int
+    global_batch_size: int
     rows_source: str
     """Where the global batch size came from, in words."""
     steps_per_epoch: int
@@ -67,8 +67,8 @@ def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes:
             got="no examples",
             do="prepare more data",
         )
-    rows_per_step, source = _rows_per_step(options, processes)
-    steps_per_epoch = math.ceil(num_rows / rows_per_step)
+    global_batch_size, source = _global_batch_size(options, processes)
+    steps_per_epoch = math.ceil(num_rows / global_batch_size)
     total = options.max_steps
     if total < 1:
         total = max(1, math.ceil(options.num_train_epochs * steps_per_epoch - _EPSILON))
@@ -76,7 +76,7 @@ def plan_run(options: StepSettings, *, num_rows: int, eval_rows: int, processes:
     saving = _repeated(options.save_strategy, options.save_steps, total)
     _check_best(options, evaluation, saving)
     return RunPlan(
-        rows_per_step=rows_per_step,
+        global_batch_size=global_batch_size,
         rows_source=source,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
@@ -120,7 +120,7 @@ def _words(schedule: Schedule) -> str:
     return "at the end alone" if schedule else "never"
 
 
-def _rows_per_step(options: StepSettings, processes: int) -> tuple[int, str]:
+def _global_batch_size(options: StepSettings, processes: int) -> tuple[int, str]:
     device, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
     plural = "es" if processes != 1 else ""
     if options.train_batch_size is not None:

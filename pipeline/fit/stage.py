@@ -1,4 +1,4 @@
-"""The second stage as a whole: set up, find where a run stands, let it go on."""
+"""The second stage as a whole: build a run, find where it stands, train."""
 
 import contextlib
 import dataclasses
@@ -238,7 +238,9 @@ def explained_errors(config: FitConfig, plan: RunPlan) -> Iterator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise out_of_memory(config.per_device_train_batch_size, plan.rows_per_step) from error
+            raise out_of_memory(
+                config.per_device_train_batch_size, plan.global_batch_size
+            ) from error
         if config.torch_compile and is_of_the_compiler(error):
             raise not_compiled(error) from error
         raise

@@ -121,7 +121,7 @@ class GenerateConfig(GenerationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(GenerationOptions):
-    """Settings of ``duet serve``: a trained model behind OpenAI's HTTP interface."""
+    """Settings of ``duet serve``: a trained model with OpenAI's HTTP interface."""
 
     model: str = option(REQUIRED, NAMED, help=_TRAINED, positional=True)
     host: str = option(

@@ -40,7 +40,7 @@ class Question:
 
 
 def generate(config: GenerateConfig) -> Path:
-    """Answer conversations; go on where a run of the same settings was stopped.
+    """Answer conversations; resume where a run of the same settings was stopped.
 
     Returns:
         ``config.output_path``.

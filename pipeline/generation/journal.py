@@ -1,4 +1,4 @@
-"""Answers on disk as they are finished, so that a run that was killed goes on; then one file.
+"""Answers on disk as they are finished, so that a run that was killed resumes; then one file.
 
     .G.jsonl.journal      what was asked, then a line for each answer, in the order they ended
     G.jsonl               all of them in the order of the input, at the end
@@ -128,13 +128,13 @@ class Journal:
             self._append(-1, json.dumps([-1, self._request], ensure_ascii=False))
             del self._places[-1]
 
-    def _check(self, begun: Request) -> None:
-        other = [name for name in self._request if begun.get(name) != self._request[name]]
+    def _check(self, started: Request) -> None:
+        other = [name for name in self._request if started.get(name) != self._request[name]]
         if other:
             raise OutputError(
                 "these answers belong to another command",
                 where=self._path,
-                got=f"another {other[0]}: {begun.get(other[0])}, now {self._request[other[0]]}",
+                got=f"another {other[0]}: {started.get(other[0])}, now {self._request[other[0]]}",
                 do="run the first command again, or give another --output-path, or delete it",
             )
 

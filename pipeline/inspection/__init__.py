@@ -1,7 +1,7 @@
 """What a prepared folder holds, for people: ``duet inspect``.
 
 ``stage`` puts it together out of pairs (rows as texts, with what was cut), fidelity (what comes
-back to the letter) and left_out (what was read, what was not, and why).
+back exactly) and left_out (what was read, what was not, and why).
 """
 
 from collections.abc import Iterator

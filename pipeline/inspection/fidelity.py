@@ -1,4 +1,4 @@
-"""How many answers come back to the letter: the labels decoded, against the text in the data.
+"""How many answers come back exactly: the labels decoded, against the text in the data.
 
 A row holds no text, so the data are read again: where ``--data-path`` says, or where the settings
 beside the rows say that they were.
@@ -120,7 +120,7 @@ def fidelity_lines(found: Fidelity) -> Iterator[Text]:
     share = f" ({100 * found.equal / compared:.1f} %)" if compared else ""
     yield Text(
         f"--- {found.equal:,} of {compared:,} answers{share} decode to the text in the data, "
-        "to the letter",
+        "exactly",
         "bold",
     )
     if found.cut:

@@ -32,7 +32,7 @@ def read_as(manifest: Manifest) -> Iterator[Text]:
         names = ", ".join(f"{name} {n:,}" for name, n in sorted(keys.items(), key=_by_count))
         yield Text(visible(f"keys of {kind} that nobody reads: {names or 'none'}"))
     joined = manifest.counts["joined"]
-    yield Text(f"records joined to the conversation that they go on with: {joined:,}")
+    yield Text(f"records joined to the conversation before them: {joined:,}")
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

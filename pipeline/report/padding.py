@@ -46,16 +46,18 @@ def plan_costs(lengths: Lengths, flops: Flops) -> list[PlanCost]:
     return costs
 
 
-def _ratio(lengths: Lengths, batcher: MicroBatcher, rows_per_step: int, group: bool) -> float:
+def _ratio(lengths: Lengths, batcher: MicroBatcher, global_batch_size: int, group: bool) -> float:
     sampler = BatchSampler(
         lengths.encoder,
         lengths.decoder,
-        rows_per_step=rows_per_step,
+        global_batch_size=global_batch_size,
         seed=_SEED,
         group_by_length=group,
     )
     there = sampler.steps_per_epoch
-    steps = np.linspace(0, there - 1, max(min(there, MOST_ROWS // rows_per_step), 1)).astype(int)
+    steps = np.linspace(0, there - 1, max(min(there, MOST_ROWS // global_batch_size), 1)).astype(
+        int
+    )
     return cost_of_steps(map(sampler.rows_of, steps.tolist()), batcher, 1).padding
 
 

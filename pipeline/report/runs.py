@@ -1,6 +1,6 @@
 """An output folder of ``fit`` -> a Run: its log, what it was made of, its sample answers.
 
-Read while a run goes on, too, and of runs of the Hugging Face trainer, which has the same log.
+Read during a run, too, and of runs of the Hugging Face trainer, which has the same log.
 """
 
 import json

@@ -88,7 +88,7 @@ def verify_prepared(folder: Path) -> tuple[int, int]:
         How many files there are, and how many bytes in them.
 
     Raises:
-        PreparedFolderError: A file is missing, not as it was written, or was not there.
+        PreparedFolderError: A file is missing, was changed, or was added.
     """
     manifest = read_manifest(folder)
     try:

@@ -1,7 +1,7 @@
 """JSON objects with a checksum, and the sizes and hashes of files that such objects hold.
 
 What people and ``duet verify`` read has its checksum as the last entry; what caches keep is compact
-and stands behind it.
+and stands after it.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: There is no such file, or it may not be read.
-        ValueError: It is not as it was written.
+        ValueError: It was changed after it was written.
     """
     text = path.read_bytes().decode()
     body, found, _ = text.rpartition(_CHECKSUM)
@@ -65,7 +65,7 @@ def find_difference(folder: Path, seals: Mapping[str, FileSeal]) -> tuple[Path, 
 
 
 def write_checked(path: Path, fields: dict[str, Any]) -> None:
-    """Write a JSON object, behind the SHA-256 of its text, as ``write_file`` does.
+    """Write a JSON object, after the SHA-256 of its text, as ``write_file`` does.
 
     It does not wait for the disk, as what a crash of the machine spoils is noticed.
 

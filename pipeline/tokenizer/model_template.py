@@ -1,6 +1,6 @@
 """A model's own chat template: fitted to any conversation, and rendered as transformers does.
 
-What is saved with the rows, and with the model, is the model's template behind a preamble
+What is saved with the rows, and with the model, is the model's template after a preamble
 (``preamble.py``). What a template takes is found out by rendering a few words of each speaker.
 
 A template is a stranger's program. It runs in transformers' sandbox, and has so many seconds.
@@ -162,7 +162,7 @@ def _rendered(
     *,
     prompt: bool,
 ) -> str:
-    """Render as ``apply_chat_template`` does; ``prompt``: with what an answer begins behind."""
+    """Render as ``apply_chat_template`` does; ``prompt``: with what an answer follows."""
     try:
         # Imported late: it takes 0.7 seconds, and no torch.
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -198,7 +198,7 @@ class _TooLongError(BaseException):
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """End what goes on for too long, in a main thread; templates are tried in one first."""
+    """End what takes too long, in a main thread; templates are tried in one first."""
     is_main = threading.current_thread() is threading.main_thread()
     if not (is_main and hasattr(signal, "setitimer")):
         yield

@@ -95,7 +95,7 @@ def preamble(abilities: Abilities, controls: Sequence[str]) -> str:
     )
 
 
-# A space behind its first character, and a control token is none.
+# A space after its first character, and a control token is none.
 _PLAIN_MACRO = (
     "{%- macro duet_plain(text) -%}"
     "{%- set plain = namespace(text=text | replace('\\r\\n', '\\n')) -%}"

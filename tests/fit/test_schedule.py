@@ -23,14 +23,14 @@ def steps_due(plan: RunPlan, name: str) -> list[int]:
 
 def test_rows_per_step_are_a_product(config: FitConfig) -> None:
     made = plan(config, processes=2, per_device_train_batch_size=8, gradient_accumulation_steps=4)
-    assert made.rows_per_step == 64
-    assert f"{made.rows_per_step} {made.rows_source}" == "64 = 8 per device x 2 processes x 4"
+    assert made.global_batch_size == 64
+    assert f"{made.global_batch_size} {made.rows_source}" == "64 = 8 per device x 2 processes x 4"
     assert (made.steps_per_epoch, made.total_steps) == (2, 6)
 
 
 def test_rows_per_step_set_directly_do_not_depend_on_the_machine(config: FitConfig) -> None:
     plans = [plan(config, processes=p, train_batch_size=7) for p in (1, 2, 5)]
-    assert {made.rows_per_step for made in plans} == {7}
+    assert {made.global_batch_size for made in plans} == {7}
     assert {made.total_steps for made in plans} == {45}
     assert "--train-batch-size" in plans[0].rows_source
 

@@ -24,7 +24,7 @@ from pipeline.fit.distributed.launch import check_joined
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.fingerprint import architecture
 from pipeline.fit.model.loading import build_model, quiet_transformers
-from pipeline.fit.model.token_ids import own_token_ids
+from pipeline.fit.model.token_ids import model_token_ids
 from pipeline.fit.stage import fit
 from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS
@@ -139,7 +139,7 @@ def test_an_entry_is_the_mean_over_the_target_tokens_of_its_steps(
     each = log_of(fit(changed(config, output_dir=str(tmp_path / "each"))))
     some = log_of(fit(changed(config, output_dir=str(tmp_path / "some"), logging_steps=4)))
     lengths = SupervisedDataset(config.data_path[0]).lengths
-    plan = BatchSampler(*lengths, rows_per_step=3, seed=42)
+    plan = BatchSampler(*lengths, global_batch_size=3, seed=42)
     tokens = [int(lengths[1][plan.rows_of(step)].sum()) for step in range(6)]
     losses = [entry["loss"] for entry in each[:6]]
     for entry, (first, last) in zip(some, ((0, 4), (4, 6)), strict=False):
@@ -416,7 +416,7 @@ def test_what_an_older_tokenizer_left_beside_the_new_one_says_nothing(
     folder = fastchat_like(tiny, tokenizer, tmp_path / "model")
     tokenizer.save(folder, model_max_length=64)
     assert (folder / "added_tokens.json").is_file()
-    assert own_token_ids(str(folder)) == tokenizer.backend.get_vocab()
+    assert model_token_ids(str(folder)) == tokenizer.backend.get_vocab()
 
 
 def test_settings_that_are_no_json_do_not_fail(config: FitConfig) -> None:

@@ -144,7 +144,7 @@ def test_padding_is_what_the_steps_cost() -> None:
     costs = {cost.plan: cost for cost in plan_costs(lengths, FLOPS)}
     batcher = MicroBatcher(lengths.encoder, lengths.decoder, flops=FLOPS, max_rows=8)
     sampler = BatchSampler(
-        lengths.encoder, lengths.decoder, rows_per_step=8, seed=42, group_by_length=True
+        lengths.encoder, lengths.decoder, global_batch_size=8, seed=42, group_by_length=True
     )
     steps = [sampler.rows_of(step) for step in range(sampler.steps_per_epoch)]
     expected = cost_of_steps(steps, batcher, 1)

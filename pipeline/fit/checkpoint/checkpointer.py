@@ -1,4 +1,4 @@
-"""Saves a run, and finds where it stands: checkpoints while the steps go on, the model at the end.
+"""Saves a run, and finds where it stands: checkpoints during training, the model at the end.
 
 The steps pause while each process copies its part of the state (``staging.py``). A thread of each
 then writes its part, hashing as it writes, and waits for the others; when all are done the main

@@ -92,7 +92,7 @@ def damaged(where: Path, error: Exception) -> CheckpointError:
 
 
 def find_checkpoint(output: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint; others are passed over with a note.
+    """Return the newest complete checkpoint; others are skipped with a note.
 
     Raises:
         CheckpointError: There are some, and none can be used: to start anew would replace them.
@@ -252,7 +252,7 @@ def _check_seals(folder: Path, seals: dict[str, FileSeal]) -> None:
         found = pool.map(lambda name: _seal(folder / name), seals)
         for (name, seal), actual in zip(seals.items(), found, strict=True):
             if actual != seal:
-                raise ValueError(f"{name} is not as it was written")
+                raise ValueError(f"{name} was changed after it was written")
 
 
 def _seal(path: Path) -> FileSeal:

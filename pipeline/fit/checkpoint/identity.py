@@ -64,7 +64,7 @@ def run_identity(config: FitConfig, plan: RunPlan, data: PreparedData) -> dict[s
         "vocabulary": key_of(sorted(data.tokenizer.backend.get_vocab().items())),
         "--from-scratch": config.from_scratch,
         "--data-path (fingerprint)": data.train.fingerprint,
-        "rows per step": plan.rows_per_step,
+        "rows per step": plan.global_batch_size,
         "rows to train on": data.train.rows_per_epoch,
         "steps in all": plan.total_steps,
         "warmup steps": warmup_steps(config.schedule, plan.total_steps),

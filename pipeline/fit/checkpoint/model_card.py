@@ -41,7 +41,7 @@ def run_metadata(ctx: RunContext) -> dict[str, Any]:
             "counts": manifest.counts if is_whole else {},
             "rows": {split: manifest.rows(split) for split in manifest.splits()} | rows,
         },
-        "rows_per_step": ctx.plan.rows_per_step,
+        "rows_per_step": ctx.plan.global_batch_size,
         "rows_per_step_source": ctx.plan.rows_source,
         "steps": ctx.plan.total_steps,
         "processes": ctx.accelerator.num_processes,

@@ -13,7 +13,7 @@ from pipeline.store.atomic import locked_folder, output_errors
 def holding_output(output: Path, *, is_main: bool) -> Iterator[None]:
     """Make the folder, keep other runs out of it, and delete what one that was killed left there.
 
-    A launcher that is killed leaves its processes behind, and they go on.
+    A launcher that is killed leaves its processes running.
 
     Args:
         output: The folder.

@@ -82,7 +82,7 @@ def _optimizer_state(
         if not value.is_meta:
             return value
         if group.rank == 0:
-            # Copied, also on a CPU: the file may be deleted while the run goes on.
+            # Copied, also on a CPU: the file may be deleted during the run.
             tensor = here[name].to(device, copy=True)
         else:
             tensor = torch.empty_like(value, device=device)

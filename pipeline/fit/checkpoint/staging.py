@@ -1,6 +1,6 @@
 """What one process writes of a checkpoint: copied between two steps, written by its thread.
 
-Tensors are whole, and dealt out by size: any number of processes resumes from them, sharded or not,
+Tensors are whole, and balanced by size: any number of processes resumes from them, sharded or not,
 and ``from_pretrained`` loads the folder. One process writes ``model.safetensors`` and
 ``optimizer.pt``; several write ``model-0000N-of-0000M.safetensors`` and their like. Of a sharded
 model each tensor is gathered by itself, and copied by the process whose part it is in, so that no

@@ -57,7 +57,7 @@ class StepLoader:
 
     dataset: SupervisedDataset
     cutter: MicroBatcher
-    """Cuts and deals the rows of a step."""
+    """Splits the examples of a step, and balances the parts."""
     pad_id: int
     """The id that encoder rows are padded with."""
     accelerator: Any

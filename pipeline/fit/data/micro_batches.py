@@ -1,4 +1,4 @@
-"""How the rows of a step are cut into micro-batches, and dealt to processes.
+"""How the examples of a step are split into micro-batches and balanced over processes.
 
     rows -> pieces of like length on both sides, each within a budget -> [round][process]
 
@@ -112,7 +112,7 @@ class MicroBatcher:
         return [piece.rows for piece in self._cut(rows)]
 
     def deal(self, rows: IntArray, processes: int) -> list[list[IntArray]]:
-        """Cut the rows of a step so that each process has as much to do.
+        """Split the examples of a step so that each process has as much to do.
 
         Returns:
             ``[round][process]`` -> rows of a micro-batch. Each process has a place in each round,

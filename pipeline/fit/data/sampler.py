@@ -53,13 +53,13 @@ class BatchSampler:
     Args:
         encoder_lengths: Tokens of each row of the data set, int64[rows].
         decoder_lengths: The same of the decoder side.
-        rows_per_step: What a step takes; the last of an epoch may take less.
+        global_batch_size: What a step takes; the last of an epoch may take less.
         seed: Of the shuffling.
         group_by_length: Put rows of like length into the same step.
         epoch_rows: (seed, epoch) -> the rows of an epoch, as many in each; None: all.
 
     >>> lengths = np.array([9, 1, 8, 2, 7])
-    >>> steps = BatchSampler(lengths, lengths, rows_per_step=2, seed=0)
+    >>> steps = BatchSampler(lengths, lengths, global_batch_size=2, seed=0)
     >>> steps.steps_per_epoch
     3
     >>> [len(steps.rows_of(step)) for step in range(3)]
@@ -73,7 +73,7 @@ class BatchSampler:
         encoder_lengths: IntArray,
         decoder_lengths: IntArray,
         *,
-        rows_per_step: int,
+        global_batch_size: int,
         seed: int,
         group_by_length: bool = True,
         epoch_rows: Callable[[int, int], IntArray] | None = None,
@@ -82,35 +82,35 @@ class BatchSampler:
         self._epoch_rows = epoch_rows or (lambda seed, epoch: every)
         self._lengths = encoder_lengths, decoder_lengths
         self._seed, self._group = seed, group_by_length
-        self.rows_per_step = rows_per_step
+        self.global_batch_size = global_batch_size
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
         """Steps that take every row of an epoch once; the last may be smaller."""
-        return math.ceil(len(self._epoch_rows(self._seed, 0)) / self.rows_per_step)
+        return math.ceil(len(self._epoch_rows(self._seed, 0)) / self.global_batch_size)
 
     def rows_of(self, step: int) -> IntArray:
-        """Return the indices of the rows of a step, counted from 0 over the whole run."""
+        """Return the rows that a step takes, by index, counted from 0 over the whole run."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             rows = self._epoch_rows(self._seed, epoch)
             order = epoch_order(
                 *(side[rows] for side in self._lengths),
-                rows_per_step=self.rows_per_step,
+                global_batch_size=self.global_batch_size,
                 seed=self._seed,
                 epoch=epoch,
                 group_by_length=self._group,
             )
             self._epoch, self._order = epoch, rows[order]
-        return self._order[at * self.rows_per_step : (at + 1) * self.rows_per_step]
+        return self._order[at * self.global_batch_size : (at + 1) * self.global_batch_size]
 
 
 def epoch_order(
     encoder_lengths: IntArray,
     decoder_lengths: IntArray,
     *,
-    rows_per_step: int,
+    global_batch_size: int,
     seed: int,
     epoch: int,
     group_by_length: bool = True,
@@ -123,9 +123,9 @@ def epoch_order(
     order = random.permutation(len(encoder_lengths)).astype(np.int64)
     if group_by_length:
         at = 0
-        for windows, steps in windows_of(len(order) // rows_per_step, rows_per_step):
-            part = order[at : at + windows * steps * rows_per_step].reshape(windows, -1)
-            groups = group_sizes(rows_per_step)
+        for windows, steps in windows_of(len(order) // global_batch_size, global_batch_size):
+            part = order[at : at + windows * steps * global_batch_size].reshape(windows, -1)
+            groups = group_sizes(global_batch_size)
             sizes = [size for size in groups for _ in range(steps)]
             places = group_alike(encoder_lengths[part], decoder_lengths[part], sizes)
             dealt = _deal(np.take_along_axis(part, places, axis=1), groups, steps, random)
@@ -135,26 +135,26 @@ def epoch_order(
     return order
 
 
-def windows_of(steps: int, rows_per_step: int) -> list[tuple[int, int]]:
+def windows_of(steps: int, global_batch_size: int) -> list[tuple[int, int]]:
     """Return how an epoch's whole steps are shared out to windows: (windows, steps of each).
 
     >>> windows_of(7472, 8), windows_of(116, 512), windows_of(3, 8), windows_of(0, 8)
     ([(3, 1068), (4, 1067)], [(4, 17), (3, 16)], [(3, 1)], [])
     """
-    wanted = max(math.ceil(WINDOW_ROWS / rows_per_step), WINDOW_STEPS)
+    wanted = max(math.ceil(WINDOW_ROWS / global_batch_size), WINDOW_STEPS)
     windows = max(steps // max(min(wanted, steps // WINDOWS_PER_EPOCH), 1), 1)
     each, more = divmod(steps, windows)
     return [(n, size) for n, size in ((more, each + 1), (windows - more, each)) if n and size]
 
 
-def group_sizes(rows_per_step: int) -> list[int]:
+def group_sizes(global_batch_size: int) -> list[int]:
     """Return the rows of each group of a step: about ``GROUP_ROWS``, in all the step's.
 
     >>> group_sizes(8), group_sizes(20), group_sizes(5)
     ([8], [10, 10], [5])
     """
-    groups = max(round(rows_per_step / GROUP_ROWS), 1)
-    edges = [rows_per_step * i // groups for i in range(groups + 1)]
+    groups = max(round(global_batch_size / GROUP_ROWS), 1)
+    edges = [global_batch_size * i // groups for i in range(groups + 1)]
     return [end - start for start, end in itertools.pairwise(edges)]
 
 

@@ -42,7 +42,7 @@ def told_while_waiting(world: World, seconds: float = _SECONDS_UNTIL_TOLD) -> It
 
 
 def check_launcher(world: World) -> None:
-    """Refuse a number of processes that no launcher stands behind."""
+    """Refuse a number of processes that no launcher started."""
     lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world.size > 1 and lacking:
         raise ConfigError(

@@ -58,7 +58,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
     )
     steps = BatchSampler(
         *data.train.lengths,
-        rows_per_step=plan.rows_per_step,
+        global_batch_size=plan.global_batch_size,
         seed=config.seed,
         group_by_length=config.group_by_length,
         epoch_rows=data.train.epoch_rows,
@@ -85,14 +85,14 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
 def steps_looked_at(plan: RunPlan) -> list[int]:
     """Return the steps of the first epoch whose cut is worked out: all, or enough to tell."""
     there = min(plan.steps_per_epoch, plan.total_steps)
-    count = min(there, max(_ROWS_LOOKED_AT // plan.rows_per_step, _STEPS_LOOKED_AT))
+    count = min(there, max(_ROWS_LOOKED_AT // plan.global_batch_size, _STEPS_LOOKED_AT))
     return [int(step) for step in np.linspace(0, there - 1, count)]
 
 
 def _plan(plan: RunPlan, train: SupervisedDataset, rows: IntArray, eval_rows: int) -> Iterator[str]:
     encoder, decoder = (int(side[rows].sum()) for side in train.lengths)
     yield table_row("examples", len(rows), f"for training; {eval_rows:,} for evaluation")
-    yield table_row("global batch size", plan.rows_per_step, plan.rows_source)
+    yield table_row("global batch size", plan.global_batch_size, plan.rows_source)
     epochs = plan.epoch_at(plan.total_steps)
     yield table_row("steps", plan.total_steps, f"{epochs:g} epochs of {plan.steps_per_epoch:,}")
     yield table_row("encoder tokens", encoder, "per epoch, without padding")

@@ -2,8 +2,8 @@
 
 The biggest of a run are: one that does not fit then ends in its first minute, and not on the third
 day, when the longest rows come together. ``--auto-batch-size`` looks for the most of the longest
-rows that fit at once, with room kept for what the optimizer will need; the rows of a step stay what
-the settings say. Nothing of it is left: no gradient, no number drawn, no weight moved.
+rows that fit at once, with room kept for what the optimizer will need; the global batch size
+stays what the settings say. Nothing of it is left: no gradient, no number drawn, no weight moved.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -5,7 +5,7 @@ from pipeline.errors import ModelError
 from pipeline.fit.model.adapter import base_name
 from pipeline.fit.model.loading import load_config, model_errors, quiet_transformers
 from pipeline.fit.model.sizes import vocabulary_rows
-from pipeline.fit.model.token_ids import check_vocabulary, first_new_id, own_token_ids
+from pipeline.fit.model.token_ids import check_vocabulary, first_new_id, model_token_ids
 from pipeline.model_kind import check_model_kind
 from pipeline.store.fingerprint import sha256_of_text
 from pipeline.template import is_chat_template
@@ -31,7 +31,7 @@ def check_model(
     if settings.from_scratch:
         return
     with model_errors(name), quiet_transformers():
-        own_ids = own_token_ids(name, settings.cache_dir)
+        own_ids = model_token_ids(name, settings.cache_dir)
     check_vocabulary(name, tokenizer, own_ids)
     rows = vocabulary_rows(load_config(name, settings.cache_dir))
     known = first_new_id(tokenizer)

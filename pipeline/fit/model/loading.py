@@ -27,7 +27,7 @@ from pipeline.fit.model.token_ids import (
     check_rows,
     check_vocabulary,
     fit_embedding,
-    own_token_ids,
+    model_token_ids,
     piece_ids,
 )
 from pipeline.hub import check_readable, find_model_file
@@ -82,7 +82,7 @@ def build_model(
     start = checkpoint or Path(settings.name)
     if settings.lora and lora.is_adapter(start) and (hosts.rank == 0 or settings.quantize):
         with model_errors(start):
-            check_vocabulary(str(start), tokenizer, own_token_ids(str(start)))
+            check_vocabulary(str(start), tokenizer, model_token_ids(str(start)))
             lora.restore_adapter(model, start)
     return model
 
@@ -114,7 +114,7 @@ def load_model(
     """
     _read_config(name, cache_dir)
     with model_errors(name), quiet_transformers():
-        own_ids = own_token_ids(name, cache_dir)
+        own_ids = model_token_ids(name, cache_dir)
         check_vocabulary(name, tokenizer, own_ids)
         model = _pretrained(name, cache_dir, **(quantized or {}))
         if own_ids is None:

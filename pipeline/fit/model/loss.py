@@ -6,7 +6,7 @@ and the mean of their means would weigh a token by the company it happens to be 
 The logits of 8 rows of 2,048 target tokens over 32,128 pieces are 2 GB in float32, and a plain
 loss keeps them three times: logits, log-probabilities, gradient. Here the positions that have a
 label, and no padding, go through the output matrix a chunk at a time. Each chunk leaves its share
-of the gradient behind at once, so that nothing of it is kept or computed again.
+of the gradient after it at once, so that nothing of it is kept or computed again.
 
 torch's own ``F.linear_cross_entropy`` (2.13) does the same in float32, to the last bits. It leaves
 autocast alone: the products stay in float32; given bfloat16, it returns loss and weight gradient in
@@ -287,7 +287,7 @@ def _at(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _head_input(head: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Keep what the output layer gets, [B, T, D], and let it give a single logit to go on with."""
+    """Keep what the output layer gets, [B, T, D], and let it give a single logit."""
     seen: list[torch.Tensor] = []
 
     def keep(hidden: torch.Tensor) -> torch.Tensor:

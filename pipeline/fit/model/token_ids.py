@@ -23,7 +23,7 @@ from pipeline.vocabulary import NEW_PIECES, vocabulary_of_spiece
 T = TypeVar("T")
 
 
-def own_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, int] | None:
+def model_token_ids(name_or_path: str, cache_dir: str | None = None) -> dict[str, int] | None:
     """Return the ids of a model's own tokens, added ones too; None where it has no tokenizer.
 
     Raises:

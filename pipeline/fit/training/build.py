@@ -83,7 +83,7 @@ def build_trainer(
     state = checkpoint.state if checkpoint is not None else RunState()
     # Now, not at the end: nothing in it may fail once the training is done.
     metadata = run_metadata(ctx)
-    note(f"global batch size {plan.rows_per_step} {plan.rows_source}")
+    note(f"global batch size {plan.global_batch_size} {plan.rows_source}")
 
     stop = GracefulShutdown()
     model = _load_model(config.model, data.tokenizer, checkpoint, hosts)
@@ -115,7 +115,7 @@ def build_trainer(
 
     sampler = BatchSampler(
         *data.train.lengths,
-        rows_per_step=plan.rows_per_step,
+        global_batch_size=plan.global_batch_size,
         seed=config.seed,
         group_by_length=config.group_by_length,
         epoch_rows=data.train.epoch_rows,
@@ -130,7 +130,7 @@ def build_trainer(
         shapes = _biggest_of(steps, sampler, cutter, accelerator.num_processes)
         if (failed := probe.too_big(shapes)) is not None:
             rows = config.per_device_train_batch_size
-            raise out_of_memory(rows, plan.rows_per_step, failed)
+            raise out_of_memory(rows, plan.global_batch_size, failed)
         note(f"the largest micro-batch fits: {' or '.join(map(str, shapes))}")
     warm_up_ddp_buckets(wrapped, accelerator, Shape(1, cutter.multiple, cutter.multiple), eos_id)
 
@@ -264,11 +264,11 @@ def _wrap(model: SummedTokenLoss, sharding: Sharding | None, accelerator: Any) -
 
 
 def _find_batch_size(probe: MemoryProbe, longest: Shape, plan: RunPlan, accelerator: Any) -> int:
-    """Return how many rows of full length a micro-batch may have."""
+    """Return how many maximum-length examples a micro-batch may have."""
     if accelerator.device.type != "cuda":
         note("--auto-batch-size is ignored: it needs a GPU")
         return longest.rows
-    limit = math.ceil(plan.rows_per_step / accelerator.num_processes)
+    limit = math.ceil(plan.global_batch_size / accelerator.num_processes)
     found = probe.find_batch_size(longest=longest, limit=limit)
     note(f"--auto-batch-size: {found} maximum-length examples per micro-batch")
     return found
@@ -278,18 +278,18 @@ def _biggest_of(
     steps: range, sampler: BatchSampler, cutter: MicroBatcher, processes: int
 ) -> list[Shape]:
     """Return the shapes of some steps' micro-batches that take most memory."""
-    searched = steps[: MOST_ROWS // sampler.rows_per_step + 1]
+    searched = steps[: MOST_ROWS // sampler.global_batch_size + 1]
     cut = (cutter.deal(sampler.rows_of(step), processes) for step in searched)
     parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
     return biggest(map(cutter.shape, parts), cutter.flops)
 
 
-def out_of_memory(rows: int, rows_per_step: int, shape: Shape | None = None) -> ConfigError:
-    """Return the error for a run with so many rows of full length at once; ``shape`` showed it."""
+def out_of_memory(rows: int, global_batch_size: int, shape: Shape | None = None) -> ConfigError:
+    """Return the error for a run with so many maximum-length examples at once; see ``shape``."""
     return ConfigError(
         "the device is out of memory",
         where="--per-device-train-batch-size",
         got=rows if shape is None else f"{rows}, which makes micro-batches of {shape}",
-        do=f"give a smaller one, with --train-batch-size {rows_per_step} to keep the "
+        do=f"give a smaller one, with --train-batch-size {global_batch_size} to keep the "
         "global batch size, or --gradient-checkpointing True",
     )

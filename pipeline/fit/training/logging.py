@@ -151,7 +151,9 @@ def end_table(state: RunState, plan: RunPlan, output: Path, *, best_step: int = 
     """
     epochs = f"{plan.epoch_at(state.step):.4g} epochs"
     stopped = f", of {plan.total_steps:,}: stopped early" if state.stopped_early else ""
-    yield table_row("steps", state.step, f"{epochs}, {plan.rows_per_step:,} examples each{stopped}")
+    yield table_row(
+        "steps", state.step, f"{epochs}, {plan.global_batch_size:,} examples each{stopped}"
+    )
     rate = state.rows_seen / max(state.seconds, 1e-9)
     yield table_row(
         "time", duration(state.seconds), f"{rate:,.1f} examples/s, evaluations included"

@@ -13,7 +13,7 @@ _NAMED = 16
 
 
 def diverged(step: int, got: object) -> ModelError:
-    """Return the error for a run that cannot go on."""
+    """Return the error for a run that cannot continue."""
     return ModelError(
         "training diverged",
         where=f"step {step}",

@@ -188,7 +188,7 @@ def take_over(
     saved: dict[str, Any],
     step: int,
 ) -> None:
-    """Go on from a saved optimizer's averages, but with this one's own rates and other values.
+    """Load a saved optimizer's state, but keep this one's own learning rates and other values.
 
     Args:
         optimizer: As new, with ``schedule``.

@@ -82,8 +82,8 @@ class PendingStep:
         loss, *signals, norm = self._values.tolist()
         tokens = self.feed.target_tokens
         if not math.isfinite(loss):
-            culprits = rows_without_loss(self.feed.parts, self._losses, self._dataset)
-            raise diverged(self.step, f"loss {loss / max(tokens, 1):.4g}{culprits}")
+            nonfinite = rows_without_loss(self.feed.parts, self._losses, self._dataset)
+            raise diverged(self.step, f"loss {loss / max(tokens, 1):.4g}{nonfinite}")
         if not math.isfinite(norm):
             raise diverged(self.step, f"loss {loss / max(tokens, 1):.4g}, grad norm {norm:.4g}")
         return StepResult(

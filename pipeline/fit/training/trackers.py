@@ -1,7 +1,7 @@
 """TensorBoard, Weights & Biases, Trackio: started, written to and ended by the main process.
 
 A tracker never decides how a run ends. One that cannot start is one line before the first step;
-one that fails later is left out with one line, and the run goes on without it.
+one that fails later is left out with one line, and the run continues without it.
 """
 
 import importlib

@@ -179,7 +179,7 @@ class Engine:
                     return
             try:
                 self.step()
-            except Exception as error:  # out of memory: those that ran hear of it, others go on
+            except Exception as error:  # out of memory: those that ran are told, others continue
                 for answer in self._decoder.running:
                     answer.fail(error)
                 self._decoder.tidy()

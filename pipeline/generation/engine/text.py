@@ -1,4 +1,4 @@
-"""Ids to text as they come, held back where a stop string may have begun."""
+"""Ids to text as they come, held back where a stop string may have started."""
 
 from collections.abc import Sequence
 

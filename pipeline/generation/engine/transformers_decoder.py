@@ -37,7 +37,7 @@ class _Batch:
     cache: Any
     """Keys and values: self-attention [B, H, T, K] a layer, cross-attention [B, H, S, K]."""
     last: torch.Tensor
-    """The ids to go on from, int64[B, 1]."""
+    """The ids to continue from, int64[B, 1]."""
 
     def layers(self) -> list[tuple[Any, Any]]:
         """Return each layer's caches: of self- and of cross-attention."""
@@ -233,10 +233,10 @@ def _merged(one: _Batch, other: _Batch) -> _Batch:
     )
 
 
-def _pad(tensor: torch.Tensor, dim: int, before: int, behind: int) -> torch.Tensor:
-    if not (before or behind):
+def _pad(tensor: torch.Tensor, dim: int, before: int, after: int) -> torch.Tensor:
+    if not (before or after):
         return tensor
-    return F.pad(tensor, [0, 0] * (tensor.dim() - 1 - dim) + [before, behind])
+    return F.pad(tensor, [0, 0] * (tensor.dim() - 1 - dim) + [before, after])
 
 
 def _selected(batch: _Batch, rows: list[int], *, trim: bool) -> _Batch:

@@ -153,7 +153,7 @@ def _add_pages(app: FastAPI, service: Service, gate: Gate) -> None:
 
     @app.get("/health", response_model=None)
     async def health() -> Response:
-        """Tell whether requests are taken."""
+        """Return whether requests are taken."""
         if gate.is_draining:
             return json_response({"status": "stopping"}, 503)
         return json_response({"status": "ok"})

@@ -31,7 +31,7 @@ class Gate:
     """An ASGI application before another.
 
     Args:
-        app: What is behind it.
+        app: The application that it guards.
         metrics: Counts the requests.
         api_key: What each request must bring, or None.
         hosts: Without a key, the names under which the server may be asked for: a page that a

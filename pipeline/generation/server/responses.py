@@ -46,13 +46,13 @@ class Reply:
         # Clients that asked for the count of tokens find the key in each event.
         self._extra: dict[str, Any] = {"usage": None} if with_usage else {}
         results: list[Result] = []
-        begun: set[int] = set()
+        started: set[int] = set()
         try:
             async for index, text, result in self._answers:
                 if result is not None:
                     results.append(result)
-                yield self._event([self._part(index, text, result, is_first=index not in begun)])
-                begun.add(index)
+                yield self._event([self._part(index, text, result, is_first=index not in started)])
+                started.add(index)
             if with_usage:
                 yield _event(self._head | {"choices": [], "usage": self._usage(results)})
             yield "data: [DONE]\n\n"

@@ -18,7 +18,7 @@ class Edit:
     """What is changed of a chunk because of the segments around its own."""
 
     start: Conversation | None = None
-    """Takes the place of the first conversation, which goes on with one of an earlier segment."""
+    """Takes the place of the first conversation, which continues one of an earlier segment."""
     drops_last: bool = False
     """The last conversation goes on in a later segment, and is part of that one's first."""
     repeats: tuple[int, ...] = ()

@@ -2,7 +2,7 @@
 
 Turns begin on a line of their own and pieces never cross a line, so a conversation is one run of
 ids: its header, then its turns. A row's source is the header, the last part of that run that fits
-the window, and the prompt; its target is a part of the run too, the answer behind its tag.
+the window, and the prompt; its target is a part of the run too, the answer after its tag.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -109,7 +109,7 @@ class LineEncoder:
         alone: list[list[int]] = []
         at = 0
         for source in sources:
-            regular = lines.is_regular[at : at + len(source.lines)].tolist()
+            regular = lines.is_context_free[at : at + len(source.lines)].tolist()
             alone.append([a for a in source.answers if not source.holds_verbatim(a, regular)])
             at += len(source.lines)
         texts = [
@@ -181,7 +181,7 @@ class _Source:
 
     conversation: Conversation
     first: int
-    """Index of the first turn behind the header: 1 where a system turn became the header."""
+    """Index of the first turn after the header: 1 where a system turn became the header."""
     answers: list[int]
     lines: list[str]
     counts: PairCounts
@@ -190,9 +190,9 @@ class _Source:
         """Return the index of a turn's line."""
         return 1 + turn - self.first
 
-    def holds_verbatim(self, answer: int, is_regular: Sequence[bool]) -> bool:
-        """Tell whether an answer's line holds it as it is, with ids of its own."""
+    def holds_verbatim(self, answer: int, is_context_free: Sequence[bool]) -> bool:
+        """Return whether an answer's line holds it as it is, with ids of its own."""
         line = self.line_of(answer)
         turn = self.conversation.turns[answer]
         is_escaped = len(self.lines[line]) != len(TAGS[turn.role]) + 1 + len(turn.text)
-        return is_regular[line] and not is_escaped
+        return is_context_free[line] and not is_escaped

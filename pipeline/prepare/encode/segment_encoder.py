@@ -155,7 +155,7 @@ class _Reading:
             if self._is_repeat[-1]:
                 self._reasons["duplicate"] += 1
                 continue
-            # One that may go on with an earlier segment's is another conversation then: what
+            # One that may continue an earlier segment's is another conversation then: what
             # repeats it now is no repeat.
             if found.start == 0 or found is not self._first_two[0]:
                 seen.add(digest)
@@ -183,7 +183,7 @@ class _Reading:
         } | self._ends()
 
     def _ends(self) -> dict[str, Any]:
-        """Return the conversations that may go on with an earlier segment's, and in a later one.
+        """Return the first and last conversation, where they may reach over the segment's ends.
 
         Of the first, also how many turns its first record has, and whether what comes after it
         might be of the same conversation, once that one begins earlier.

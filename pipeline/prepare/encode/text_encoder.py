@@ -8,7 +8,7 @@ and the ids of all are gathered:
     "a  b\na"  ->  " a" " " " b" "\na"  ->  0 1 2 3  ->  ▁a  ▁  ▁b  \n ▁a
 
 Where a word's ids depend on what stands around it, its line goes the tokenizer's own way:
-a combining mark behind a space forms one character with it, and a word that the normaliser leaves
+a combining mark after a space forms one character with it, and a word that the normaliser leaves
 nothing of gives no dummy when it is alone in its line.
 """
 
@@ -35,8 +35,8 @@ class Lines:
     starts: IntArray
     """Where each text's ids begin, and at last the number of ids: text i with its newline is
     ``ids[starts[i] : starts[i + 1]]``."""
-    is_regular: npt.NDArray[np.bool_]
-    """Whether a text's ids are those of its words: a part of it that begins behind a space then
+    is_context_free: npt.NDArray[np.bool_]
+    """Whether a text's ids are those of its words: a part of it that begins after a space then
     has the same ids alone."""
 
 
@@ -61,8 +61,8 @@ class LineTokenizer:
         lines = self._by_words(
             ["" if long else text for long, text in zip(is_long, texts, strict=True)]
         )
-        lines.is_regular &= ~is_long
-        chosen = np.flatnonzero(~lines.is_regular)
+        lines.is_context_free &= ~is_long
+        chosen = np.flatnonzero(~lines.is_context_free)
         if not len(chosen):
             return lines
         return _replaced(lines, chosen, self._by_line([texts[int(i)] for i in chosen]))
@@ -87,7 +87,7 @@ class LineTokenizer:
         split = [text.split("\n") for text in texts]
         lines = [line for some in split for line in some]
         found = self._by_words(lines)
-        irregular = np.flatnonzero(~found.is_regular)
+        irregular = np.flatnonzero(~found.is_context_free)
         whole = self._whole([lines[int(i)] + "\n" for i in irregular])
         found = _replaced(found, irregular, whole)
         bounds = found.starts[np.cumsum([0, *map(len, split)])]
@@ -120,7 +120,7 @@ def _concatenated(groups: list[Lines]) -> Lines:
     return Lines(
         np.concatenate([group.ids for group in groups]),
         np.concatenate([*starts, before[-1:]]),
-        np.concatenate([group.is_regular for group in groups]),
+        np.concatenate([group.is_context_free for group in groups]),
     )
 
 
@@ -138,7 +138,9 @@ def _replaced(lines: Lines, chosen: IntArray, ids: list[Ids]) -> Lines:
         pieces += [lines.ids[at : lines.starts[i]], new]
         at = lines.starts[i + 1]
     pieces.append(lines.ids[at:])
-    return Lines(np.concatenate(pieces), np.concatenate([[0], np.cumsum(sizes)]), lines.is_regular)
+    return Lines(
+        np.concatenate(pieces), np.concatenate([[0], np.cumsum(sizes)]), lines.is_context_free
+    )
 
 
 class _WordLines:
@@ -169,7 +171,7 @@ class _WordLines:
         leads = np.flatnonzero(before != ord(" "))
         starts[leads] -= 1
         sizes[leads] += 1
-        # A newline or tab with nothing behind it brings the dummy along only before a space.
+        # A newline or tab with nothing after it brings the dummy along only before a space.
         is_bare = np.append(np.diff(cuts[leads]) == 1, True)
         sizes[leads[is_bare]] -= 1
         ids, bounds = gather(found.ids, starts, sizes)
@@ -179,7 +181,7 @@ class _WordLines:
         # The cut before each text is the newline that ends the one before it.
         first = np.searchsorted(cuts, np.concatenate([[0], np.cumsum(lengths)]))
         starts = bounds[first].astype(np.int64) + 1
-        is_regular = np.ones(len(texts), bool)
-        odd = np.flatnonzero(found.is_odd[numbers])
-        is_regular[np.searchsorted(first, odd, side="right") - 1] = False
-        return Lines(ids[starts[0] :], starts - starts[0], is_regular)
+        is_context_free = np.ones(len(texts), bool)
+        odd = np.flatnonzero(found.is_context_dependent[numbers])
+        is_context_free[np.searchsorted(first, odd, side="right") - 1] = False
+        return Lines(ids[starts[0] :], starts - starts[0], is_context_free)

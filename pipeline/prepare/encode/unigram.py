@@ -93,7 +93,7 @@ class UnigramTable:
         """Return where units begin.
 
         Args:
-            text: UTF-8, words one behind another, each with the space before it.
+            text: UTF-8, words one after another, each with the space before it.
             words: Where each begins; the first at 0.
         """
         begins = np.empty(len(text), bool)
@@ -162,7 +162,7 @@ class UnigramTable:
 
 
 def _stands_alone(text: str, normalize: Callable[[str], str]) -> bool:
-    """Tell whether a text is a character that stays as it is, whatever stands beside it.
+    """Return whether a text is a character that stays as it is, whatever stands beside it.
 
     Letters, numbers, punctuation and symbols of these blocks never form one character with their
     neighbours, so the normaliser sees each alone.
@@ -213,7 +213,7 @@ def _gather(
 
 
 def _padded(pieces: Sequence[bytes]) -> Bytes:
-    """Return one row a piece, with zeros behind it."""
+    """Return one row a piece, with zeros after it."""
     longest = max(map(len, pieces))
     joined = b"".join(piece.ljust(longest, b"\0") for piece in pieces)
     return np.frombuffer(joined, np.uint8).reshape(len(pieces), longest)

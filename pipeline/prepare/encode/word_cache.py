@@ -43,7 +43,7 @@ class WordIds:
     """Where each word's ids begin in ``ids``."""
     sizes: npt.NDArray[np.int32]
     """How many it has."""
-    is_odd: Flags
+    is_context_dependent: Flags
     """Whether they depend on what stands around the word."""
 
 
@@ -90,7 +90,7 @@ class WordTable:
         ids, bounds = gather(self._ids, self._starts[numbers], sizes)
         found.starts[chosen] = len(found.ids) + bounds[:-1]
         found.sizes[chosen] = sizes
-        found.is_odd[chosen] = self._is_odd[numbers]
+        found.is_context_dependent[chosen] = self._is_context_dependent[numbers]
         found.ids = np.concatenate([found.ids, ids])
 
     def _number_units(self, text: Bytes, starts: IntArray) -> npt.NDArray[np.int32]:
@@ -116,8 +116,10 @@ class WordTable:
         ids = self._tokenizer.encode_batch(keys)
         sizes = np.array(list(map(len, ids)), np.int32)
         flat = np.fromiter(chain.from_iterable(ids), self._dtype, sizes.sum())
-        is_odd = [not i or _joins_spaces(text) for i, text in zip(ids, keys, strict=True)]
-        numbers[new] = self._add(flat, sizes, is_odd)
+        is_context_dependent = [
+            not i or _joins_spaces(text) for i, text in zip(ids, keys, strict=True)
+        ]
+        numbers[new] = self._add(flat, sizes, is_context_dependent)
         self._keep(keys, numbers[new])
         return numbers
 
@@ -142,10 +144,10 @@ class WordTable:
         self._numbers: dict[bytes | str, int] = {}  # units are bytes, words as a whole are str
         self._ids: Ids = np.empty(0, self._dtype)
         self._starts, self._sizes = np.zeros(1, np.int32), np.zeros(1, np.int32)
-        self._is_odd = np.zeros(1, bool)
+        self._is_context_dependent = np.zeros(1, bool)
 
     def _add(
-        self, ids: Ids, sizes: npt.NDArray[np.int32], is_odd: list[bool] | None = None
+        self, ids: Ids, sizes: npt.NDArray[np.int32], is_context_dependent: list[bool] | None = None
     ) -> npt.NDArray[np.int32]:
         """Keep the ids of some units or words, one's after another's; return their numbers."""
         first = len(self._sizes)
@@ -153,8 +155,12 @@ class WordTable:
         self._ids = np.concatenate([self._ids, ids.astype(self._dtype)])
         self._starts = np.concatenate([self._starts, starts])
         self._sizes = np.concatenate([self._sizes, sizes])
-        more = np.zeros(len(sizes), bool) if is_odd is None else np.array(is_odd, bool)
-        self._is_odd = np.concatenate([self._is_odd, more])
+        more = (
+            np.zeros(len(sizes), bool)
+            if is_context_dependent is None
+            else np.array(is_context_dependent, bool)
+        )
+        self._is_context_dependent = np.concatenate([self._is_context_dependent, more])
         return np.arange(first, len(self._sizes), dtype=np.int32)
 
 
@@ -182,7 +188,7 @@ def _buffers(array: pa.LargeBinaryArray) -> tuple[Bytes, IntArray]:
 def gather(
     ids: Ids, starts: npt.NDArray[Any], sizes: npt.NDArray[np.int32]
 ) -> tuple[Ids, npt.NDArray[Any]]:
-    """Return runs of ids one behind another, and their bounds: one more than there are runs.
+    """Return runs of ids one after another, and their bounds: one more than there are runs.
 
     Args:
         ids: What the runs are taken from.
@@ -205,7 +211,7 @@ def gather(
     return ids[places], bounds
 
 
-# What may form one character with a space before or behind it: combining marks and the like (in
+# What may form one character with a space before or after it: combining marks and the like (in
 # newer Unicode also what this Python has not heard of), and prefixes of numbers and syllables.
 _MARKS = frozenset({"Mn", "Mc", "Me", "Cf", "Cn"})
 _OTHER_MARKS = frozenset(
@@ -219,7 +225,7 @@ _OTHER_PREFIXES = frozenset(
 
 
 def _joins_spaces(word: str) -> bool:
-    """Tell whether a word may form one character with a space beside it."""
+    """Return whether a word may form one character with a space beside it."""
     first, last = word[0], word[-1]
     return (
         unicodedata.category(first) in _MARKS

@@ -18,7 +18,7 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many tasks may be under way: all workers busy, and each with some to go on with."""
+        """How many tasks may be under way: all workers busy, and each with some waiting."""
 
     def expect(self, num_bytes: int) -> None:
         """Hear how many bytes of files will be read, before anything else."""
@@ -30,4 +30,4 @@ class Engine(Protocol):
         """Hand over a task; return a function that waits for its result."""
 
     def close(self) -> None:
-        """Let all workers go, without waiting for what they have not begun."""
+        """Let all workers go, without waiting for what they have not started."""

@@ -49,7 +49,7 @@ class LocalEngine:
 
     @property
     def slots(self) -> int:
-        """How many tasks may be under way: all workers busy, and each with two to go on with."""
+        """How many tasks may be under way: all workers busy, and each with two waiting."""
         return _TASKS_A_WORKER * self._workers if self._workers > 1 else 1
 
     def expect(self, num_bytes: int) -> None:
@@ -89,7 +89,7 @@ class LocalEngine:
         return result
 
     def close(self) -> None:
-        """Let the workers go, without waiting for what they have not begun."""
+        """Let the workers go, without waiting for what they have not started."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 

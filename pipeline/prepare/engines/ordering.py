@@ -53,7 +53,7 @@ class _Read:
 
     @property
     def first(self) -> Conversation | None:
-        """The first conversation, where it may go on with an earlier segment's."""
+        """The first conversation, where it may continue an earlier segment's."""
         found = self.chunk.content["first"]
         return found and unpacked(found)
 

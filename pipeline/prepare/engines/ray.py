@@ -111,7 +111,7 @@ class RayEngine:
 
     @property
     def slots(self) -> int:
-        """How many tasks may be under way: all CPUs busy, and each with one to go on with."""
+        """How many tasks may be under way: all CPUs busy, and each with one waiting."""
         return 2 * max(self._num_cpus, 1)
 
     def expect(self, num_bytes: int) -> None:

@@ -134,7 +134,7 @@ def _decoded(text: bytes, start: int) -> tuple[Any, int]:
         except (ValueError, RecursionError):
             break
         else:
-            # The bracket that ends it may be one that a record stands behind.
+            # The bracket that ends it may be one that a record follows.
             return value, start + len(piece[: end - 1].encode("utf-8", "surrogateescape"))
     return None, start
 

@@ -3,7 +3,7 @@
 White space, line ends, commas and byte-order marks stand between values. A bracket is opened and
 its elements are values by the same rule, unless the first of them is a turn: then the array as a
 whole is a record.
-So arrays, arrays behind one another, JSON Lines (with trailing commas too), one array a line and
+So arrays, arrays one after another, JSON Lines (with trailing commas too), one array a line and
 pretty-printed objects are all the same to it.
 
 A value that is broken is one fault. Reading resumes at the next line that begins with ``{`` or
@@ -130,7 +130,7 @@ class ValueReader:
 
     Args:
         chunks: The text, UTF-8, without a byte-order mark.
-        ends_file: Nothing follows: then a value that is begun at the end is cut off. Elsewhere
+        ends_file: Nothing follows: then a value that starts at the end is cut off. Elsewhere
             the stretch is not clean, and is to be read with what follows.
         error: Returns, at the end, why the file ends there, if it should not.
         indent_before: Returns the indent of the line that the text begins in.

@@ -160,7 +160,7 @@ def _cut_packed(whole: Piece) -> Iterator[Piece]:
     while not ended:
         parts = [text]
         size = len(text)
-        # A stretch without a place to cut at is looked through again with as much behind it.
+        # A stretch without a place to cut at is searched again with as much text after it.
         goal = max(_BLOCK + _LOOKAHEAD, 2 * size)
         try:
             while size < goal and (chunk := next(chunks, b"")):

@@ -68,7 +68,7 @@ _HELD_OUT = re.compile(r"(?:^|[-_./])(test|validation|eval|dev)(?:[-_./]|$)", re
 
 
 def find_sources(data_path: Sequence[str], held_out: Sequence[str] = ()) -> list[Source]:
-    """Return the files behind some paths, in the order given; none is opened.
+    """Return the files that some paths name, in the order given; none is opened.
 
     Args:
         data_path: Files, folders and globs.
@@ -150,7 +150,7 @@ def _check_each_gives_one(sources: Sequence[Source], kinds: Sequence[Kind | None
 
 
 def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
-    """Return the files behind a path, and whether it names one."""
+    """Return the files that a path leads to, and whether it names one itself."""
     if not given:
         raise InputError(
             "no such path",
@@ -243,7 +243,7 @@ def _files_below(given: str, folder: AnyPath) -> Sequence[AnyPath]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield what ``os.walk`` does, behind links to folders too; each folder once."""
+    """Yield what ``os.walk`` does, through links to folders too; each folder once."""
     seen = set[str]()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         folders.sort()

@@ -29,7 +29,7 @@ class TextWindow:
         if newline >= 0:
             match = INDENT.match(self.text, newline + 1)
             end = match.end() if match else self.at
-            if end >= self.at:  # the line has not begun to say anything: its indent may go on
+            if end >= self.at:  # only its indent is known, which may be longer
                 keep_from = newline
             else:
                 indent = end - newline - 1

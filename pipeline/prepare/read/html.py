@@ -13,7 +13,7 @@ becomes
         y
     ```
 
-A code block keeps its text to the letter; the page's buttons are none of it.
+A code block keeps its text exactly; the page's buttons are none of it.
 """
 
 import functools

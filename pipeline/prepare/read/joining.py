@@ -1,8 +1,8 @@
 """Parts to whole conversations.
 
 The public ShareGPT files are cut into parts for short context windows. A part's id is ``BASE_N``,
-N the index of its first turn. It is joined to the conversation right before it where it surely goes
-on with it: ids like ``identity_0``, ``identity_2`` of a hand-made file are no proof by themselves.
+N the index of its first turn. It is joined to the conversation right before it where it surely
+continues it: ids like ``identity_0``, ``identity_2`` of a hand-made file are no proof.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,10 +12,10 @@ from pipeline.conversation import Conversation, is_site_base, split_part_id
 
 
 def joins(previous: Conversation, record: Conversation) -> bool:
-    """Return whether a record goes on with the conversation right before it.
+    """Return whether a record continues the conversation right before it.
 
     Both have the same BASE; the conversation covers turns [s, e), and s < N <= e; the turns that
-    both hold agree to the letter; and they share a turn, or BASE has the form of the site's ids.
+    both hold agree exactly; and they share a turn, or BASE has the form of the site's ids.
     """
     base, index = split_part_id(record.id)
     previous_base, start = split_part_id(previous.id)
@@ -40,7 +40,7 @@ def join(previous: Conversation, record: Conversation) -> None:
 
 
 def join_parts(records: Iterable[Conversation]) -> Iterator[Conversation]:
-    """Join each record to the one before it where it goes on with the same conversation.
+    """Join each record to the one before it where it continues the same conversation.
 
     Only the conversation at hand is kept in memory, and the records are not changed.
     """

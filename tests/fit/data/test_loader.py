@@ -97,7 +97,7 @@ def test_an_empty_place_is_one_token_without_a_label(prepared: Path) -> None:
 @pytest.mark.parametrize("accelerator", [OneOfMany(), Elsewhere()])
 def test_the_steps_come_in_order_made_ahead_or_not(prepared: Path, accelerator: OneOfMany) -> None:
     made = feeder(prepared, accelerator)
-    plan = BatchSampler(*SupervisedDataset(prepared).lengths, rows_per_step=3, seed=0)
+    plan = BatchSampler(*SupervisedDataset(prepared).lengths, global_batch_size=3, seed=0)
     wanted = [plan.rows_of(step).tolist() for step in range(9)]
     before = threading.active_count()
     with made.ahead(map(plan.rows_of, range(9))) as feeds:

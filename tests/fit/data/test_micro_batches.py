@@ -108,11 +108,11 @@ def padding(plan: BatchSampler, cut: MicroBatcher, processes: int) -> tuple[floa
     return padded / useful, slowest / padded
 
 
-@pytest.mark.parametrize(("rows_per_step", "group"), [(8, True), (128, True), (128, False)])
-def test_padding_is_a_tenth_at_most(rows_per_step: int, group: bool) -> None:
+@pytest.mark.parametrize(("global_batch_size", "group"), [(8, True), (128, True), (128, False)])
+def test_padding_is_a_tenth_at_most(global_batch_size: int, group: bool) -> None:
     encoder, decoder = like_sharegpt(8_192)
     plan = BatchSampler(
-        encoder, decoder, rows_per_step=rows_per_step, seed=0, group_by_length=group
+        encoder, decoder, global_batch_size=global_batch_size, seed=0, group_by_length=group
     )
     ratio, _ = padding(plan, cutter(encoder, decoder), 1)
     assert ratio <= (1.05 if group else 1.10)
@@ -121,7 +121,7 @@ def test_padding_is_a_tenth_at_most(rows_per_step: int, group: bool) -> None:
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_have_as_much_to_do(processes: int) -> None:
     encoder, decoder = like_sharegpt(4_096)
-    plan = BatchSampler(encoder, decoder, rows_per_step=128, seed=0)
+    plan = BatchSampler(encoder, decoder, global_batch_size=128, seed=0)
     ratio, imbalance = padding(plan, cutter(encoder, decoder), processes)
     assert imbalance <= 1.05
     assert ratio * imbalance <= 1.10

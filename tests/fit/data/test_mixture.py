@@ -49,7 +49,9 @@ def test_an_epoch_takes_all_of_one_and_a_share_of_the_other(mixture: Mixture) ->
     assert {int(row) for rows in epochs for row in rows[20:]} == set(range(20, 30))
     assert np.array_equal(mixture.epoch_rows(0, 1), epochs[1])
     assert not np.array_equal(mixture.epoch_rows(1, 1), epochs[1])
-    steps = BatchSampler(*mixture.lengths, rows_per_step=4, seed=0, epoch_rows=mixture.epoch_rows)
+    steps = BatchSampler(
+        *mixture.lengths, global_batch_size=4, seed=0, epoch_rows=mixture.epoch_rows
+    )
     assert steps.steps_per_epoch == 6
     for epoch in (0, 1):
         taken = np.concatenate([steps.rows_of(epoch * 6 + step) for step in range(6)])

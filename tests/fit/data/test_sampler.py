@@ -35,30 +35,30 @@ def like_sharegpt(count: int, seed: int = 0) -> tuple[IntArray, IntArray]:
     return np.maximum(encoder, 1), np.maximum(decoder, 1)
 
 
-@given(lengths=sides, rows_per_step=st.integers(1, 90), seed=seeds, group=st.booleans())
+@given(lengths=sides, global_batch_size=st.integers(1, 90), seed=seeds, group=st.booleans())
 def test_an_epoch_takes_each_row_once_in_steps_of_exactly_so_many(
-    lengths: list[tuple[int, int]], rows_per_step: int, seed: int, group: bool
+    lengths: list[tuple[int, int]], global_batch_size: int, seed: int, group: bool
 ) -> None:
     num_rows = len(lengths)
     plan = BatchSampler(
-        *arrays(lengths), rows_per_step=rows_per_step, seed=seed, group_by_length=group
+        *arrays(lengths), global_batch_size=global_batch_size, seed=seed, group_by_length=group
     )
-    assert plan.steps_per_epoch == math.ceil(num_rows / rows_per_step)
+    assert plan.steps_per_epoch == math.ceil(num_rows / global_batch_size)
     for epoch in range(2):
         first = epoch * plan.steps_per_epoch
         steps = [plan.rows_of(first + i) for i in range(plan.steps_per_epoch)]
         assert sorted(np.concatenate(steps).tolist()) == list(range(num_rows))
-        assert {len(rows) for rows in steps[:-1]} <= {rows_per_step}
-        assert len(steps[-1]) == num_rows - rows_per_step * (plan.steps_per_epoch - 1)
+        assert {len(rows) for rows in steps[:-1]} <= {global_batch_size}
+        assert len(steps[-1]) == num_rows - global_batch_size * (plan.steps_per_epoch - 1)
 
 
-@given(lengths=sides, rows_per_step=st.integers(1, 90), seed=seeds, epoch=st.integers(0, 9))
+@given(lengths=sides, global_batch_size=st.integers(1, 90), seed=seeds, epoch=st.integers(0, 9))
 def test_the_order_depends_on_nothing_else(
-    lengths: list[tuple[int, int]], rows_per_step: int, seed: int, epoch: int
+    lengths: list[tuple[int, int]], global_batch_size: int, seed: int, epoch: int
 ) -> None:
     def order() -> IntArray:
         sides = arrays(lengths)
-        return epoch_order(*sides, rows_per_step=rows_per_step, seed=seed, epoch=epoch)
+        return epoch_order(*sides, global_batch_size=global_batch_size, seed=seed, epoch=epoch)
 
     first = order()
     np.random.seed(1)
@@ -68,7 +68,7 @@ def test_the_order_depends_on_nothing_else(
 
 def test_steps_can_be_asked_for_in_any_order() -> None:
     lengths = like_sharegpt(100)
-    one, other = (BatchSampler(*lengths, rows_per_step=7, seed=3) for _ in range(2))
+    one, other = (BatchSampler(*lengths, global_batch_size=7, seed=3) for _ in range(2))
     rows = [one.rows_of(step).tolist() for step in range(40)]
     assert [other.rows_of(step).tolist() for step in range(39, -1, -1)] == rows[::-1]
 
@@ -77,7 +77,11 @@ def test_steps_can_be_asked_for_in_any_order() -> None:
 def test_epochs_and_seeds_differ(group: bool) -> None:
     lengths = like_sharegpt(50)
     orders = {
-        tuple(epoch_order(*lengths, rows_per_step=4, seed=seed, epoch=epoch, group_by_length=group))
+        tuple(
+            epoch_order(
+                *lengths, global_batch_size=4, seed=seed, epoch=epoch, group_by_length=group
+            )
+        )
         for seed in range(4)
         for epoch in range(4)
     }
@@ -87,7 +91,7 @@ def test_epochs_and_seeds_differ(group: bool) -> None:
 def test_without_grouping_lengths_do_not_matter() -> None:
     one, other = like_sharegpt(50, 0), like_sharegpt(50, 1)
     orders = [
-        epoch_order(*lengths, rows_per_step=4, seed=0, epoch=0, group_by_length=False).tolist()
+        epoch_order(*lengths, global_batch_size=4, seed=0, epoch=0, group_by_length=False).tolist()
         for lengths in (one, other)
     ]
     assert orders[0] == orders[1] != list(range(50))
@@ -97,40 +101,45 @@ def test_rows_meet_others_in_each_epoch() -> None:
     lengths = like_sharegpt(4_000)
     met = []
     for epoch in range(2):
-        order = epoch_order(*lengths, rows_per_step=8, seed=0, epoch=epoch)
+        order = epoch_order(*lengths, global_batch_size=8, seed=0, epoch=epoch)
         steps = order.reshape(-1, 8)
         met.append({(a, b) for step in steps.tolist() for a in step for b in step if a < b})
     assert len(met[0] & met[1]) < 0.2 * len(met[0])
 
 
-@given(rows_per_step=st.integers(1, 3000))
-def test_the_groups_of_a_step_are_about_eight_rows(rows_per_step: int) -> None:
-    sizes = group_sizes(rows_per_step)
-    assert sum(sizes) == rows_per_step
+@given(global_batch_size=st.integers(1, 3000))
+def test_the_groups_of_a_step_are_about_eight_rows(global_batch_size: int) -> None:
+    sizes = group_sizes(global_batch_size)
+    assert sum(sizes) == global_batch_size
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= 11
-    assert min(sizes) >= min(rows_per_step, 6)
+    assert min(sizes) >= min(global_batch_size, 6)
 
 
-@given(steps=st.integers(0, 5000), rows_per_step=st.integers(1, 20_000))
-def test_windows_share_the_steps_evenly(steps: int, rows_per_step: int) -> None:
-    windows = windows_of(steps, rows_per_step)
+@given(steps=st.integers(0, 5000), global_batch_size=st.integers(1, 20_000))
+def test_windows_share_the_steps_evenly(steps: int, global_batch_size: int) -> None:
+    windows = windows_of(steps, global_batch_size)
     assert sum(count * size for count, size in windows) == steps
     sizes = [size for _, size in windows]
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
     # Twice as many, where the steps left over would not make a window of their own.
-    assert max(sizes, default=0) <= 2 * max(8192 / rows_per_step + 1, 4)
+    assert max(sizes, default=0) <= 2 * max(8192 / global_batch_size + 1, 4)
 
 
 def test_small_steps_are_of_like_length_and_large_ones_are_as_long_as_any() -> None:
     """A large step has rows of all lengths: its tokens differ less than chance would have it."""
     encoder, decoder = like_sharegpt(20_480)
 
-    def spread(rows_per_step: int, group: bool) -> tuple[float, float]:
+    def spread(global_batch_size: int, group: bool) -> tuple[float, float]:
         order = epoch_order(
-            encoder, decoder, rows_per_step=rows_per_step, seed=0, epoch=0, group_by_length=group
+            encoder,
+            decoder,
+            global_batch_size=global_batch_size,
+            seed=0,
+            epoch=0,
+            group_by_length=group,
         )
-        steps = order.reshape(-1, rows_per_step)
+        steps = order.reshape(-1, global_batch_size)
         within = float(np.std(decoder[steps], axis=1).mean())
         return within, float(np.std(decoder[steps].sum(axis=1)))
 
@@ -163,7 +172,7 @@ def test_grouping_keeps_each_row_of_a_window(windows: int, sizes: list[int], see
 
 def test_padding_is_what_the_docs_say() -> None:
     encoder, decoder = like_sharegpt(24_576)
-    order = epoch_order(encoder, decoder, rows_per_step=8, seed=0, epoch=0)
+    order = epoch_order(encoder, decoder, global_batch_size=8, seed=0, epoch=0)
     ideal = (encoder + decoder).sum()
 
     def padded(order: IntArray) -> float:
@@ -178,6 +187,6 @@ def test_a_million_rows_are_ordered_in_little_time() -> None:
     """Under a second on an idle core; the tests allow for a busy one."""
     lengths = like_sharegpt(1_000_000)
     start = time.process_time()
-    epoch_order(*lengths, rows_per_step=8, seed=0, epoch=0)
+    epoch_order(*lengths, global_batch_size=8, seed=0, epoch=0)
     assert time.process_time() - start < 3.0
     assert batching.WINDOW_ROWS >= 4096

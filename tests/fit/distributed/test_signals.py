@@ -253,7 +253,7 @@ def poisoned(still: Path, prepared: Path, tmp_path: Path) -> tuple[Path, int]:
 def rows_to_blame(config: FitConfig, token: int, tokenizer: TextTokenizer) -> tuple[int, list[int]]:
     """Return the first step that meets a token, and the rows of the micro-batches with it."""
     dataset = SupervisedDataset(config.data_path[0])
-    plan = BatchSampler(*dataset.lengths, rows_per_step=4, seed=config.seed)
+    plan = BatchSampler(*dataset.lengths, global_batch_size=4, seed=config.seed)
     model = build_model(config.model, tokenizer)
     cutter = micro_batcher_for(dataset, model.config, 1, torch.device("cpu"))
     for step in range(9):

@@ -97,7 +97,9 @@ def test_padding_and_the_largest_micro_batch_are_those_of_the_cut(
     config = changed(config, max_steps=5, group_by_length=False)
     dataset = SupervisedDataset(prepared)
     encoder, decoder = dataset.lengths
-    plan = BatchSampler(encoder, decoder, rows_per_step=4, seed=config.seed, group_by_length=False)
+    plan = BatchSampler(
+        encoder, decoder, global_batch_size=4, seed=config.seed, group_by_length=False
+    )
     steps = [plan.rows_of(step) for step in range(5)]
     shapes = [(4, int(encoder[rows].max()), int(decoder[rows].max())) for rows in steps]
     flops = ModelFlops.of(load(Path(config.model_name_or_path)).config)

@@ -15,7 +15,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.model.embedding import embedding_weights, is_tied, num_rows
 from pipeline.fit.model.loading import build_model, quiet_transformers
-from pipeline.fit.model.token_ids import own_token_ids
+from pipeline.fit.model.token_ids import model_token_ids
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.vocabulary import NEW_PIECES
 from scripts.tiny_t5 import make_tiny_t5
@@ -152,7 +152,7 @@ def test_a_model_without_a_tokenizer_says_so(
     folder = shutil.copytree(tiny, tmp_path / "bare")
     for name in ("spiece.model", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).unlink()
-    assert own_token_ids(str(folder)) is None
+    assert model_token_ids(str(folder)) is None
     load(config, folder, tokenizer)
     assert "no tokenizer of its own" in capsys.readouterr().err
 
@@ -212,7 +212,7 @@ def test_tokens_that_the_model_does_not_know_get_rows(
 
 def test_own_ids_come_from_whichever_file_there_is(tiny: Path, tokenizer: TextTokenizer) -> None:
     vocabulary = tokenizer.backend.get_vocab()
-    of_spiece = own_token_ids(str(tiny))
+    of_spiece = model_token_ids(str(tiny))
     assert of_spiece == {token: i for token, i in vocabulary.items() if token not in NEW_PIECES}
 
 
@@ -220,7 +220,7 @@ def test_own_ids_of_a_saved_tokenizer_are_all(
     tiny: Path, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     tokenizer.save(tmp_path, model_max_length=64)
-    assert own_token_ids(str(tmp_path)) == tokenizer.backend.get_vocab()
+    assert model_token_ids(str(tmp_path)) == tokenizer.backend.get_vocab()
 
 
 def test_fresh_weights_are_seeded_and_untied_where_the_config_says_so(

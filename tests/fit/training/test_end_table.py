@@ -37,7 +37,7 @@ def test_the_best_checkpoint_an_early_stop_and_named_sets_are_told() -> None:
     state.whole = Sums()
     state.whole.add(20.0, 10)
     plan = RunPlan(
-        rows_per_step=10,
+        global_batch_size=10,
         rows_source="",
         steps_per_epoch=8,
         total_steps=9,

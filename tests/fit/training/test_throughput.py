@@ -133,7 +133,7 @@ def test_the_log_has_them_and_padding_is_that_of_the_plan(
     dataset = SupervisedDataset(config.data_path[0])
     lengths = dataset.lengths
     cutter = micro_batcher_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
-    steps = BatchSampler(*lengths, rows_per_step=6, seed=42)
+    steps = BatchSampler(*lengths, global_batch_size=6, seed=42)
     for i, entry in enumerate(entries):
         rows = steps.rows_of(i)
         useful = cutter.useful(rows)

@@ -64,7 +64,7 @@ def check(line_tokenizer: LineTokenizer, peer: TextTokenizer, texts: Sequence[st
     found = [part.tolist() for part in np.split(lines.ids, lines.starts[1:-1])] if texts else []
     for text, ours, theirs in zip(texts, found, expected, strict=True):
         assert ours == theirs, ascii(text)
-    regular: list[bool] = lines.is_regular.tolist()
+    regular: list[bool] = lines.is_context_free.tolist()
     return regular
 
 
@@ -95,7 +95,11 @@ def random_texts(count: int, longest: int, seed: int) -> list[str]:
 
 def test_no_texts_have_no_ids(line_tokenizer: LineTokenizer) -> None:
     lines = line_tokenizer.encode([])
-    assert (lines.ids.tolist(), lines.starts.tolist(), lines.is_regular.tolist()) == ([], [0], [])
+    assert (lines.ids.tolist(), lines.starts.tolist(), lines.is_context_free.tolist()) == (
+        [],
+        [0],
+        [],
+    )
 
 
 @given(st.lists(TEXTS, max_size=12))
@@ -225,7 +229,7 @@ def test_what_is_forgotten_is_learnt_again(
             again = forgetful.encode(texts[at : at + 7])
             assert again.ids.tolist() == lines.ids.tolist()
             assert again.starts.tolist() == lines.starts.tolist()
-            assert again.is_regular.tolist() == lines.is_regular.tolist()
+            assert again.is_context_free.tolist() == lines.is_context_free.tolist()
         assert forgotten > 3
     assert check(forgetful, any_tokenizer, texts) == check(kept, any_tokenizer, texts)
 
@@ -238,7 +242,7 @@ def test_texts_do_not_depend_on_their_neighbours_or_on_what_came_before(
     alone = [one_by_one.encode([text]) for text in reversed(texts)][::-1]
     together = LineTokenizer(any_tokenizer, np.uint16).encode(texts)
     assert together.ids.tolist() == [i for lines in alone for i in lines.ids.tolist()]
-    assert together.is_regular.tolist() == [bool(lines.is_regular[0]) for lines in alone]
+    assert together.is_context_free.tolist() == [bool(lines.is_context_free[0]) for lines in alone]
 
 
 def test_a_long_text_and_long_words_have_the_tokenizers_ids(
@@ -279,7 +283,7 @@ def test_texts_that_are_taken_in_groups_have_the_same_ids(
     parts = LineTokenizer(any_tokenizer, np.uint16).encode(texts)
     assert parts.ids.tolist() == whole.ids.tolist()
     assert parts.starts.tolist() == whole.starts.tolist()
-    assert parts.is_regular.tolist() == whole.is_regular.tolist()
+    assert parts.is_context_free.tolist() == whole.is_context_free.tolist()
 
 
 def test_a_text_too_long_to_be_taken_at_once_goes_by_line(
@@ -296,7 +300,9 @@ def test_a_text_too_long_to_be_taken_at_once_goes_by_line(
     tokenizer = LineTokenizer(any_tokenizer, np.uint16)
     regular = check(tokenizer, any_tokenizer, texts)
     assert not any(
-        is_regular for is_regular, text in zip(regular, texts, strict=True) if len(text) > 40
+        is_context_free
+        for is_context_free, text in zip(regular, texts, strict=True)
+        if len(text) > 40
     )
     alone = [ids.tolist() for ids in tokenizer.encode_alone(texts)]
     assert alone == any_tokenizer.encode_batch(texts)

@@ -227,8 +227,8 @@ def test_words_say_whether_they_depend_on_what_is_around_them(words: WordTable) 
     texts = ["a", "é", "\u0301a", "a\u0301", "\x01", "\u0600", "\u4e2d", "\u0600a"]
     array = pa.array([b" " + text.encode() for text in texts], pa.large_binary())
     for _ in range(2):
-        is_odd = words.encode(array).is_odd.tolist()
-        assert is_odd == [False, False, True, False, True, True, False, True]
+        is_context_dependent = words.encode(array).is_context_dependent.tolist()
+        assert is_context_dependent == [False, False, True, False, True, True, False, True]
 
 
 @pytest.mark.parametrize(
