@@ -56,17 +56,22 @@ def main() -> None:
         "ctranslate2": lambda some: with_engine(exported, some),
     }
     seconds: defaultdict[str, float] = defaultdict(float)
+    busy: defaultdict[str, float] = defaultdict(float)
     for turn in range(args.rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             way(asked[turn :: args.rounds])
             seconds[name] += time.perf_counter() - start
+            busy[name] += time.process_time() - used
     tokens = sum(length for _, length in asked)
     sizes = sorted(len(ids) for ids, _ in asked)
     print(f"{len(asked)} questions of {sizes[0]} to {sizes[-1]} tokens, {tokens} tokens of answers")
     for name, taken in seconds.items():
-        ratio = seconds["one at a time"] / taken
-        print(f"{name:14} {taken:7.1f} s  {tokens / taken:7.0f} tokens/s  {ratio:5.2f} x")
+        times = [each["one at a time"] / each[name] for each in (seconds, busy)]
+        print(
+            f"{name:14} {taken:7.1f} s  {tokens / taken:7.0f} tokens/s  {times[0]:5.2f} x   "
+            f"processor {busy[name]:7.1f} s  {times[1]:5.2f} x"
+        )
 
 
 def choose(config: GenerateConfig, model: TrainedModel, count: int, most: int) -> Asked:

@@ -266,7 +266,7 @@ def test_what_waits_is_bounded_and_closing_ends_all(
     plain_model: Any, sources: list[list[int]], engine_of: Callable[..., Engine]
 ) -> None:
     engine = engine_of(decoder_of(plain_model, rows=1), max_waiting=2)
-    first = engine.submit(sources[0], Sampling(max_new_tokens=100_000))
+    first = engine.submit(sources[1], Sampling(max_new_tokens=100_000))  # which has no end
     next(iter(first))
     others = [engine.submit(sources[1], Sampling(max_new_tokens=2)) for _ in range(2)]
     with pytest.raises(QueueFullError):
