@@ -44,12 +44,11 @@ def is_lossless(spec: dict[str, Any]) -> bool:
     charsmap = charsmap_of(spec.get("normalizer"))
     if charsmap is None or (spec.get("model") or {}).get("type") != "Unigram":
         return False
+    if spec["normalizer"] != _normalizer(charsmap):
+        return False
     vocabulary = vocabulary_of_lossless(spec)
-    return (
-        vocabulary.ids.keys() >= set(NEW_PIECES)
-        and spec["normalizer"] == _normalizer(charsmap)
-        and spec["pre_tokenizer"] == _pre_tokenizer(vocabulary)
-    )
+    has_pieces = vocabulary.ids.keys() >= set(NEW_PIECES)
+    return has_pieces and spec["pre_tokenizer"] == _pre_tokenizer(vocabulary)
 
 
 def vocabulary_of_lossless(spec: dict[str, Any]) -> Vocabulary:

@@ -70,10 +70,9 @@ def preamble(abilities: Abilities, controls: Sequence[str]) -> str:
     return (
         f"{_MARK}{said}{_MARK_END}"
         f"{{%- set duet_roles = {roles} -%}}{{%- set duet_as_user = {given_as_human} -%}}"
-        f"{{%- set duet_controls = {[token for token in controls if len(token) > 1]} -%}}"
         f"{TEXT_MACRO.replace('macro text', 'macro duet_text')}"
         f"{CALLS_MACRO.replace('macro calls', 'macro duet_calls')}"
-        f"{_PLAIN_MACRO}"
+        f"{_plain_macro([token for token in controls if len(token) > 1])}"
         "{%- set duet = namespace(messages=[], system='', opening='') -%}"
         "{%- for message in messages -%}"
         "{%- set role = duet_roles.get(message['role'] | trim | lower) -%}"
@@ -95,15 +94,25 @@ def preamble(abilities: Abilities, controls: Sequence[str]) -> str:
     )
 
 
-# A space after its first character, and a control token is none.
-_PLAIN_MACRO = (
-    "{%- macro duet_plain(text) -%}"
-    "{%- set plain = namespace(text=text | replace('\\r\\n', '\\n')) -%}"
-    "{%- for token in duet_controls -%}{%- if token in plain.text -%}"
-    "{%- set plain.text = plain.text | replace(token, token[0] ~ ' ' ~ token[1:]) -%}"
-    "{%- endif -%}{%- endfor -%}{{- plain.text -}}"
-    "{%- endmacro -%}"
-)
+def _plain_macro(controls: Sequence[str]) -> str:
+    """Return a macro that puts a space after the first character of each control token.
+
+    An attribute costs the sandbox more than a search: those of the namespace are asked for where
+    there is something to do alone.
+    """
+    firsts = sorted({token[0] for token in controls})
+    may_hold = " or ".join(f"{first!r} in text" for first in firsts) or "false"
+    return (
+        "{%- macro duet_plain(text) -%}"
+        "{%- set text = text | replace('\\r\\n', '\\n') -%}"
+        f"{{%- if {may_hold} -%}}"
+        "{%- set plain = namespace(text=text) -%}"
+        f"{{%- for token in {list(controls)} -%}}{{%- if token in text -%}}"
+        "{%- set plain.text = plain.text | replace(token, token[0] ~ ' ' ~ token[1:]) -%}"
+        "{%- endif -%}{%- endfor -%}{{- plain.text -}}"
+        "{%- else -%}{{- text -}}{%- endif -%}"
+        "{%- endmacro -%}"
+    )
 
 
 def _add_turn(abilities: Abilities) -> str:
