@@ -70,7 +70,7 @@ class PairReader:
         """Return a row as a pair."""
         values = self.table.slice(row, 1).to_pylist()[0]
         source, target = values["input_ids"], values["labels"]
-        encoder, decoder = map(self._tokenizer.decode, (source, target))
+        encoder, decoder = self._tokenizer.decode_source(source), self._tokenizer.decode(target)
         turns_cut, is_question_cut = self._cut_turns(encoder, values["turn"], len(source))
         answer_cut = target[-1:] != [self._tokenizer.eos_id]
         has = (turns_cut > 0 and not is_question_cut, is_question_cut, answer_cut)

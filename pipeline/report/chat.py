@@ -35,7 +35,7 @@ def sample_chats(folder: Path, manifest: Manifest, split: str, count: int) -> li
 
 def _chat(place: int, row: dict[str, Any], tokenizer: TextTokenizer) -> Chat:
     source, target = row["input_ids"], row["labels"]
-    turns = bubbles(tokenizer.decode(source))
+    turns = bubbles(tokenizer.decode_source(source))
     answer = Bubble("answer", shorten(tokenizer.decode(target), _LONGEST), "answer to learn")
     cut = "" if target[-1:] == [tokenizer.eos_id] else ", cut: it has no </s>"
     return Chat(

@@ -116,6 +116,12 @@ class TextTokenizer:
         """Return the text of ids; control ids are left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
+    def decode_source(self, ids: Sequence[int]) -> str:
+        """Return an encoder row as text, with the control tokens of a model's own template."""
+        if self.template is None:
+            return self.decode(ids)
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
     def normalize(self, text: str) -> str:
         """Return a text as the normaliser leaves it, with spaces as spaces."""
         if self.backend.normalizer is None:

@@ -8,9 +8,8 @@ loss keeps them three times: logits, log-probabilities, gradient. Here the posit
 label, and no padding, go through the output matrix a chunk at a time. Each chunk leaves its share
 of the gradient after it at once, so that nothing of it is kept or computed again.
 
-torch's own ``F.linear_cross_entropy`` (2.13) does the same in float32, to the last bits. It leaves
-autocast alone: the products stay in float32; given bfloat16, it returns loss and weight gradient in
-bfloat16. And its chunks know no label smoothing. So it is not used.
+torch's own ``F.linear_cross_entropy`` (2.13) does the same in float32, to the last bits; but it
+leaves autocast alone, returns bfloat16 given bfloat16, and knows no label smoothing: not used.
 """
 
 import contextlib
@@ -31,9 +30,11 @@ GPU_CHUNK = 512 * 1024**2
 """The same on a GPU, which wants large matrix products: each adds to the whole weight gradient."""
 
 _HEAD_IS_LAST = frozenset(
-    {"t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "t5gemma2"}
+    {"t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "t5gemma2", "bart"}
 )
-"""Models whose logits are what their output matrix gives, or that with a cap; others add to it."""
+"""Models whose logits are what their output matrix gives, with no more than a cap or a constant."""
+Change = tuple[float | None, torch.Tensor | None]
+"""What becomes of logits: their cap, and what is added to them, [1, V]."""
 
 
 class SummedTokenLoss(nn.Module):
@@ -106,12 +107,11 @@ class SummedTokenLoss(nn.Module):
     ) -> torch.Tensor:
         """Return what the head gets at the targets [N, D], or what it gives [N, V]."""
         config = self.model.config
+        start, pad = config.decoder_start_token_id, config.pad_token_id
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "decoder_input_ids": shift_right(
-                labels, config.decoder_start_token_id, config.pad_token_id
-            ),
+            "decoder_input_ids": shift_right(labels, start, pad),
             "use_cache": False,
         }
         if not is_chunked(self.model):
@@ -128,8 +128,8 @@ class SummedTokenLoss(nn.Module):
                 states.float(), wanted, reduction="sum", label_smoothing=smoothing
             )
         weight = self.model.get_output_embeddings().weight
-        cap = logit_cap(self.model.config)
-        return summed_cross_entropy(states, weight, wanted, smoothing, cap, self._chunk_bytes)
+        change = logit_cap(self.model.config), getattr(self.model, "final_logits_bias", None)
+        return summed_cross_entropy(states, weight, wanted, smoothing, change, self._chunk_bytes)
 
 
 def is_chunked(model: Any) -> bool:
@@ -165,7 +165,7 @@ def summed_cross_entropy(
     weight: torch.Tensor,
     labels: torch.Tensor,
     smoothing: float = 0.0,
-    cap: float | None = None,
+    change: Change = (None, None),
     chunk_bytes: int | None = None,
 ) -> torch.Tensor:
     """Return the cross-entropy of ``hidden @ weight.T``, summed, a chunk of rows at a time.
@@ -178,15 +178,15 @@ def summed_cross_entropy(
         weight: [V, D].
         labels: int64[N], each below V.
         smoothing: Share of a label's probability that is spread over all V.
-        cap: See ``families.logit_cap``.
+        change: See ``families.logit_cap``; and a constant, such as BART's.
         chunk_bytes: Of a chunk's logits in float32; None: what suits the device.
     """
     if chunk_bytes is None:
         chunk_bytes = CPU_CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
     rows = max(1, chunk_bytes // (4 * len(weight)))
     if not torch.is_grad_enabled():
-        return _chunked(hidden, weight, labels, smoothing, cap, rows)
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing, cap, rows)  # type: ignore[no-untyped-call]
+        return _chunked(hidden, weight, labels, smoothing, change, rows)
+    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, labels, smoothing, change, rows)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -200,12 +200,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         smoothing: float,
-        cap: float | None,
+        change: Change,
         rows: int,
     ) -> torch.Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        loss = _chunked(hidden, weight, labels, smoothing, cap, rows, grad_hidden, grad_weight)
+        loss = _chunked(hidden, weight, labels, smoothing, change, rows, grad_hidden, grad_weight)
         ctx.gradients = grad_hidden, grad_weight
         return loss
 
@@ -224,7 +224,7 @@ def _chunked(
     weight: torch.Tensor,
     labels: torch.Tensor,
     smoothing: float,
-    cap: float | None,
+    change: Change,
     rows: int,
     grad_hidden: torch.Tensor | None = None,
     grad_weight: torch.Tensor | None = None,
@@ -241,11 +241,9 @@ def _chunked(
     with torch.autocast(device, enabled=False):
         matrix = weight.to(dtype)
         for start in range(0, len(hidden), rows):
-            chunk, label = (
-                hidden[start : start + rows].to(dtype),
-                labels[start : start + rows, None],
-            )
-            log_p, slope = _log_softmax(chunk @ matrix.T, cap)  # [rows, V]
+            chunk = hidden[start : start + rows].to(dtype)
+            label = labels[start : start + rows, None]
+            log_p, slope = _log_softmax(chunk @ matrix.T, change)  # [rows, V]
             loss -= (1 - smoothing) * log_p.gather(1, label).sum()
             if smoothing:
                 loss -= smoothing / len(weight) * log_p.sum()
@@ -262,10 +260,11 @@ def _chunked(
     return loss
 
 
-def _log_softmax(
-    logits: torch.Tensor, cap: float | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _log_softmax(logits: torch.Tensor, change: Change) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the logarithms in float32, and what the cap multiplies the logits' gradient by."""
+    cap, added = change
+    if added is not None:
+        logits = logits + added
     if cap is None:
         return F.log_softmax(logits, dim=-1, dtype=torch.float32), None
     bent = logits.float().div_(cap).tanh_()

@@ -105,7 +105,7 @@ class EvalSamples:
         ids, turns = (dataset.values(name, rows) for name in ("conversation_id", "turn"))
         samples = []
         for row, conversation_id, turn in zip(rows, ids, turns, strict=True):
-            source, target = (tokenizer.decode(side.tolist()) for side in dataset[row].values())
+            source, target = (side.tolist() for side in dataset[row].values())
             answer = answers[row]
             end = next((at for at, token in enumerate(answer) if token in ends), None)
             samples.append(
@@ -113,9 +113,9 @@ class EvalSamples:
                 | {
                     "conversation_id": conversation_id,
                     "turn": turn,
-                    "question": last_turn(source),
+                    "question": last_turn(tokenizer.decode_source(source)),
                     "answer": tokenizer.decode(answer[:end]),
-                    "reference": target,
+                    "reference": tokenizer.decode(target),
                     "finish_reason": "length" if end is None else "stop",
                 }
             )

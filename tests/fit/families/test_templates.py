@@ -53,6 +53,8 @@ def test_what_made_the_rows_is_what_the_trained_model_reads(
     data = prepared(model, tmp_path)
     assert "the model's own chat template, which does not take all" in capsys.readouterr().err
     row = datasets.load_from_disk(str(data))["train"][0]
+    assert run_command(["inspect", str(data)]) == 0
+    assert "<boi>user\nBe kind." in capsys.readouterr().out
     run = family.run(
         tmp_path / "out", data_path=str(data), model_name_or_path=str(model), max_steps=1
     )

@@ -172,7 +172,7 @@ def test_positions_are_of_the_flattened_labels() -> None:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, None])
-@pytest.mark.parametrize("kind", ["still", "tied", "bart"])
+@pytest.mark.parametrize("kind", ["still", "tied", "bart", "unknown"])
 def test_smoothed_loss_and_gradients_are_transformers_own(
     config: FitConfig,
     tokenizer: TextTokenizer,
@@ -183,15 +183,17 @@ def test_smoothed_loss_and_gradients_are_transformers_own(
     """transformers' LabelSmoother takes a mean; here it is a sum. Evaluation is not smoothed."""
     from transformers.trainer_pt_utils import LabelSmoother
 
-    if kind == "bart":  # whose logits are made at once
+    if kind in ("bart", "unknown"):  # of a model that is not known, all logits are made at once
         settings = tiny_bart(200)
         settings.dropout = 0.0
         model: Any = BartForConditionalGeneration(settings)
+        model.final_logits_bias.normal_()
+        model.config.model_type = kind
     else:
         name = str(request.getfixturevalue(kind))
         model = build_model(dataclasses.replace(config.model, name=name, dropout=0.0), tokenizer)
         assert is_tied(model) == (kind == "tied")
-    assert is_chunked(model) == (kind != "bart")
+    assert is_chunked(model) == (kind != "unknown")
     ids = torch.randint(3, 150, (3, 9))
     labels = torch.randint(3, 150, (3, 7))
     labels[1, 4:] = -100
