@@ -51,7 +51,7 @@ docs-check: _venv
 
 # Build the site into docs/_build/html, warnings as errors
 docs: _venv
-    {{ bin }}/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+    {{ bin }}/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 [private]
 _venv:

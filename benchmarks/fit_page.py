@@ -131,7 +131,7 @@ def conditions_of(result: dict[str, Any]) -> str:
 def speed_table(results: Results) -> str:
     """Return medians of the runs, how ours compares, and peak memory."""
     lines = [
-        "| global batch size | side | runs | target tokens/s | `duet fit` is so many times as fast "
+        "| global batch size | side | runs | target tokens/s | `duet fit` is faster by "
         "| useful GFLOP/s | of matmul peak | times | peak memory, GiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

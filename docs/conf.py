@@ -44,6 +44,12 @@ def copy_sources(app: Any, error: Exception | None) -> None:
             shutil.copyfile(DOCS / f"{name}.md", target)
 
 
+def hide_signature(_: Any, what: str, name: str, *__: Any) -> tuple[str, str] | None:
+    """Leave the signature out where it is that of ``DuetError``."""
+    return ("", "") if what == "exception" and not name.endswith(".DuetError") else None
+
+
 def setup(app: Any) -> None:
-    """Register what is done after a build."""
+    """Register what is done during and after a build."""
+    app.connect("autodoc-process-signature", hide_signature)
     app.connect("build-finished", copy_sources)

@@ -56,31 +56,31 @@ def _rebuild(kind: type[DuetError], what: str, where: str, got: str, do: str) ->
 
 
 class ConfigError(DuetError):
-    """A setting is out of range, or two settings contradict each other."""
+    """A setting is out of range, or two settings contradict each other: ``--max-steps 0``."""
 
 
 class InputError(DuetError):
-    """An input path is missing, cannot be read, or holds nothing that can be used."""
+    """An input path is missing, cannot be read, or holds nothing usable: a zip archive."""
 
 
 class RecordError(DuetError):
-    """A conversation handed over in memory has a wrong shape."""
+    """A conversation given in memory has a wrong shape: a turn that is a number."""
 
 
 class TokenizerError(DuetError):
-    """A model's tokenizer is missing or cannot be used."""
+    """A model's tokenizer is missing or cannot be used: no ``tokenizer.json`` in its folder."""
 
 
 class PreparedFolderError(DuetError):
-    """A prepared folder is missing, incomplete, damaged or of another schema."""
+    """A prepared folder is missing, incomplete, damaged or of another schema: no manifest in it."""
 
 
 class ModelError(DuetError):
-    """A model cannot be loaded, or does not fit the data."""
+    """A model cannot be loaded or trained, or does not fit the data: a decoder-only model."""
 
 
 class CheckpointError(DuetError):
-    """A checkpoint cannot be resumed with the settings given."""
+    """A checkpoint cannot be resumed with the settings given: another ``--learning-rate``."""
 
 
 class ProcessError(DuetError):
@@ -88,7 +88,7 @@ class ProcessError(DuetError):
 
 
 class OutputError(DuetError):
-    """A result cannot be written."""
+    """A result cannot be written: the disk is full."""
 
 
 def require_package(*names: str, where: object, install: str, otherwise: str = "") -> None:

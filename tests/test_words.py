@@ -15,7 +15,7 @@ GONE = {
     r"course of the (rate|learning)|the rate's course": "learning-rate schedule",
     r"mend(s|ed)?": "fix",
     r"culprits?": "nonfinite",
-    r"to be had": "supported, available",
+    r"(to|can|cannot) be had": "supported, available",
     r"rows (per|of a) step": "global batch size",
     r"split eval": "eval split",
     r"tall(y|ies)": "DatasetStats",

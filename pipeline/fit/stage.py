@@ -51,7 +51,7 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
         callback: Is told what happens, in each process.
 
     Returns:
-        ``config.output_dir``: the trained folder, complete. With ``dry_run`` a table is printed
+        ``config.output_dir``, the trained folder, complete. With ``dry_run`` a table is printed
         instead, and nothing written.
 
     Raises:

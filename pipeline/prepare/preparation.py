@@ -57,7 +57,7 @@ def make_prepared_folder(
 
     Raises:
         InputError: A path cannot be read, or no pair is left.
-        TokenizerError: The tokenizer cannot be had.
+        TokenizerError: The tokenizer cannot be loaded.
         OutputError: The result cannot be written. Nothing is published then.
     """
     return _Preparation(config, sources, states, cache).run()

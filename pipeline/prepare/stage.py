@@ -33,7 +33,7 @@ def prepare(config: PrepareConfig) -> Path | str:
 
     Raises:
         InputError: A path is missing or cannot be read, or no pair is left.
-        ModelError, TokenizerError: The tokenizer cannot be had, or rows be made for the model.
+        ModelError, TokenizerError: The tokenizer cannot be loaded, or does not fit the model.
         OutputError: The result cannot be written. Nothing is published then.
     """
     if is_url(config.output_dir):

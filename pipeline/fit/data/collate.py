@@ -56,7 +56,7 @@ class DataCollatorForSupervisedDataset:
                 any length up to T: lists, arrays or tensors of integers.
 
         Returns:
-            int64 tensors: ``input_ids`` [B, S], ``attention_mask`` [B, S], ``labels`` [B, T].
+            ``input_ids`` [B, S], ``attention_mask`` [B, S] and ``labels`` [B, T], all int64.
         """
         sources = [torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in instances]
         targets = [torch.as_tensor(row["labels"], dtype=torch.int64) for row in instances]

@@ -26,7 +26,7 @@ def serve(config: ServeConfig) -> int:
         The exit code: 0, or 128 and the number of a second signal, which ends all at once.
 
     Raises:
-        ConfigError: An address that others reach without a key, one that cannot be had, or a
+        ConfigError: An address that others reach without a key, one that is taken, or a
             package that is missing.
         InputError, ModelError: The folder holds no model that can be loaded.
     """
@@ -123,7 +123,7 @@ def _bound_socket(config: ServeConfig) -> socket.socket:
     """Return a socket at the address; it is not listened to yet.
 
     Raises:
-        ConfigError: The address cannot be had.
+        ConfigError: The address cannot be used.
     """
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)

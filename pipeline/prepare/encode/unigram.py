@@ -236,7 +236,7 @@ def _build_trie(codes: npt.NDArray[np.int32], width: int) -> tuple[npt.NDArray[n
 
 
 def unigram_table(tokenizer: TextTokenizer) -> UnigramTable | None:
-    """Return the table of a lossless T5 tokenizer; None where its ids cannot be had this way."""
+    """Return the table of a lossless T5 tokenizer; None where its ids cannot be found this way."""
     # The backend's own scores: its parser reads those in the file a bit differently from Python's.
     spec = json.loads(tokenizer.backend.to_str())
     # Of a vocabulary with bytes, 250,000 pieces would be a table of hundreds of megabytes.

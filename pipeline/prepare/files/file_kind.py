@@ -103,7 +103,7 @@ def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
 
 
 def _unpacked_head(path: AnyPath) -> tuple[bytes, bool]:
-    """Return the first bytes of the text, unpacked, and whether that is all that can be had."""
+    """Return the first bytes of the text, unpacked, and whether that is all of it."""
     head = b""
     try:
         for chunk in read_text(path):

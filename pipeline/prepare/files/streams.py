@@ -106,7 +106,7 @@ def read_text(path: AnyPath) -> Iterator[bytes]:
     """Yield a file's text as UTF-8 without a mark: unpacked if it is gzip, zstd, xz or bz2.
 
     Raises:
-        BrokenStreamError: After the last byte that can be had, where the stream is cut or damaged.
+        BrokenStreamError: After the last byte that can be read, where the stream is cut or damaged.
         InputError: The file cannot be read.
     """
     with open_file(path) as file:
