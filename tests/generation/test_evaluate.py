@@ -175,6 +175,8 @@ def test_conversations_as_they_are(trained: Path, tmp_path: Path, capsys: Any) -
     out, err = capsys.readouterr()
     assert json.loads(out)["pairs"] == 5
     assert "95 % intervals" in err and "chrf" in err
+    assert "in 6 records, 0 of them rejected" in err
+    assert "prepared folder" not in err, "it is gone by then"
 
 
 def test_bad_input_is_one_line(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_every_form_is_answered_in_order_with_its_fields(
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     err = capsys.readouterr().err
     assert "2 records get no answer: no_question 1, unknown_role 1" in err
-    assert "6 of 6" in err
+    assert re.search(r"6 of 6, [\d.]+ answers/s, [\d,]+ tokens/s, 0 s left", err)
 
 
 def test_all_turns_are_answered_after_the_true_history(
@@ -115,7 +116,8 @@ def many(path: Path, count: int) -> Path:
 def test_a_killed_run_goes_on_nothing_twice_and_nothing_lost(trained: Path, tmp_path: Path) -> None:
     data = many(tmp_path / "a.json", 120)
     args = ["generate", str(trained), "--data-path", str(data), "--max-new-tokens", "24"]
-    args += ["--temperature", "1", "--output-path"]
+    # Of eight tokens: rounding, other in each batch, moves the bounds of hundreds too often.
+    args += ["--temperature", "1", "--top-k", "8", "--output-path"]
     output, journal = tmp_path / "k" / "G.jsonl", tmp_path / "k" / ".G.jsonl.journal"
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *args, str(output), "--max-batch-tokens", "700"],

@@ -28,7 +28,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these."""
     seed: int = 0
-    """Of this answer's draws: the same alone and in any batch."""
+    """Of this answer's draws, which are the same alone and in any batch. A draw close to the bound
+    of two tokens may fall on either side: rounding differs with the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

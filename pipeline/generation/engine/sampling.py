@@ -2,7 +2,8 @@
 
 The filters are those of transformers' logits processors, for rows that differ: a test compares
 them. The draw is one number between 0 and 1 from the answer's own generator, looked up in the
-running sum of the probabilities; so an answer is the same alone and in any batch.
+running sum of the probabilities; so an answer is the same alone and in any batch, but for rounding:
+in 6,900 draws from 2,100 tokens one fell on the other side of a bound.
 """
 
 from collections.abc import Sequence
