@@ -32,7 +32,7 @@ from pipeline.generation.source import SourceEncoder
 from pipeline.prepare.stage import prepare
 from tests.fit.distributed.test_processes import torchrun
 from tests.fit.families.conftest import Family
-from tests.fit.helpers import assert_same_weights, log_of
+from tests.fit.helpers import MAX_LENGTH, assert_same_weights, log_of
 
 STARTS = {"bart": 2, "bart-untied": 2, "t5gemma": 2, "t5gemma2": 2}
 """Ids that decoders start with, where it is not T5's 0."""
@@ -235,6 +235,19 @@ def test_it_answers_as_transformers_does(
     ids = stock(out).eval().generate(torch.tensor([source]), max_new_tokens=6, do_sample=False)
     text = family.tokenizer.decode(ids[0, 1:].tolist())
     assert said.rstrip("\n") == text.rstrip("\n")
+
+
+@pytest.mark.slow
+def test_sample_answers_are_those_of_transformers(family: Family, tmp_path: Path) -> None:
+    own = {"eval_strategy": None, "eval_data_path": (f"own={family.data}",), "eval_samples": 2}
+    out = fit(family.run(tmp_path / "out", **own))
+    model, answers = stock(out).eval(), []
+    for row in (0, 11):
+        source = torch.tensor([family.rows[row][0]])
+        ids = model.generate(source, max_new_tokens=MAX_LENGTH, do_sample=False)
+        answers.append(family.tokenizer.decode(ids[0, 1:].tolist()))
+    samples = map(json.loads, (out / "samples.jsonl").read_text("utf-8").splitlines())
+    assert [sample["answer"] for sample in samples] == answers
 
 
 TWO = ["longt5", "switch", "bart", "t5gemma", "t5gemma2", "umt5"]
