@@ -29,6 +29,8 @@ class Sample:
     """The answer that stands in the data, where it is told."""
     name: str = ""
     """Of the question, the same at each evaluation."""
+    is_cut: bool = False
+    """Whether it did not end by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +195,7 @@ def samples_of(found: Any) -> Iterator[Sample]:
         answer=answer,
         reference=_first_text(found, _REFERENCES) or "",
         name=" · ".join(str(part) for part in parts if part is not None),
+        is_cut=found.get("finish_reason") == "length",
     )
 
 

@@ -184,6 +184,7 @@ def test_answers_of_a_run_stand_side_by_side_by_step(tmp_path: Path) -> None:
         folder = write_log(tmp_path / name)
         lines = [
             {"step": step, "question": "q?", "answer": f"{name}{step}", "reference": "r"}
+            | ({"finish_reason": "length"} if step == 4 else {})
             for step in (4, 2)
         ]
         (folder / "samples.jsonl").write_text("".join(json.dumps(li) + "\n" for li in lines))
@@ -193,7 +194,7 @@ def test_answers_of_a_run_stand_side_by_side_by_step(tmp_path: Path) -> None:
     said = [[e.text for e in row.find("div") if e.attributes["class"] == "said"] for row in rows]
     assert said == [["a2", "a4"], ["b2", "b4"]]
     titles = [e.text for e in block.find("div") if e.attributes["class"] == "who"]
-    assert titles == ["in the data", "a, step 2", "a, step 4", "b, step 2", "b, step 4"]
+    assert titles == ["in the data", "a, step 2", "a, step 4, cut", "b, step 2", "b, step 4, cut"]
 
 
 def test_one_run_has_its_figures_at_the_top(tmp_path: Path) -> None:
