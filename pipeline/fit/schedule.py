@@ -122,7 +122,7 @@ def _words(schedule: Schedule) -> str:
 
 def _global_batch_size(options: StepSettings, processes: int) -> tuple[int, str]:
     device, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    plural = "es" if processes != 1 else ""
+    several = f"{processes} process{'es' * (processes != 1)}"
     if options.train_batch_size is not None:
         rows = options.train_batch_size
         return (
@@ -130,7 +130,10 @@ def _global_batch_size(options: StepSettings, processes: int) -> tuple[int, str]
             f"from --train-batch-size, micro-batches of at most {device} maximum-length examples",
         )
     rows = device * processes * steps
-    return rows, f"= {device} per device x {processes} process{plural} x {steps}"
+    return (
+        rows,
+        f"= {device} per device x {several} x {steps} accumulation step{'s' * (steps != 1)}",
+    )
 
 
 def steps_of(value: float, total: int) -> int:

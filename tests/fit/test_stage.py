@@ -219,7 +219,7 @@ def test_everything_is_said_on_stderr(
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert "note: global batch size 4 = 4 per device x 1 process x 1" in lines
+    assert "note: global batch size 4 = 4 per device x 1 process x 1 accumulation step" in lines
     assert "note: --tf32 is ignored: this device does not support it" in lines
     assert sum("--fsdp is ignored" in line for line in lines) == 1
     assert sum(line.startswith("step 3/6: loss ") for line in lines) == 1

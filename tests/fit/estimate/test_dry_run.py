@@ -116,12 +116,12 @@ def test_the_launchers_processes_count(
     config: FitConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = table(config, processes=2)
-    assert found["global batch size"] == "8 = 4 per device x 2 processes x 1"
+    assert found["global batch size"] == "8 = 4 per device x 2 processes x 1 accumulation step"
     assert "the slowest process" in found["imbalance"]
     assert "imbalance" not in table(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
     fit(changed(config, dry_run=True))
-    assert "= 4 per device x 2 processes x 1" in capsys.readouterr().out
+    assert "= 4 per device x 2 processes x 1 accumulation step" in capsys.readouterr().out
 
 
 def test_only_the_first_process_prints(
