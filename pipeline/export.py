@@ -111,7 +111,7 @@ def _check(config: ExportConfig, source: Path, output: Path) -> None:
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise OutputError(
-            "the output is already there",
+            "the output already exists",
             where=output,
             got="a file, or a folder that is not empty",
             do="give another --output-dir, or delete it",

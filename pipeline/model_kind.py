@@ -37,7 +37,7 @@ def check_model_kind(name: str, cache_dir: str | None = None) -> None:
     known = kind in _ENCODER_DECODERS or bool(config.get("is_encoder_decoder"))
     if isinstance(kind, str) and not known:
         raise ModelError(
-            "the model is no encoder-decoder",
+            "the model is not an encoder-decoder",
             where=name,
             got=f"model_type {kind}",
             do="give a T5, or another model that transformers loads as AutoModelForSeq2SeqLM",

@@ -188,6 +188,6 @@ def test_bad_folders_are_one_line(trained: Path, tmp_path: Path) -> None:
         export(ExportConfig(model=str(tmp_path), output_dir=str(tmp_path / "x")))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="already exists"):
         export(ExportConfig(model=str(trained), output_dir=str(tmp_path / "full")))
     assert (tmp_path / "full" / "file").exists()

@@ -36,7 +36,7 @@ def processes_to_start(config: FitConfig | TrainConfig) -> int:
         return 1
     if World.is_launched():
         raise ConfigError(
-            "the processes of this run are started already",
+            "the processes of this run are already started",
             where="--num-processes",
             got=f"{wanted}, under torchrun or another launcher",
             do="leave it out, or run duet without a launcher",
@@ -137,6 +137,6 @@ def _run_processes(processes: int, args: list[str], *, token: str | None) -> Non
             "a process of the run was killed",
             where=f"process {rank} of {processes}",
             got=signal.Signals(-failure.exitcode).name,
-            do="the system kills for want of memory: see its log. The same command resumes from "
+            do="often because memory ran out: see the system log. The same command resumes from "
             "the newest checkpoint",
         ) from None

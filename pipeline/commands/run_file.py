@@ -72,7 +72,7 @@ def _path_of(name: str) -> Path:
     recipe = recipe_path(name)
     if recipe is None:
         raise InputError(
-            "no such file of settings",
+            "no such settings file",
             where=name,
             got="nothing there",
             do=f"give a YAML file, or a recipe: {', '.join(recipe_names())}",
@@ -88,7 +88,7 @@ def _entries(name: str, path: Path) -> Iterator[tuple[int, str, Any]]:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            "a file of settings cannot be read",
+            "a settings file cannot be read",
             where=name,
             got=getattr(error, "strerror", None) or error,
             do="give a YAML file in UTF-8, as --write-config writes one",
@@ -107,7 +107,7 @@ def _entries(name: str, path: Path) -> Iterator[tuple[int, str, Any]]:
         field_name = key.replace("-", "_").lower()
         if field_name in seen:
             raise ConfigError(
-                "a key stands twice",
+                "a key is given twice",
                 where=f"{name}, line {line}",
                 got=f"{key}, also on line {seen[field_name]}",
                 do="delete one of them",
@@ -119,7 +119,7 @@ def _entries(name: str, path: Path) -> Iterator[tuple[int, str, Any]]:
 def _no_yaml(name: str, error: Exception) -> InputError:
     mark = getattr(error, "problem_mark", None)
     return InputError(
-        "a file of settings is no YAML",
+        "a settings file is not YAML",
         where=f"{name}, line {mark.line + 1}" if mark else name,
         got=getattr(error, "problem", None) or "values too deep inside of one another",
         do="write KEY: VALUE, one a line, as --write-config does",
@@ -128,7 +128,7 @@ def _no_yaml(name: str, error: Exception) -> InputError:
 
 def _no_mapping(name: str, node: Any) -> InputError:
     return InputError(
-        "a file of settings holds something else",
+        "a settings file has the wrong form",
         where=f"{name}, line {node.start_mark.line + 1}",
         got=_shown(node),
         do="write KEY: VALUE, one a line, as --write-config does",
@@ -259,7 +259,7 @@ def write_run_file(
     """
     if path.exists():
         raise OutputError(
-            "the file is there already",
+            "the file already exists",
             where="--write-config",
             got=path,
             do="give another name, or delete it",

@@ -20,24 +20,25 @@ class InspectConfig(Settings):
     )
     split: Literal["train", "eval"] = option("train", help="Split to show.")
     rejected: int = option(5, at_least(0), help="Number of rejected records to show.")
-    conversation: str | None = option(None, NAMED, help="Show the pairs of the conversation ID.")
-    grep: str | None = option(
-        None, NAMED, help="Show the first pairs that this regular expression matches."
+    conversation: str | None = option(
+        None, NAMED, help="Show the pairs of the conversation with this id."
     )
-    longest: bool = option(False, help="Show the longest pairs, both sides counted in tokens.")
+    grep: str | None = option(None, NAMED, help="Show pairs that match this regular expression.")
+    longest: bool = option(
+        False, help="Show the longest pairs, by encoder and decoder tokens together."
+    )
     dropped: str | None = option(
         None,
         NAMED,
-        help="Show what was left out for a reason of the table: rejected records, or pairs cut "
-        "as history_cut, question_cut or answer_cut says.",
+        help="Show what was left out for this reason of the table: rejected records, or "
+        "pairs with history_cut, question_cut or answer_cut.",
     )
-    tokens: bool = option(False, help="Show where each token ends.")
-    jsonl: bool = option(False, help="Print JSON Lines: a pair, or a rejected record, each.")
+    tokens: bool = option(False, help="Mark token boundaries.")
+    jsonl: bool = option(False, help="Print JSON Lines: one pair or rejected record per line.")
     fidelity: int = option(
         1000,
         at_least(0),
-        help="Number of answers to decode and compare with the data, where those are known. 0: "
-        "off.",
+        help="Number of answers to decode and compare with the data, if it is found. 0: off.",
     )
     data_path: tuple[str, ...] = option(
         (),
@@ -92,4 +93,4 @@ class ExportConfig(HubOptions):
 class DoctorConfig(Settings):
     """Settings of ``duet doctor``: what this machine has, and what is missing."""
 
-    json: bool = option(False, help="Print JSON, for a bug report, in place of a table.")
+    json: bool = option(False, help="Print JSON instead of a table, for a bug report.")

@@ -180,8 +180,8 @@ class FitOptions(Settings):
     eval_samples: int = option(
         0,
         at_least(0),
-        help="Examples of each eval set that the model answers at each evaluation, for "
-        "samples.jsonl in the output folder and the trackers. 0: none.",
+        help="Number of examples of each eval set to answer at each evaluation; written to "
+        "samples.jsonl in the output folder and to the trackers. 0: off.",
     )
     resume_anyway: bool = option(
         False, help="Resume from a checkpoint that was made with other settings, where possible."
@@ -242,8 +242,8 @@ class FitOptions(Settings):
     num_processes: str = option(
         "1",
         _PROCESSES,
-        help="Processes to start on this machine, with torchrun, one for each GPU; auto: as many "
-        "as there are GPUs. 1: none but this one, or those that a launcher started.",
+        help="Number of processes to start on this machine with torchrun, or auto: one per "
+        "GPU. 1: start none.",
     )
 
     def check(self) -> None:

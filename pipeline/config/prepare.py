@@ -50,8 +50,8 @@ class PrepareOptions(Settings):
     )
     chat_template: Literal["auto", "duet", "model"] = option(
         "auto",
-        help="The encoder's text: by the model's own chat template where its tokenizer has one "
-        "(auto), by the tagged text of this program (duet), or by its own and no other (model).",
+        help="Template of the encoder's text: model (the chat template of the model's "
+        "tokenizer), duet (this program's), or auto: model if there is one, else duet.",
     )
     clean_html: bool = option(
         False, help="Convert texts that are HTML, as on sharegpt.com's pages, to Markdown."

@@ -153,7 +153,7 @@ def check_best(config: FitConfig, data: PreparedData) -> None:
     looks_for_best = config.load_best_model_at_end or config.early_stopping_patience
     if data.eval is None and looks_for_best and config.best_metric in own:
         raise ConfigError(
-            "there is no evaluation to find the best model by",
+            "no evaluation to find the best model by",
             where="--metric-for-best-model",
             got="no eval split in the prepared folder",
             do="prepare with --eval-fraction, or give NAME_loss of a folder of --eval-data-path",

@@ -54,7 +54,7 @@ class Journal:
             if read_json_object(self._run_path) == self._request:
                 return True
         raise OutputError(
-            "the output is already there",
+            "the output already exists",
             where=self._output,
             got="a file of other answers",
             do="give another --output-path, or delete it",

@@ -48,7 +48,7 @@ def rejections(folder: Path, limit: int) -> Iterator[Text]:
     kinds = rejection_kinds(folder)
     if kinds and limit:
         yield Text()
-        title = f"--- the commonest rejections, one of each; all are in {folder / FILENAME}"
+        title = f"--- the most common rejections, one of each; all are in {folder / FILENAME}"
         yield Text(visible(title), "bold")
     for kind in kinds[:limit]:
         yield _line(f"{kind.count:,} × {kind.reason}: {kind.detail}; ", kind.example)

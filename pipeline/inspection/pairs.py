@@ -166,7 +166,7 @@ def _pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         raise ConfigError(
-            "no regular expression",
+            "not a regular expression",
             where="--grep",
             got=f"{text}: {error}",
             do="put a \\ before a character that means itself",

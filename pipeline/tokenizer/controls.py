@@ -56,7 +56,7 @@ def guard(files: Files, template: str, where: str) -> Files:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if left := _reached(spec, where):
             raise TokenizerError(
-                "the tokenizer makes a control id of plain text",
+                "the tokenizer turns plain text into a control token",
                 where=where,
                 got=", ".join(left[:5]),
                 do="give another model",

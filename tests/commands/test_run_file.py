@@ -80,7 +80,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(
         ("seed: 1\nseed: 2", 2, ["twice", "also on line 1"]),
         ("learning_rate: 1\nlearning-rate: 2", 2, ["twice"]),
         ("deepspeed: ds.json", 1, ["deepspeed", "--fsdp"]),
-        ("a: 'b", 1, ["no YAML"]),
+        ("a: 'b", 1, ["not YAML"]),
         ("- a", 1, ["a list", "KEY: VALUE"]),
         ("text", 1, ["text", "KEY: VALUE"]),
         ("[" * 5000, 0, ["too deep"]),

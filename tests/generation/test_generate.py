@@ -175,10 +175,10 @@ def test_the_same_command_again_does_nothing(trained: Path, tmp_path: Path) -> N
     before = output.stat().st_mtime_ns
     assert generated(trained, output, data) == rows
     assert output.stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="already exists"):
         generated(trained, output, data, temperature=1.0)
     many(data, 4)
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="already exists"):
         generated(trained, output, data)
 
 

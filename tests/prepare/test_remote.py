@@ -129,7 +129,7 @@ def test_a_folder_gives_its_files_by_name_and_a_glob_its_matches(
 
     assert names(remote) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "note: skipped, text that is no JSON: README.md"
+    assert line == "note: skipped, text that is not JSON: README.md"
     assert names(f"{remote}/*.json*", f"{remote}/sub/") == [
         "a.jsonl",
         "b.json",

@@ -94,7 +94,7 @@ class Trackers:
             try:
                 tracker.finish()
             except Exception as error:
-                note(f"{tracker.name} failed while it ended ({error})")
+                note(f"{tracker.name} failed at the end ({error})")
 
     def _run_id(self) -> str:
         """Return the run's id: a resumed run has that of the sessions before."""

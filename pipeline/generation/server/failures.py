@@ -107,11 +107,11 @@ def _of_validation(error: RequestValidationError) -> RefusedError:
     place = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
         return RefusedError(
-            400, f"the body is no JSON: {first['ctx']['error']}", code="invalid_json"
+            400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json"
         )
     if not place:
         do = "send an object of JSON, with Content-Type: application/json"
-        return RefusedError(400, f"the body is no object; {do}", code="invalid_json")
+        return RefusedError(400, f"the body is not an object; {do}", code="invalid_json")
     param = place[0][:100]
     if first["type"] == "extra_forbidden":
         return RefusedError(

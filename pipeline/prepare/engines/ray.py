@@ -192,7 +192,7 @@ class RayEngine:
             return
         nodes = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
         if self._node not in nodes:  # Ray itself may go on waiting for good
-            raise _died("this machine is no node of it any more")
+            raise _died("this machine is no longer a node of it")
         self._num_cpus = int(sum(node["Resources"].get("CPU", 0) for node in nodes.values()))
         self._looked = time.monotonic()
 

@@ -55,7 +55,7 @@ _PAGE = NoData(
     "an HTML or XML page", "download the data file itself; this may be its page, or a log-in"
 )
 _CSV = NoData("a table of text (CSV or TSV)", "convert it to JSON Lines or Parquet first")
-_TEXT = NoData("text that is no JSON", "give ShareGPT records as JSON, JSON Lines or Parquet")
+_TEXT = NoData("text that is not JSON", "give ShareGPT records as JSON, JSON Lines or Parquet")
 _BINARY = NoData(
     "a binary file of no known kind", "give ShareGPT records as JSON, JSON Lines or Parquet"
 )

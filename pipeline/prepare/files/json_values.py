@@ -293,7 +293,7 @@ def _end_of_silence(text: str, start: int) -> int:
 
 def _invalid(text: str, escaped: re.Match[str]) -> Fault:
     byte = ord(escaped[0]) - 0xDC00
-    return Fault(0, "invalid_utf8", f"byte {byte:#04x} is no UTF-8", _shown(text[:_MOST_KEPT]))
+    return Fault(0, "invalid_utf8", f"byte {byte:#04x} is not UTF-8", _shown(text[:_MOST_KEPT]))
 
 
 def _shown(text: str) -> str:

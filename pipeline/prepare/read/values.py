@@ -103,7 +103,7 @@ def parsed(value: Any, what: str) -> Any:
     except ValueError as error:
         if _PYTHON_LIST.match(value):
             raise wrong_shape(f"{what} in a string of Python; write them as JSON") from error
-        raise wrong_shape(f"{what} in a string that is no JSON") from error
+        raise wrong_shape(f"{what} in a string that is not JSON") from error
 
 
 def json_line(value: Any, what: str) -> str:

@@ -50,11 +50,11 @@ def test_a_decoder(make: Callable[[str], Family], tmp_path: Path) -> None:
     model = with_config(
         family.model, tmp_path / "llama", model_type="llama", is_encoder_decoder=None
     )
-    with pytest.raises(ModelError, match=r"no encoder-decoder.*model_type llama"):
+    with pytest.raises(ModelError, match=r"not an encoder-decoder.*model_type llama"):
         prepare(
             PrepareConfig(data_path=str(SAMPLE), model_name_or_path=str(model), output_dir=str(out))
         )
-    with pytest.raises(ModelError, match="no encoder-decoder"):
+    with pytest.raises(ModelError, match="not an encoder-decoder"):
         fit(family.run(out, model_name_or_path=str(model)))
     assert not out.exists()
 

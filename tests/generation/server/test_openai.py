@@ -236,13 +236,13 @@ def test_what_changes_nothing_is_taken(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b'{"messages": [', "no JSON"),
-        (b"[1]", "no object"),
+        (b'{"messages": [', "not JSON"),
+        (b"[1]", "not an object"),
         (b"[" * 100_000, "pars"),
         (b"\xff\xfe\x00", "pars"),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "finite"),
         (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1e400}', "max_tokens"),
-        (b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "no object"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "not an object"),
     ],
 )
 def test_broken_bodies_get_openais_error(server: Server, body: bytes, says: str) -> None:

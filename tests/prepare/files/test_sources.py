@@ -33,7 +33,7 @@ def test_a_folder_gives_its_files_by_name(folder: Path, capsys: pytest.CaptureFi
     (folder / "dataset_info.json").write_text("{}")
     assert names(str(folder)) == ["a.jsonl", "b.json", "c[1].json", "d.json"]
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["note: skipped, text that is no JSON: README.md"]
+    assert lines == ["note: skipped, text that is not JSON: README.md"]
 
 
 @pytest.mark.parametrize("readme", ["[![CI](x.svg)](https://ci.example)\n", "[Chats](x.html)\n"])
@@ -68,7 +68,7 @@ def test_files_of_one_name_are_told_apart(folder: Path) -> None:
         (b"", "an empty file"),
         (b" \n\t,\n", "an empty file"),
         (bytes(512), "an empty file"),
-        (b"# words", "text that is no JSON"),
+        (b"# words", "text that is not JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
         (b"<!DOCTYPE html><html>", "an HTML or XML page"),
         (b"id,text\n1,hello\n", "a table of text"),
