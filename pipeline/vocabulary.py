@@ -116,12 +116,8 @@ def vocabulary_of_json(spec: dict[str, Any]) -> Vocabulary | None:
     return _checked(Vocabulary(pieces, charsmap))
 
 
-def vocabulary_of_spiece(path: Path, num_sentinels: int | None = None) -> Vocabulary | None:
+def vocabulary_of_spiece(path: Path) -> Vocabulary | None:
     """Return the vocabulary in a ``spiece.model``, or None where it is neither T5's nor mT5's.
-
-    Args:
-        path: The file.
-        num_sentinels: How many it gets that has none; None: a T5's 100, an mT5's 0.
 
     Raises:
         TokenizerError: The file is no SentencePiece model.
@@ -137,11 +133,9 @@ def vocabulary_of_spiece(path: Path, num_sentinels: int | None = None) -> Vocabu
     if proto.trainer_spec.model_type != spm.TrainerSpec.UNIGRAM:
         return None
     pieces = [(p.piece, float(p.score)) for p in proto.pieces]
-    has_bytes = proto.trainer_spec.byte_fallback
-    if not any(is_sentinel(piece) for piece, _ in pieces):
-        usual = 0 if has_bytes else _NUM_SENTINELS
-        count = usual if num_sentinels is None else num_sentinels
-        pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(count))]
+    has_sentinels = any(is_sentinel(piece) for piece, _ in pieces)
+    if not (has_sentinels or proto.trainer_spec.byte_fallback):
+        pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(_NUM_SENTINELS))]
     return _checked(Vocabulary(pieces, proto.normalizer_spec.precompiled_charsmap))
 
 

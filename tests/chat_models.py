@@ -60,10 +60,22 @@ def _pieces() -> str:
     return str(tokenizer.to_str())
 
 
-def gemma_like(folder: Path, template: str | None = STRICT, *, ends: Any = (1, 5)) -> Path:
-    """Write the tokenizer of a model of Gemma's kind, and what the model says beside it."""
+def gemma_like(
+    folder: Path, template: str | None = STRICT, *, ends: Any = (1, 5), special: bool = True
+) -> Path:
+    """Write the tokenizer of a model of Gemma's kind, and what the model says beside it.
+
+    Args:
+        folder: Made for it.
+        template: Its chat template.
+        ends: The ids at which generation stops.
+        special: Whether the tokens of turns say that they are special.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(_pieces(), "utf-8")
+    spec = json.loads(_pieces())
+    for token in spec["added_tokens"]:
+        token["special"] &= special or "_of_turn" not in token["content"]
+    (folder / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>",
         "pad_token": "<pad>", "unk_token": "<unk>",

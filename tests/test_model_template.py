@@ -55,7 +55,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> dict[str, 
     own = FREE.replace("<start_of_turn>", "<extra_id_0>").replace("<end_of_turn>", "</s>")
     (t5 / "tokenizer_config.json").write_text(json.dumps({"chat_template": own}), "utf-8")
     models = {
-        "strict": gemma_like(folder / "strict", STRICT),
+        "strict": gemma_like(folder / "strict", STRICT, special=False),
         "free": gemma_like(folder / "free", FREE),
         "tagged": gemma_like(folder / "tagged", STRICT),
         "t5": t5,
@@ -160,6 +160,25 @@ def test_control_tokens_come_from_the_template_alone(name: str, kinds: dict[str,
 def added_tokens(tokenizer: TextTokenizer) -> list[dict[str, Any]]:
     spec = json.loads(tokenizer.files["tokenizer.json"])
     return [token for token in spec["added_tokens"] if token["content"] not in "\n\t<unk>"]
+
+
+@pytest.mark.parametrize("template", [STRICT, FREE])
+def test_what_a_model_takes_is_rendered_by_its_template_as_it_is(
+    template: str, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(str(gemma_like(tmp_path, template)))
+    stock: Any = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["Hi", " x = {1}\n", "\n\ny", "</s> é", "< bos>", "{{ 1 }} 😀"]
+    turns = [Turn((H, A)[i % 2], text) for i, text in enumerate([*texts, *texts])]
+    rows, reasons = rows_of(tokenizer, Conversation("x", turns), LONG)
+    assert (len(rows), reasons) == (6, {})
+    for row in rows:
+        before = turns[: row["turn"]]
+        messages = [{"role": NAMES[turn.role], "content": turn.text} for turn in before]
+        ids = stock.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert row["input_ids"] == ids
 
 
 def test_a_strict_template_takes_any_conversation(kinds: dict[str, Kind]) -> None:

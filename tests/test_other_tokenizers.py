@@ -65,6 +65,21 @@ def test_its_new_pieces_stand_behind_its_own(spare: TextTokenizer, full: TextTok
     assert {piece: vocabulary[piece] for piece in own} == own
 
 
+def test_a_t5_with_bytes_has_its_sentinels_before_them(tmp_path: Path) -> None:
+    """As Japanese T5s do; T5Tokenizer gives them their sentinels."""
+    pieces = mt5_like(tmp_path, spare=128)
+    for name, change in (("config.json", {"model_type": "t5"}), ("tokenizer_config.json", {})):
+        said = json.loads((tmp_path / name).read_text("utf-8")) | change
+        said.pop("extra_ids", None)
+        (tmp_path / name).write_text(json.dumps(said), "utf-8")
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.is_lossless
+    assert tokenizer.backend.token_to_id("<extra_id_0>") == pieces + 99
+    assert tokenizer.backend.token_to_id("\n") == pieces + 100
+    (ids,) = tokenizer.encode_batch([f"{CODE}<extra_id_0>"])
+    assert tokenizer.decode(ids) == f"{CODE}<extra_id_0>"
+
+
 PIECES = [
     *("</s>", "<pad>", "<unk>", "<0x41>", "<extra_id_5>", "＜/s＞", "</p>", "<", "a", "ひ", " "),
     *("\n", "\t", "▁", "### Human:", "\u0301", "😀", "x", "s>"),

@@ -117,29 +117,35 @@ def _lossless_files(name_or_path: str, cache_dir: str | None) -> Files | None:
     if spec is not None and lossless.is_lossless(spec):
         return own_files(name_or_path, cache_dir)
     kind = _config(name_or_path, cache_dir).get("model_type")
-    if kind not in (*_T5, *_MT5):
-        return None
+    vocabulary = None
+    if kind in _T5:
+        vocabulary = _t5_vocabulary(spec, find_model_file(name_or_path, "spiece.model", cache_dir))
+    if vocabulary is None and kind in (*_T5, *_MT5):
+        vocabulary = _vocabulary_with_room(name_or_path, cache_dir)
+    return _files_of_vocabulary(vocabulary) if vocabulary is not None else None
+
+
+def _t5_vocabulary(spec: dict[str, Any] | None, spiece: Path | None) -> Vocabulary | None:
     vocabulary = vocabulary_of_json(spec) if spec is not None else None
-    spiece = find_model_file(name_or_path, "spiece.model", cache_dir)
     if vocabulary is None and spiece is not None:
         vocabulary = vocabulary_of_spiece(spiece)
-    if vocabulary is None:
-        return None
-    if (vocabulary.is_t5 and kind in _T5) or _needs_pieces(name_or_path, cache_dir, vocabulary):
-        return _files_of_vocabulary(vocabulary)
-    return None
+    return vocabulary if vocabulary is not None and vocabulary.is_t5 else None
 
 
-def _needs_pieces(name_or_path: str, cache_dir: str | None, vocabulary: Vocabulary) -> bool:
-    """Return whether a tokenizer loses lines or spaces, and the model has rows for more pieces."""
+def _vocabulary_with_room(name_or_path: str, cache_dir: str | None) -> Vocabulary | None:
+    """Return a vocabulary that loses lines, of a model that has rows for the pieces it lacks."""
     rows = _config(name_or_path, cache_dir).get("vocab_size")
-    if not isinstance(rows, int) or rows < len(vocabulary.with_new_pieces().pieces):
-        return False
-    files = _other_files(name_or_path, cache_dir)
-    backend = parse_tokenizer(files["tokenizer.json"].decode("utf-8"), name_or_path)
+    if not isinstance(rows, int):
+        return None
+    spec = _other_files(name_or_path, cache_dir)["tokenizer.json"]
+    vocabulary = vocabulary_of_json(read_json(spec, name_or_path))
+    if vocabulary is None or rows < len(vocabulary.with_new_pieces().pieces):
+        return None
+    backend = parse_tokenizer(spec.decode("utf-8"), name_or_path)
     ids = backend.encode(_LINES, add_special_tokens=False).ids
-    # Tokens that the model was given later have the rows.
-    return len(backend.get_vocab()) <= len(vocabulary.pieces) and backend.decode(ids) != _LINES
+    # Tokens that the model was given later may have the rows.
+    has_room = len(backend.get_vocab()) <= len(vocabulary.pieces)
+    return vocabulary if has_room and backend.decode(ids) != _LINES else None
 
 
 def _files_of_vocabulary(vocabulary: Vocabulary) -> Files:

@@ -98,7 +98,8 @@ class TextTokenizer:
         """A SHA-256 of everything that decides the ids."""
         ids: list[Any] = [self.prefix_ids, self.eos_id, self.unk_id]
         ids += [self.label_prefix_ids] if self.prefix_ids else []
-        ids += [self.template.text] if self.template else []
+        if self.template is not None or not self.is_lossless:
+            ids += ["whole texts", self.template.text if self.template else None]
         text = self.backend.to_str() + json.dumps(ids)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

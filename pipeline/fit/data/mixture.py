@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.fit.data.dataset import COLUMNS, ListColumn, SupervisedDataset
 from pipeline.fit.data.sampler import IntArray
-from pipeline.json_object import read_json_object
+from pipeline.tokenizer import template_of
 
 
 class Source(NamedTuple):
@@ -148,8 +148,4 @@ def _pieces(tokenizer: Path) -> bytes:
 
 
 def _template(tokenizer: Path) -> object:
-    """Return the chat template, which transformers keeps in a file of its own or in the config."""
-    path = tokenizer / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    return read_json_object(tokenizer / "tokenizer_config.json").get("chat_template")
+    return template_of(str(tokenizer))
