@@ -94,7 +94,11 @@ class ChatConfig(GenerationOptions):
     """Settings of ``duet chat``: talk to a trained model."""
 
     model: str = option(REQUIRED, NAMED, help=_TRAINED, positional=True)
-    message: str | None = option(None, help="Answer this message and exit.")
+    message: str | None = option(
+        None,
+        Bound(lambda text: bool(text.strip()), "give a message, not an empty one"),
+        help="Answer this message and exit.",
+    )
     system: str | None = option(None, help="System text, in place of the default header.")
 
 

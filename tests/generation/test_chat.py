@@ -93,6 +93,8 @@ def test_a_folder_without_a_model_is_one_line(
     copy_tokenizer(GOLDEN / "prepared" / "tokenizer", tmp_path)
     assert run(["chat", str(tmp_path), "--message", "x"]) == 1
     assert "no trained model" in capsys.readouterr().err
+    assert run(["chat", str(tmp_path), "--message", " "]) == 1
+    assert "give a message, not an empty one" in capsys.readouterr().err
 
 
 def test_commands(

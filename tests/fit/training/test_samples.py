@@ -174,14 +174,10 @@ def test_each_eval_set_has_its_samples(sampled: FitConfig, train_only: Path) -> 
     assert [sample["conversation_id"] for sample in samples[3:]] == ["c0", "c9", "c19"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"lora_r": 4},
-        pytest.param({"bf16": True}, marks=pytest.mark.slow),
-        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
-        pytest.param({"lora_r": 4, "bf16": True}, marks=pytest.mark.slow),
-    ],
+    [{"bf16": True}, {"gradient_checkpointing": True}, {"lora_r": 4}, {"lora_r": 4, "bf16": True}],
     ids=str,
 )
 def test_with_other_ways_to_train(
