@@ -137,6 +137,13 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_readme_leads_to_every_page_for_users() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in ("howto", "reference"):
+        for path in (DOCS / page).glob("*.md"):
+            assert f"({names(path)})" in readme, path
+
+
 def test_llms_txt_lists_every_page() -> None:
     text = (DOCS / "llms.txt").read_text(encoding="utf-8")
     listed = re.findall(r"^- \[.+\]\((.+\.md)\): .+", text, re.MULTILINE)
