@@ -34,11 +34,15 @@ class SourceEncoder:
         return _last_row(self._encoder, conversation)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of a text that is all of an encoder row, ended as training's rows are."""
+        """Return the ids of a text that is all of an encoder row, as training's rows are.
+
+        That of a model's own chat template has its control tokens in it, and nothing around it.
+        """
         tokenizer = self._tokenizer
+        if tokenizer.template is not None:
+            return tokenizer.encode_rendered(text)
         (ids,) = tokenizer.encode_batch([text])
-        end = [tokenizer.eos_id] if tokenizer.template is None else []
-        return [*tokenizer.prefix_ids, *ids, *end]
+        return [*tokenizer.prefix_ids, *ids, tokenizer.eos_id]
 
     def dropped_turns(self, conversation: Conversation) -> int:
         """Return how many of the oldest turns the window has no room for."""

@@ -13,10 +13,13 @@ from transformers import AutoTokenizer
 
 from pipeline.cli import run as run_command
 from pipeline.config import PrepareConfig
+from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import ModelError
 from pipeline.fit.stage import fit
+from pipeline.generation.source import SourceEncoder
 from pipeline.prepare.stage import prepare
 from pipeline.store.manifest import read_manifest
+from pipeline.tokenizer import load_tokenizer
 from tests.chat_models import FREE, STRICT
 from tests.fit.families.conftest import Family
 
@@ -66,11 +69,12 @@ def test_what_made_the_rows_is_what_the_trained_model_reads(
     assert ids == row["input_ids"]
     assert "<boi>user\nBe kind.\n\nHi < eos>\n\nyou<eoi>" in stock.decode(ids)
     assert row["labels"][-1] == family.tokenizer.eos_id  # no <eoi>: generation stops at <eos>
-    assert run_command(["chat", str(out), "--message", "Hi", "--max-new-tokens", "3"]) == 0
+    roles = {"human": Role.HUMAN, "gpt": Role.ASSISTANT, "system": Role.SYSTEM}
+    asked = Conversation("x", [Turn(roles[turn["from"]], turn["value"]) for turn in TURNS[:3]])
+    assert SourceEncoder(load_tokenizer(str(out)), 128).ids(asked) == ids  # chat, generate, serve
     # A trained model's template is the same one: rows of either train the other.
-    again = dataclasses.replace(run, model_name_or_path=str(out), output_dir=str(tmp_path / "two"))
     assert prepared(out, tmp_path) == data
-    fit(again)
+    fit(dataclasses.replace(run, model_name_or_path=str(out), dry_run=True))
 
 
 def test_rows_of_another_template_are_refused(
@@ -102,12 +106,12 @@ def test_the_tagged_text_can_be_asked_for(make: Callable[[str], Family], tmp_pat
         row["input_ids"]
         == datasets.load_from_disk(str(prepared(family.model, tmp_path)))["train"][0]["input_ids"]
     )
-    out = fit(
+    fit(
         family.run(
-            tmp_path / "out", data_path=str(data), model_name_or_path=str(model), max_steps=1
+            tmp_path / "out", data_path=str(data), model_name_or_path=str(model), dry_run=True
         )
     )
-    stock: Any = AutoTokenizer.from_pretrained(out)
+    stock: Any = AutoTokenizer.from_pretrained(data / "tokenizer")
     messages = [{"role": "user", "content": "Hi"}]
     text = stock.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text.endswith("### Human: Hi\n### Assistant:")
