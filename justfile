@@ -21,6 +21,18 @@ test: lint types docs-check docs
 test-slow: _venv
     {{ bin }}/python -m pytest -m "not gpu"
 
+# The fast tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+test-oldest: _venv
+    {{ bin }}/python scripts/oldest.py > .venv/oldest.txt
+    {{ python }} -m venv .venv-oldest
+    .venv-oldest/bin/python -m pip install --quiet -c .venv/oldest.txt -c <(grep ^torch== constraints.txt) \
+        -e '.[ctranslate2,eval,html,lora,report,serve]' hypothesis jsonschema openai pytest pytest-xdist tensorboard
+    .venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+
+# Build the wheel into dist/
+wheel: _venv
+    {{ bin }}/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 # Feed prepare so many lists of records that hypothesis makes up, as values and as files, anew each time
 fuzz examples="10000": _venv
     for i in $(seq {{ examples }} -5000 1); do \

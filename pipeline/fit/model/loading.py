@@ -160,23 +160,21 @@ def quiet_transformers() -> Iterator[None]:
 @contextlib.contextmanager
 def _counted_weights(title: str) -> Iterator[None]:
     """Wait for weights, counted where transformers would draw a bar of its own."""
-    from transformers.utils import logging as untyped
+    from transformers.utils import logging
 
-    logging: Any = untyped
+    # Before transformers 5 there is no such hook.
+    set_hook: Any = getattr(logging, "set_tqdm_hook", lambda hook: None)
     with Wait(title, unit="weights") as wait:
-        if not hasattr(logging, "set_tqdm_hook"):  # before transformers 5
-            yield
-            return
 
         def count(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             is_counted = len(args) == 1 and isinstance(args[0], Collection)
             return wait.each(args[0]) if is_counted else make(*args, **kwargs)
 
-        before = logging.set_tqdm_hook(count)
+        before = set_hook(count)
         try:
             yield
         finally:
-            logging.set_tqdm_hook(before)
+            set_hook(before)
 
 
 def load_config(name: str, cache_dir: str | None) -> Any:
