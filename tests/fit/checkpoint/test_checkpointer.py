@@ -121,7 +121,7 @@ def test_what_ends_a_run_is_not_replaced_by_a_fault_in_writing(
     )
     with pytest.raises(ModelError, match="diverged"):
         fit(run, callback=hooks)
-    assert "note: and the checkpoint before was not written: " in capsys.readouterr().err
+    assert "note: the previous checkpoint was not written either: " in capsys.readouterr().err
 
 
 def full() -> OutputError:
