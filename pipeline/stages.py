@@ -8,6 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.fit.distributed.once_per_node import once_per_node
 from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
+from pipeline.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from pipeline.fit.training.trainer import TrainerCallback
@@ -44,7 +45,7 @@ def prepared_folder(config: TrainConfig) -> Path:
 
 
 def _checked(prepared: Path, config: TrainConfig) -> Path:
-    """Return a prepared folder that was given as data, unless it was made for another window."""
+    """Return a prepared folder that was given as data, unless it was made in another way."""
     if config.eval_data_path:
         raise ConfigError(
             "a prepared folder already has its eval split",
@@ -58,6 +59,14 @@ def _checked(prepared: Path, config: TrainConfig) -> Path:
             "the data was prepared with another length",
             where="--model-max-length",
             got=f"{config.model_max_length}, prepared with {length}",
+            do="leave it out, or give the raw data",
+        )
+    has_own = load_tokenizer(str(prepared / "tokenizer")).template is not None
+    if config.chat_template not in ("auto", "model" if has_own else "duet"):
+        raise ConfigError(
+            "the data was prepared with another chat template",
+            where="--chat-template",
+            got=f"{config.chat_template}, prepared with {'model' if has_own else 'duet'}",
             do="leave it out, or give the raw data",
         )
     return prepared

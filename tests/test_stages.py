@@ -138,6 +138,8 @@ def test_a_prepared_folder_is_taken_as_it_is(
     assert facts["prepared"]["fingerprint"] == Path(prepared).name
     assert run(["train", *args, *common, "--model-max-length", "100"]) == 1
     assert "prepared with 512" in capsys.readouterr().err
+    assert run(["train", *args, *common, "--chat-template", "model"]) == 1
+    assert "model, prepared with duet" in capsys.readouterr().err
     assert run(["train", *args, *common, "--eval-data-path", "data"]) == 1
     assert "already has its eval split" in capsys.readouterr().err
 

@@ -87,11 +87,12 @@ def _unknown(manifest: Manifest) -> Iterator[str]:
 def _lost(manifest: Manifest) -> Iterator[str]:
     """Yield what the tokenizer loses of the answers."""
     reasons, pairs = manifest.counts["reasons"], manifest.counts["pairs"]
+    model = manifest.config["model_name_or_path"]
     found = [f"{what} in {reasons[name]:,}" for name, what in _LOST.items() if reasons.get(name)]
     if found:
         yield (
-            f"of {pairs:,} answers, the model's tokenizer loses {', '.join(found)}; a model learns "
-            f"no code or lists from them: {_KEEPS} keep them"
+            f"of {pairs:,} answers, the tokenizer of {model} loses {', '.join(found)}; a model "
+            f"learns no code or lists from them: {_KEEPS} keep them"
         )
 
 
