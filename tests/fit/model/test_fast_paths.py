@@ -195,7 +195,11 @@ def test_a_model_that_adds_to_its_logits(batch: Batch) -> None:
     other.load_state_dict(model.state_dict())
     assert not share_bias(other)
     fuse_layers(other)
-    assert_same(fast(other, batch), plain(model, batch))
+    found, wanted = fast(other, batch), plain(model, batch)
+    for _, gradients in (found, wanted):  # zero but for rounding: it moves all scores alike
+        for name in [name for name in gradients if name.endswith("k_proj.bias")]:
+            assert float(gradients.pop(name).abs().max()) < 1e-4
+    assert_same(found, wanted)
 
 
 @pytest.mark.slow
