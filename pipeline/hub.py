@@ -1,11 +1,13 @@
-"""Finds one file of a model, in a folder or on the Hugging Face hub (its local cache first)."""
+"""A model's files, in a folder or on the Hugging Face hub (its local cache first)."""
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ModelError
+from pipeline.progress import Wait
 
 
 def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = None) -> Path | None:
@@ -78,3 +80,23 @@ def check_readable(folder: Path) -> None:
         for path in folder.iterdir():
             if path.is_file():
                 path.open("rb").close()
+
+
+@contextlib.contextmanager
+def counted_weights(title: str) -> Iterator[None]:
+    """Wait for weights, counted where transformers would draw a bar of its own."""
+    from transformers.utils import logging as untyped
+
+    # Before transformers 5 there is no such hook.
+    set_hook: Any = getattr(untyped, "set_tqdm_hook", lambda hook: None)
+    with Wait(title, unit="weights") as wait:
+
+        def count(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            is_counted = len(args) == 1 and isinstance(args[0], Collection)
+            return wait.each(args[0]) if is_counted else make(*args, **kwargs)
+
+        before = set_hook(count)
+        try:
+            yield
+        finally:
+            set_hook(before)

@@ -6,7 +6,7 @@ each id of the prepared tokenizer; tied stays tied and untied untied, through sa
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ from pipeline.fit.model.token_ids import (
     model_token_ids,
     piece_ids,
 )
-from pipeline.hub import check_readable, find_model_file
+from pipeline.hub import check_readable, counted_weights, find_model_file
 from pipeline.json_object import read_json_object
 from pipeline.logs import note
-from pipeline.progress import Wait
 from pipeline.tokenizer import TextTokenizer
 
 
@@ -157,26 +156,6 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def _counted_weights(title: str) -> Iterator[None]:
-    """Wait for weights, counted where transformers would draw a bar of its own."""
-    from transformers.utils import logging
-
-    # Before transformers 5 there is no such hook.
-    set_hook: Any = getattr(logging, "set_tqdm_hook", lambda hook: None)
-    with Wait(title, unit="weights") as wait:
-
-        def count(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            is_counted = len(args) == 1 and isinstance(args[0], Collection)
-            return wait.each(args[0]) if is_counted else make(*args, **kwargs)
-
-        before = set_hook(count)
-        try:
-            yield
-        finally:
-            set_hook(before)
-
-
 def load_config(name: str, cache_dir: str | None) -> Any:
     """Return a model's config.
 
@@ -224,7 +203,7 @@ def model_errors(where: object) -> Iterator[None]:
 def _pretrained(name: str, cache_dir: str | None, **quantized: Any) -> Any:
     from transformers import AutoModelForSeq2SeqLM
 
-    with _counted_weights(f"loading {name}"):
+    with counted_weights(f"loading {name}"):
         model, info = AutoModelForSeq2SeqLM.from_pretrained(
             name,
             cache_dir=cache_dir,

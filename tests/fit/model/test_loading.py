@@ -19,6 +19,8 @@ from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.model.embedding import embedding_weights, is_tied, num_rows
 from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.token_ids import model_token_ids
+from pipeline.hub import counted_weights
+from pipeline.progress import Wait
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.vocabulary import NEW_PIECES
 from scripts.tiny_t5 import make_tiny_t5
@@ -304,6 +306,14 @@ def test_a_generation_config_that_could_not_be_saved_is_refused_before_a_step(
     with pytest.raises(ModelError, match="generation config") as caught:
         load(config, folder, tokenizer)
     assert caught.value.got.startswith("`temperature`: `do_sample` is not set")
+
+
+def test_weights_are_counted_while_they_are_loaded(tiny: Path) -> None:
+    with counted_weights("loading"), quiet_transformers():
+        AutoModelForSeq2SeqLM.from_pretrained(tiny)
+        assert Wait._shown is not None and Wait._shown.total is not None
+        assert Wait._shown.done == Wait._shown.total > 20
+    assert Wait._shown is None
 
 
 def break_nothing(folder: Path) -> None:
