@@ -214,9 +214,9 @@ def evaluate(path: Path, result: dict[str, Any]) -> None:
             continue
         model = load_trained(Path(snapshot["folder"])).to(accelerator.device)
         if evaluator is None:
-            cutter = micro_batcher_for(data, model.config, 8, accelerator.device)
+            micro_batcher = micro_batcher_for(data, model.config, 8, accelerator.device)
             pad = model.config.pad_token_id
-            evaluator = Evaluator(data, cutter, pad, tokenizer, accelerator)
+            evaluator = Evaluator(data, micro_batcher, pad, tokenizer, accelerator)
         values = evaluator.run(SummedTokenLoss(model))
         bits = values["eval_loss"] * int(data.lengths[1].sum()) / math.log(2)
         snapshot["bits_per_byte"] = bits / result["eval_bytes"]

@@ -42,7 +42,7 @@ def main() -> None:
     lengths = Lengths(encoder, decoder)
     for name, order in stock_orders(encoder, args.batch, args.seed).items():
         print(f"{name:<34}{stock_ratio(lengths, order, args.batch, FLOPS):>6.3f}")
-    cutter = MicroBatcher(encoder, decoder, flops=FLOPS, max_rows=args.batch)
+    micro_batcher = MicroBatcher(encoder, decoder, flops=FLOPS, max_rows=args.batch)
     columns = "".join(f"{f'{n} process' + 'es' * (n > 1):>28}" for n in PROCESSES)
     print(f"{'global batch':<16}{columns}\n{'':<16}", end="")
     print("".join(f"{'padded  slowest  rounds':>28}" for _ in PROCESSES))
@@ -56,18 +56,18 @@ def main() -> None:
                 seed=args.seed,
                 group_by_length=group,
             )
-            cells = "".join(cell(plan, cutter, n, args.rows) for n in PROCESSES)
+            cells = "".join(cell(plan, micro_batcher, n, args.rows) for n in PROCESSES)
             print(f"{global_batch_size:>13,}   {cells}", flush=True)
     print_speed(encoder, decoder)
 
 
-def cell(plan: BatchSampler, cutter: MicroBatcher, processes: int, rows: int) -> str:
+def cell(plan: BatchSampler, micro_batcher: MicroBatcher, processes: int, rows: int) -> str:
     """Return padding, the slowest process over the mean, and micro-batches of each process."""
     if processes > plan.global_batch_size:
         return f"{'-':>28}"
     count = max(min(plan.steps_per_epoch, rows // plan.global_batch_size), 1)
     steps = np.linspace(0, plan.steps_per_epoch - 1, count).astype(int).tolist()
-    costs = cost_of_steps(map(plan.rows_of, steps), cutter, processes)
+    costs = cost_of_steps(map(plan.rows_of, steps), micro_batcher, processes)
     slowest = costs.slowest * processes / costs.padded
     return f"{costs.padding:>12.3f}{slowest:>9.3f}{costs.rounds / costs.steps:>7.2f}"
 

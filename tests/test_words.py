@@ -32,7 +32,7 @@ GONE = {
 GONE_NAMES = (
     *("Setup", "set_up", "Saver", "Snapshot", "Tally", "Known", "Feeder", "StepFeed", "StepPlan"),
     *("Cutter", "StopRequest", "is_odd", "is_regular", "own_token_ids", "culprits", "try_out"),
-    *("settle_buckets", "rows_per_step"),
+    *("settle_buckets", "rows_per_step", "cutter", "deal", "dealt", "price"),
 )
 """Names in code that those of the field took the place of."""
 ON_DISK = ("rows per step", "passed over")

@@ -59,8 +59,8 @@ def test_the_loss_is_that_of_fits_evaluation(
     prepared: Path, trained: Path, plain_model: Any, tokenizer: TextTokenizer
 ) -> None:
     dataset = SupervisedDataset(prepared, "eval")
-    cutter = micro_batcher_for(dataset, plain_model.config, 4, torch.device("cpu"))
-    evaluator = Evaluator(dataset, cutter, 0, tokenizer, Accelerator(cpu=True))
+    micro_batcher = micro_batcher_for(dataset, plain_model.config, 4, torch.device("cpu"))
+    evaluator = Evaluator(dataset, micro_batcher, 0, tokenizer, Accelerator(cpu=True))
     expected = evaluator.run(SummedTokenLoss(plain_model))
     assert isinstance(expected, dict)
     config = EvalConfig(models=(str(trained),), data_path=(str(prepared),), generate=False)

@@ -56,7 +56,7 @@ class StepLoader:
     """Makes the batches of this process, and counts the seconds that they were waited for."""
 
     dataset: SupervisedDataset
-    cutter: MicroBatcher
+    micro_batcher: MicroBatcher
     """Splits the examples of a step, and balances the parts."""
     pad_id: int
     """The id that encoder rows are padded with."""
@@ -66,16 +66,18 @@ class StepLoader:
 
     def feed(self, rows: IntArray) -> StepBatch:
         """Return the batches of a step."""
-        accelerator, cutter = self.accelerator, self.cutter
-        dealt = cutter.deal(rows, accelerator.num_processes)
-        mine = [parts[accelerator.process_index] for parts in dealt]
+        accelerator, micro_batcher = self.accelerator, self.micro_batcher
+        balanced = micro_batcher.balance(rows, accelerator.num_processes)
+        mine = [parts[accelerator.process_index] for parts in balanced]
         encoder, decoder = self.dataset.lengths
         return StepBatch(
             rows=rows,
             encoder_tokens=int(encoder[rows].sum()),
             target_tokens=int(decoder[rows].sum()),
-            useful_flops=cutter.useful(rows),
-            padded_flops=sum(cutter.cost(part) for parts in dealt for part in parts if len(part)),
+            useful_flops=micro_batcher.useful(rows),
+            padded_flops=sum(
+                micro_batcher.cost(part) for parts in balanced for part in parts if len(part)
+            ),
             parts=mine,
             batches=[self._batch(part, rows[:1]) for part in mine],
         )
@@ -106,10 +108,12 @@ class StepLoader:
         for its gradients.
         """
         if len(rows):
-            batch = self.dataset.batch(rows, self.pad_id, multiple=self.cutter.multiple)
+            batch = self.dataset.batch(rows, self.pad_id, multiple=self.micro_batcher.multiple)
         else:
-            batch = self.dataset.batch(spare, self.pad_id, multiple=self.cutter.multiple)
-            batch = {name: tensor[:, : self.cutter.multiple] for name, tensor in batch.items()}
+            batch = self.dataset.batch(spare, self.pad_id, multiple=self.micro_batcher.multiple)
+            batch = {
+                name: tensor[:, : self.micro_batcher.multiple] for name, tensor in batch.items()
+            }
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
         # Here, where nobody waits for it: on the device, the processor would have to.
         batch["targets"] = target_positions(batch["labels"])

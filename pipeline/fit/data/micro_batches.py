@@ -52,14 +52,14 @@ class Piece(NamedTuple):
     rows: IntArray
     cost: float
     """Operations of the padded batch, in the forward pass."""
-    price: float
+    total_cost: float
     """The same with what its micro-batches cost by themselves."""
     fits: bool
     """Whether it is within the budget."""
 
 
 class MicroBatcher:
-    """Cuts the steps of one data set.
+    """Splits the steps of one data set into micro-batches.
 
     Args:
         encoder_lengths: Tokens of each row of the data set, int64[rows].
@@ -70,10 +70,10 @@ class MicroBatcher:
         multiple: Batches are padded to multiples of so many tokens.
 
     >>> lengths = np.array([2000, 100, 1900, 200, 900, 150])
-    >>> cutter = MicroBatcher(lengths, lengths, flops=lambda s, t: s + t, max_rows=2)
-    >>> [rows.tolist() for rows in cutter.cut(np.arange(6))]
+    >>> batcher = MicroBatcher(lengths, lengths, flops=lambda s, t: s + t, max_rows=2)
+    >>> [rows.tolist() for rows in batcher.split(np.arange(6))]
     [[2, 0], [4], [1, 5, 3]]
-    >>> [[rows.tolist() for rows in parts] for parts in cutter.deal(np.array([0, 2, 4]), 2)]
+    >>> [[rows.tolist() for rows in parts] for parts in batcher.balance(np.array([0, 2, 4]), 2)]
     [[[0], [2]], [[], [4]]]
     """
 
@@ -107,21 +107,21 @@ class MicroBatcher:
         """Return the operations of some rows without any padding, in the forward pass."""
         return float(self.flops(*(side[rows] for side in self._lengths)).sum())
 
-    def cut(self, rows: IntArray) -> list[IntArray]:
-        """Return the rows of each micro-batch that some rows are cut into, the costliest first."""
-        return [piece.rows for piece in self._cut(rows)]
+    def split(self, rows: IntArray) -> list[IntArray]:
+        """Return the rows of each micro-batch of some rows, the costliest first."""
+        return [piece.rows for piece in self._split(rows)]
 
-    def deal(self, rows: IntArray, processes: int) -> list[list[IntArray]]:
+    def balance(self, rows: IntArray, processes: int) -> list[list[IntArray]]:
         """Split the examples of a step so that each process has as much to do.
 
         Returns:
             ``[round][process]`` -> rows of a micro-batch. Each process has a place in each round,
             which is empty only where it has no row left to fill it with.
         """
-        pieces = self._cut(rows)
-        shares = _shared_out(pieces, processes)
+        pieces = self._split(rows)
+        shares = _balanced(pieces, processes)
         while _can_be_evener(shares) and self._halve_costliest(pieces):
-            shares = _shared_out(pieces, processes)
+            shares = _balanced(pieces, processes)
         rounds = max(len(share) for share in shares)
         for share in shares:
             # A place costs its overhead anyway; with rows of the others in it, it saves padding.
@@ -133,12 +133,14 @@ class MicroBatcher:
             for i in range(rounds)
         ]
 
-    def _cut(self, rows: IntArray) -> list[Piece]:
+    def _split(self, rows: IntArray) -> list[Piece]:
         pieces, left = [], [self._piece(rows)]
         while left:
             piece = left.pop()
             parts = self._parted(piece, np.arange(1, len(piece.rows)))
-            if parts and (not piece.fits or sum(part.price for part in parts) < piece.price):
+            if parts and (
+                not piece.fits or sum(part.total_cost for part in parts) < piece.total_cost
+            ):
                 left += parts
             else:
                 pieces.append(piece)
@@ -162,14 +164,14 @@ class MicroBatcher:
         options = []
         for side in (self._encoder, self._decoder):
             rows = piece.rows[np.argsort(side[piece.rows], kind="stable")]
-            prices = self._prices(rows, places)
-            prices = prices + self._prices(rows[::-1], len(rows) - places)
-            at = int(prices.argmin())
-            options.append((float(prices[at]), rows, int(places[at])))
+            costs = self._total_costs(rows, places)
+            costs = costs + self._total_costs(rows[::-1], len(rows) - places)
+            at = int(costs.argmin())
+            options.append((float(costs[at]), rows, int(places[at])))
         _, rows, at = min(options, key=lambda option: option[0])
         return [self._piece(rows[:at]), self._piece(rows[at:])]
 
-    def _prices(self, rows: IntArray, counts: IntArray) -> Any:
+    def _total_costs(self, rows: IntArray, counts: IntArray) -> Any:
         """Return what the first so many of the rows would cost, for each of the counts."""
         encoder, decoder = (
             np.maximum.accumulate(side[rows])[counts - 1] for side in (self._encoder, self._decoder)
@@ -188,20 +190,20 @@ class MicroBatcher:
         return Piece(rows, cost, cost + self._overhead * pieces, pieces == 1)
 
 
-def _shared_out(pieces: Sequence[Piece], processes: int) -> list[list[Piece]]:
+def _balanced(pieces: Sequence[Piece], processes: int) -> list[list[Piece]]:
     """Give each piece, the costliest first, to the process that has least to do so far."""
     shares: list[list[Piece]] = [[] for _ in range(processes)]
     loads = [(0.0, process) for process in range(processes)]
-    for piece in sorted(pieces, key=lambda piece: piece.price, reverse=True):
+    for piece in sorted(pieces, key=lambda piece: piece.total_cost, reverse=True):
         load, process = heapq.heappop(loads)
         shares[process].append(piece)
-        heapq.heappush(loads, (load + piece.price, process))
+        heapq.heappush(loads, (load + piece.total_cost, process))
     return shares
 
 
 def _can_be_evener(shares: Sequence[Sequence[Piece]]) -> bool:
     """Return whether a process has too much to do, and that not in a single example."""
-    loads = [math.fsum(piece.price for piece in share) for share in shares]
+    loads = [math.fsum(piece.total_cost for piece in share) for share in shares]
     most = shares[loads.index(max(loads))]
     too_much = max(loads) > (1 + IMBALANCE) * math.fsum(loads) / len(loads)
     return too_much and sum(len(piece.rows) for piece in most) > 1

@@ -128,9 +128,9 @@ def epoch_order(
             groups = group_sizes(global_batch_size)
             sizes = [size for size in groups for _ in range(steps)]
             places = group_alike(encoder_lengths[part], decoder_lengths[part], sizes)
-            dealt = _deal(np.take_along_axis(part, places, axis=1), groups, steps, random)
-            order[at : at + dealt.size] = dealt.ravel()
-            at += dealt.size
+            spread = _spread(np.take_along_axis(part, places, axis=1), groups, steps, random)
+            order[at : at + spread.size] = spread.ravel()
+            at += spread.size
     order.flags.writeable = False
     return order
 
@@ -158,7 +158,7 @@ def group_sizes(global_batch_size: int) -> list[int]:
     return [end - start for start, end in itertools.pairwise(edges)]
 
 
-def _deal(
+def _spread(
     rows: IntArray, groups: Sequence[int], steps: int, random: np.random.Generator
 ) -> IntArray:
     """Give each step of a window one group of every stretch of lengths, drawn by chance.
@@ -173,13 +173,13 @@ def _deal(
     Returns:
         int64[windows, steps, global batch size].
     """
-    dealt, at = [], 0
+    spread, at = [], 0
     for size in groups:
         stretch = rows[:, at : at + steps * size].reshape(len(rows), steps, size)
         draw = random.permuted(np.tile(np.arange(steps), (len(rows), 1)), axis=1)
-        dealt.append(np.take_along_axis(stretch, draw[:, :, None], axis=1))
+        spread.append(np.take_along_axis(stretch, draw[:, :, None], axis=1))
         at += steps * size
-    return np.concatenate(dealt, axis=2)
+    return np.concatenate(spread, axis=2)
 
 
 def group_alike(

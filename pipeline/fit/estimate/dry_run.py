@@ -49,7 +49,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
     settings = config.model
     check_model(settings, data.tokenizer, any_template=data.has_chosen_template)
     model = model_structure(settings, data.tokenizer)
-    cutter = micro_batcher_for(
+    micro_batcher = micro_batcher_for(
         data.train,
         model.config,
         config.per_device_train_batch_size,
@@ -64,7 +64,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
         epoch_rows=data.train.epoch_rows,
     )
     looked_at = steps_looked_at(plan)
-    costs = cost_of_steps(map(steps.rows_of, looked_at), cutter, processes)
+    costs = cost_of_steps(map(steps.rows_of, looked_at), micro_batcher, processes)
     sharding = sharding_of(config, processes)
     memory = training_memory(
         model, settings, config.optim, costs.largest, sharding=sharding, processes=processes

@@ -32,22 +32,24 @@ class StepCosts:
         return self.padded / self.useful
 
 
-def cost_of_steps(steps: Iterable[IntArray], cutter: MicroBatcher, processes: int) -> StepCosts:
+def cost_of_steps(
+    steps: Iterable[IntArray], micro_batcher: MicroBatcher, processes: int
+) -> StepCosts:
     """Return what steps cost that so many processes share; of each, its rows are given."""
     costs = StepCosts()
     for rows in steps:
         loads = [0.0] * processes
-        dealt = cutter.deal(rows, processes)
-        for parts in dealt:
+        balanced = micro_batcher.balance(rows, processes)
+        for parts in balanced:
             for process, part in enumerate(parts):
                 if len(part):
-                    loads[process] += cutter.cost(part)
-                    costs.largest = max(costs.largest, cutter.shape(part), key=_tokens)
+                    loads[process] += micro_batcher.cost(part)
+                    costs.largest = max(costs.largest, micro_batcher.shape(part), key=_tokens)
         costs.steps += 1
-        costs.useful += cutter.useful(rows)
+        costs.useful += micro_batcher.useful(rows)
         costs.padded += sum(loads)
         costs.slowest += max(loads)
-        costs.rounds += len(dealt)
+        costs.rounds += len(balanced)
     return costs
 
 

@@ -95,7 +95,7 @@ def build_trainer(
     init_sharded_moments(optimizer)
     schedule = make_schedule(optimizer, config.schedule, plan.total_steps)
 
-    cutter_of = functools.partial(
+    micro_batcher_of = functools.partial(
         micro_batcher_for, config=model.config, device=device, compiled=config.torch_compile
     )
     shards = accelerator.num_processes if ctx.sharding is not None else 1
@@ -106,7 +106,7 @@ def build_trainer(
     probe = MemoryProbe(wrapped, accelerator, token_id=eos_id, reserved=moments_to_come)
     max_rows = config.per_device_train_batch_size
     if config.auto_batch_size:
-        longest = cutter_of(data.train, max_rows=max_rows).fullest
+        longest = micro_batcher_of(data.train, max_rows=max_rows).fullest
         max_rows = _find_batch_size(probe, longest, plan, accelerator)
     # Device-specific: each process draws dropout of its own.
     set_seed(config.seed + state.step, device_specific=True)
@@ -120,25 +120,27 @@ def build_trainer(
         group_by_length=config.group_by_length,
         epoch_rows=data.train.epoch_rows,
     )
-    cutter = cutter_of(data.train, max_rows=max_rows)
+    micro_batcher = micro_batcher_of(data.train, max_rows=max_rows)
     wrapped.train()
     # On a CPU what does not fit is no error that could be told: the machine swaps, or ends the
     # process; and the trial costs as much as some steps.
     pays = device.type != "cpu" if probe_memory is None else probe_memory
     steps = range(state.step, plan.total_steps)
     if pays and steps and (ctx.sharding is None or can_run_alone()):
-        shapes = _biggest_of(steps, sampler, cutter, accelerator.num_processes)
+        shapes = _biggest_of(steps, sampler, micro_batcher, accelerator.num_processes)
         if (failed := probe.too_big(shapes)) is not None:
             rows = config.per_device_train_batch_size
             raise out_of_memory(rows, plan.global_batch_size, failed)
         note(f"the largest micro-batch fits: {' or '.join(map(str, shapes))}")
-    warm_up_ddp_buckets(wrapped, accelerator, Shape(1, cutter.multiple, cutter.multiple), eos_id)
+    warm_up_ddp_buckets(
+        wrapped, accelerator, Shape(1, micro_batcher.multiple, micro_batcher.multiple), eos_id
+    )
 
     to_evaluate = ({"": data.eval} if data.eval is not None else {}) | dict(data.named_eval)
     evaluators = [
         Evaluator(
             dataset,
-            cutter_of(dataset, max_rows=config.per_device_eval_batch_size),
+            micro_batcher_of(dataset, max_rows=config.per_device_eval_batch_size),
             model.config.pad_token_id,
             data.tokenizer,
             accelerator,
@@ -152,7 +154,7 @@ def build_trainer(
             model=wrapped, optimizer=optimizer, schedule=schedule, progress=state
         ),
         sampler=sampler,
-        loader=StepLoader(data.train, cutter, model.config.pad_token_id, accelerator),
+        loader=StepLoader(data.train, micro_batcher, model.config.pad_token_id, accelerator),
         step=TrainingStep(
             accelerator=accelerator,
             model=wrapped,
@@ -275,13 +277,13 @@ def _find_batch_size(probe: MemoryProbe, longest: Shape, plan: RunPlan, accelera
 
 
 def _biggest_of(
-    steps: range, sampler: BatchSampler, cutter: MicroBatcher, processes: int
+    steps: range, sampler: BatchSampler, micro_batcher: MicroBatcher, processes: int
 ) -> list[Shape]:
     """Return the shapes of some steps' micro-batches that take most memory."""
     searched = steps[: MOST_ROWS // sampler.global_batch_size + 1]
-    cut = (cutter.deal(sampler.rows_of(step), processes) for step in searched)
-    parts = (rows for dealt in cut for parts in dealt for rows in parts if len(rows))
-    return biggest(map(cutter.shape, parts), cutter.flops)
+    cut = (micro_batcher.balance(sampler.rows_of(step), processes) for step in searched)
+    parts = (rows for balanced in cut for parts in balanced for rows in parts if len(rows))
+    return biggest(map(micro_batcher.shape, parts), micro_batcher.flops)
 
 
 def out_of_memory(rows: int, global_batch_size: int, shape: Shape | None = None) -> ConfigError:

@@ -29,7 +29,7 @@ class Evaluator:
     """Evaluates a model on one split, every row once, on any number of processes alike."""
 
     dataset: SupervisedDataset
-    cutter: MicroBatcher
+    micro_batcher: MicroBatcher
     """Cuts its rows into batches; not for so many processes: the result does not depend on them."""
     pad_id: int
     """The id that encoder rows are padded with."""
@@ -41,7 +41,7 @@ class Evaluator:
 
     @functools.cached_property
     def _batches(self) -> list[IntArray]:
-        return self.cutter.cut(np.arange(len(self.dataset), dtype=np.int64))
+        return self.micro_batcher.split(np.arange(len(self.dataset), dtype=np.int64))
 
     @functools.cached_property
     def _bytes(self) -> int:
@@ -94,7 +94,9 @@ class Evaluator:
         return float(summed.cpu().double().sum())
 
     def _batch(self, at: int) -> Batch:
-        batch = self.dataset.batch(self._batches[at], self.pad_id, multiple=self.cutter.multiple)
+        batch = self.dataset.batch(
+            self._batches[at], self.pad_id, multiple=self.micro_batcher.multiple
+        )
         return to_device(batch, self.accelerator.device)
 
 

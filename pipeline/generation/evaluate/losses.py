@@ -18,12 +18,12 @@ _ROWS = 8
 def losses_of(model: Any, pairs: Pairs) -> list[Metric]:
     """Return the loss and bits per byte of a model in float32."""
     dataset, device = pairs.dataset, model.device
-    cutter = micro_batcher_for(dataset, model.config, _ROWS, device)
+    micro_batcher = micro_batcher_for(dataset, model.config, _ROWS, device)
     pad_id = model.config.pad_token_id or 0
     summed, place = SummedTokenLoss(model).eval(), {row: i for i, row in enumerate(pairs.rows)}
     losses: Columns = np.zeros(len(pairs.rows))
-    for rows in cutter.cut(pairs.rows):
-        batch = to_device(dataset.batch(rows, pad_id, multiple=cutter.multiple), device)
+    for rows in micro_batcher.split(pairs.rows):
+        batch = to_device(dataset.batch(rows, pad_id, multiple=micro_batcher.multiple), device)
         for row, loss in zip(rows, summed.row_losses(**batch).tolist(), strict=True):
             losses[place[row]] = loss
     tokens = dataset.lengths[1][pairs.rows].astype(float)

@@ -255,9 +255,11 @@ def rows_to_blame(config: FitConfig, token: int, tokenizer: TextTokenizer) -> tu
     dataset = SupervisedDataset(config.data_path[0])
     plan = BatchSampler(*dataset.lengths, global_batch_size=4, seed=config.seed)
     model = build_model(config.model, tokenizer)
-    cutter = micro_batcher_for(dataset, model.config, 1, torch.device("cpu"))
+    micro_batcher = micro_batcher_for(dataset, model.config, 1, torch.device("cpu"))
     for step in range(9):
-        parts = [part for dealt in cutter.deal(plan.rows_of(step), 1) for part in dealt]
+        parts = [
+            part for balanced in micro_batcher.balance(plan.rows_of(step), 1) for part in balanced
+        ]
         bad = [part for part in parts if any(token in dataset[int(i)]["input_ids"] for i in part)]
         if bad:
             assert len(bad) < len(parts)

@@ -30,8 +30,8 @@ def evaluator(
 ) -> Evaluator:
     dataset = SupervisedDataset(prepared, "eval")
     accelerator = accelerator or OneOfMany()
-    cutter = micro_batcher_for(dataset, model.config, max_rows, accelerator.device)
-    return Evaluator(dataset, cutter, model.config.pad_token_id, tokenizer, accelerator)
+    micro_batcher = micro_batcher_for(dataset, model.config, max_rows, accelerator.device)
+    return Evaluator(dataset, micro_batcher, model.config.pad_token_id, tokenizer, accelerator)
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 8])

@@ -249,8 +249,8 @@ def write_samples(config: FitConfig, result: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight *= 1 - 0.7 * accelerator.process_index
     assert data.eval is not None
-    cutter = micro_batcher_for(data.eval, model.config, 2, accelerator.device)
-    evaluator = Evaluator(data.eval, cutter, 0, data.tokenizer, accelerator)
+    micro_batcher = micro_batcher_for(data.eval, model.config, 2, accelerator.device)
+    evaluator = Evaluator(data.eval, micro_batcher, 0, data.tokenizer, accelerator)
     samples = EvalSamples(evaluator=evaluator, count=COUNT, batch_size=2, max_new_tokens=LENGTH)
     found = samples.answer(SummedTokenLoss(model))
     Path(f"{result}-{accelerator.process_index}").write_text(json.dumps(found))

@@ -84,10 +84,10 @@ def take_step(
 def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], StepResult]:
     """Return what takes the first step on given rows, and keeps the gradients."""
     dataset = SupervisedDataset(config.data_path[0])
-    cutter = micro_batcher_for(
+    micro_batcher = micro_batcher_for(
         dataset, model.config, config.per_device_train_batch_size, accelerator.device
     )
-    feeder = StepLoader(dataset, cutter, model.config.pad_token_id, accelerator)
+    loader = StepLoader(dataset, micro_batcher, model.config.pad_token_id, accelerator)
     optimizer = KeepGradients(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
     wrapped, stop = SummedTokenLoss(model), GracefulShutdown()
@@ -100,7 +100,7 @@ def step_of(config: FitConfig, model: Any, accelerator: Any) -> Callable[[Any], 
         stop=stop,
         max_grad_norm=config.max_grad_norm,
     )
-    return lambda rows: step.launch(feeder.feed(rows), 1).result()
+    return lambda rows: step.launch(loader.feed(rows), 1).result()
 
 
 def by_hand(model_folder: Path, prepared: Path, rows: Any) -> tuple[float, int, Gradients]:

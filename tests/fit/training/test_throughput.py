@@ -132,12 +132,12 @@ def test_the_log_has_them_and_padding_is_that_of_the_plan(
     entries = [entry for entry in state_of(out)["log_history"] if "loss" in entry]
     dataset = SupervisedDataset(config.data_path[0])
     lengths = dataset.lengths
-    cutter = micro_batcher_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
+    micro_batcher = micro_batcher_for(dataset, build_model(config.model, tokenizer).config, 2, CPU)
     steps = BatchSampler(*lengths, global_batch_size=6, seed=42)
     for i, entry in enumerate(entries):
         rows = steps.rows_of(i)
-        useful = cutter.useful(rows)
-        padded = sum(cutter.cost(part) for part in cutter.cut(rows))
+        useful = micro_batcher.useful(rows)
+        padded = sum(micro_batcher.cost(part) for part in micro_batcher.split(rows))
         assert entry["padding_share"] == pytest.approx(1 - useful / padded)
         assert 0 < entry["mfu"] < 1
         assert 0 < entry["data_wait_share"] < 1
