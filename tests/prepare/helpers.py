@@ -68,8 +68,9 @@ def write(path: Path, records: Sequence[Any]) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder, the manifest included."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    """Return every file below a folder, but for the settings that the command leaves there."""
+    found = (p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in found if not p.name.lstrip(".").startswith("config.yaml"))
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
