@@ -26,6 +26,7 @@ from pipeline.prepare.engines.ray import UNSEEN, libraries, run_on_node
 from pipeline.prepare.stage import prepare
 from pipeline.store.chunk_cache import Chunk, ChunkCache
 from tests.conftest import ROOT, SAMPLE, record
+from tests.prepare.helpers import contents
 
 Command = Callable[..., list[str]]
 Run = subprocess.Popen[str]
@@ -99,7 +100,7 @@ def local(
     subprocess.run(line, check=True, env=environment, capture_output=True)
     assert len(chunks_in(output)) == 5  # one of them again, without what it repeats
     (folder,) = output.glob("[!.]*")
-    return files(str(folder))
+    return contents(folder)
 
 
 def chunks_in(output: Path) -> dict[Path, int]:
@@ -119,15 +120,6 @@ def ended(run: Run) -> str:
 def said(err: str) -> list[str]:
     """Return the lines on stderr, without those that a slow run adds."""
     return [line for line in err.splitlines() if not line.startswith("preparing: ")]
-
-
-def files(folder: str) -> dict[str, bytes]:
-    root = Path(folder)
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 def below(pid: int) -> dict[int, str]:
@@ -160,7 +152,7 @@ def test_two_ray_workers_give_the_bytes_of_a_local_run(
     command: Command, start: Start, local: dict[str, bytes]
 ) -> None:
     on_ray = ended(start(command("ray", "--num-workers", "2", "--engine", "ray")))
-    assert files(on_ray) == local
+    assert contents(Path(on_ray)) == local
 
 
 @pytest.mark.slow
@@ -169,7 +161,7 @@ def test_a_worker_that_is_killed_changes_no_byte(
 ) -> None:
     run = start(command("ray", "--num-workers", "2", "--engine", "ray"))
     os.kill(*wait_for(run, "ray::run_on_node"), signal.SIGKILL)
-    assert files(ended(run)) == local
+    assert contents(Path(ended(run))) == local
 
 
 @pytest.mark.slow
@@ -192,7 +184,7 @@ def test_a_cluster_that_dies_is_one_line_and_finished_chunks_are_kept(
     assert line.startswith("error: the Ray cluster died")
     kept = chunks_in(tmp_path / "ray")
     assert 0 < len(kept) < 5
-    assert files(ended(start(command("ray", "--num-workers", "1")))) == local
+    assert contents(Path(ended(start(command("ray", "--num-workers", "1"))))) == local
     assert chunks_in(tmp_path / "ray").items() >= kept.items()
 
 
@@ -216,7 +208,7 @@ def test_a_cluster_that_runs_is_joined_and_goes_on_running(
     address = free_address()
     with node(start, "--head", "--port", address.partition(":")[2]) as head:
         for name, more in (("given", ["--ray-address", address]), ("found", [])):
-            assert files(ended(start(command(name, "--engine", "ray", *more)))) == local
+            assert contents(Path(ended(start(command(name, "--engine", "ray", *more))))) == local
         assert head.poll() is None
 
 
@@ -234,7 +226,7 @@ def test_a_node_that_dies_changes_no_byte(
         for pid in below(other.pid):
             with contextlib.suppress(ProcessLookupError):  # ended with its parent
                 os.kill(pid, signal.SIGKILL)
-        assert files(ended(run)) == local
+        assert contents(Path(ended(run))) == local
 
 
 @pytest.mark.slow
@@ -254,7 +246,7 @@ def test_a_node_that_sees_no_file_is_sent_bytes_and_sends_some(
     ):
         assert not Path(f"/proc/{other.pid}/root{export}").exists()
         run = start(command("ray", "--engine", "ray", "--ray-address", address))
-        assert files(ended(run)) == local
+        assert contents(Path(ended(run))) == local
 
 
 def free_address() -> str:
