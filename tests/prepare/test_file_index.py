@@ -35,7 +35,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return open_file(path)
 
-    for module in ("streams", "file_kind", "segments", "tables"):
+    for module in ("streams", "file_kind", "tables"):
         monkeypatch.setattr(f"pipeline.prepare.files.{module}.open_file", note)
     return names
 
