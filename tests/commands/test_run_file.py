@@ -15,6 +15,7 @@ from pipeline.commands.run_file import read_run_files
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.config.run_file import json_schema, run_file_of
 from pipeline.errors import ConfigError, DuetError
+from pipeline.fit.schedule import plan_run
 from pipeline.recipes import recipe_names, recipe_path
 from tests.conftest import SAMPLE
 
@@ -201,6 +202,12 @@ def test_a_recipe_is_right_to_the_last_key(
         )
     assert (fit.learning_rate, prepare.eval_fraction) == (train.learning_rate, train.eval_fraction)
     assert name in capsys.readouterr().err  # keys of the other stage
+    processes = int(train.num_processes)
+    plan = plan_run(
+        train.fit_config(Path("d")).steps, num_rows=50_000, eval_rows=500, processes=processes
+    )
+    assert plan.evaluation == plan.saving  # so that the best one is a checkpoint
+    assert plan.global_batch_size == train.train_batch_size
 
 
 def test_of_two_files_the_later_counts(seen: list[Any], run_yaml: Callable[[str], str]) -> None:
