@@ -86,7 +86,6 @@ def groups() -> list[Group]:
         Group(
             name="Muon",
             settings={"optim": "muon", "learning_rate": 2e-4},
-            limit=5e-4,  # its updates are made in bfloat16
             runs={f"{n} processes": (((n, 0),), {}) for n in (2, 4)},
         ),
         Group(
