@@ -14,6 +14,9 @@ files/           paths -> files, files -> segments, a segment -> the JSON values
   streams          a file          -> its bytes, unpacked
 read/            a record -> a conversation, or the reason why it is none; parts -> conversations
 encode/          a segment -> its chunk of rows (segment_encoder: all that a worker does)
+  by_line/         rows of the lossless tokenizer, each text tokenized once
+  whole_texts/     rows of a model's own chat template, or of another tokenizer
+  rows/            what both share: which answers, what they lose, the columns
 engines/         where that is done: here, in other processes, on a Ray cluster
   ordering         segments        -> chunks, in order, joined, without repeats
 preparation.py   chunks          -> the prepared folder          (collected: what is counted)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pipeline.conversation import Conversation
-from pipeline.prepare.encode.encoding import PairEncoder
+from pipeline.prepare.encode.by_line.encoder import PairEncoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.files.json_values import DECODER
 from pipeline.prepare.read.joining import join_parts

@@ -6,9 +6,9 @@ from typing import Protocol
 import pyarrow as pa
 
 from pipeline.conversation import Conversation
-from pipeline.prepare.encode.encoding import LineEncoder
+from pipeline.prepare.encode.by_line.encoder import LineEncoder
 from pipeline.prepare.encode.pairs import PairCounts
-from pipeline.prepare.encode.whole_texts import WholeTextEncoder
+from pipeline.prepare.encode.whole_texts.encoder import WholeTextEncoder
 from pipeline.tokenizer import TextTokenizer
 
 

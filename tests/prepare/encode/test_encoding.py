@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.conversation import Conversation, Role, Turn
-from pipeline.prepare.encode import rows
-from pipeline.prepare.encode.encoding import LineEncoder
+from pipeline.prepare.encode.by_line.encoder import LineEncoder
 from pipeline.prepare.encode.pairs import PairCounts
+from pipeline.prepare.encode.rows import batch
 from pipeline.template import Escaper, encoder_text
 from pipeline.tokenizer import TextTokenizer
 
@@ -73,7 +73,7 @@ def test_rows_in_several_batches_are_the_same(
 ) -> None:
     encoder = LineEncoder(tiny_tokenizer, 2048, 2048)
     (whole,) = encoder.encode(CONVERSATIONS, PairCounts())
-    monkeypatch.setattr(rows, "IDS_PER_BATCH", 1)
+    monkeypatch.setattr(batch, "IDS_PER_BATCH", 1)
     batches = list(encoder.encode(CONVERSATIONS, PairCounts()))
     assert [batch.num_rows for batch in batches] == [1] * 6  # also inside a conversation
     assert pa.Table.from_batches(batches).combine_chunks().equals(pa.Table.from_batches([whole]))

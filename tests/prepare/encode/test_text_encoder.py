@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.conversation import Role
-from pipeline.prepare.encode import text_encoder as lines_module
-from pipeline.prepare.encode import word_cache as words_module
-from pipeline.prepare.encode.text_encoder import LineTokenizer
+from pipeline.prepare.encode.by_line import text_encoder as lines_module
+from pipeline.prepare.encode.by_line import word_cache as words_module
+from pipeline.prepare.encode.by_line.text_encoder import LineTokenizer
 from pipeline.template import TAGS
 from pipeline.tokenizer import TextTokenizer
 

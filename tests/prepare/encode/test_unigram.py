@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.prepare.encode.unigram import LONGEST_UNIT, UnigramTable, unigram_table
+from pipeline.prepare.encode.by_line.unigram import LONGEST_UNIT, UnigramTable, unigram_table
 from pipeline.tokenizer import TextTokenizer
 
 CONTROLS = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from pipeline.prepare.encode.unknown import Unknowns
+from pipeline.prepare.encode.rows.unknown import Unknowns
 from pipeline.tokenizer import TextTokenizer
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from pipeline.prepare.encode import word_cache as words_module
-from pipeline.prepare.encode.unigram import UnigramTable, unigram_table
-from pipeline.prepare.encode.word_cache import WordTable, gather
+from pipeline.prepare.encode.by_line import word_cache as words_module
+from pipeline.prepare.encode.by_line.unigram import UnigramTable, unigram_table
+from pipeline.prepare.encode.by_line.word_cache import WordTable, gather
 from pipeline.tokenizer import TextTokenizer
 from scripts.tiny_t5 import read_texts
 from tests.conftest import SAMPLE

@@ -3,13 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Encoding
 
-from pipeline.prepare.encode.text_encoder import Lines
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
+
+if TYPE_CHECKING:
+    from pipeline.prepare.encode.by_line.text_encoder import Lines
 
 # Words with a character that some T5 may not know; NUL is the one among the ASCII ones. Tried only
 # where a word begins: at each of its characters, it would take the square of a long word's length.
@@ -31,7 +34,7 @@ class Unknowns:
         self._has_letter: dict[int, bool] = {}
         self._lost: dict[str, str] = {}  # what words lose; most of them nothing
 
-    def lines(self, lines: Lines) -> set[int]:
+    def lines(self, lines: "Lines") -> set[int]:
         """Return the indices of the lines that hold an unknown token."""
         if self._id is None:
             return set()

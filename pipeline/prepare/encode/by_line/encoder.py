@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.conversation import Conversation
+from pipeline.prepare.encode.by_line.text_encoder import Lines, LineTokenizer
 from pipeline.prepare.encode.pairs import PairCounts, answer_turns
-from pipeline.prepare.encode.rows import Rows
-from pipeline.prepare.encode.targets import Targets
-from pipeline.prepare.encode.text_encoder import Lines, LineTokenizer
-from pipeline.prepare.encode.unknown import Unknowns
+from pipeline.prepare.encode.rows.batch import Rows
+from pipeline.prepare.encode.rows.targets import Targets
+from pipeline.prepare.encode.rows.unknown import Unknowns
 from pipeline.store.shards import row_schema
 from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
 from pipeline.tokenizer import TextTokenizer

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.conversation import Conversation
 from pipeline.prepare.encode.pairs import PairCounts
-from pipeline.prepare.encode.unknown import Unknowns
+from pipeline.prepare.encode.rows.unknown import Unknowns
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 

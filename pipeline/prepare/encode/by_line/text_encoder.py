@@ -19,8 +19,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.prepare.encode.unigram import IntArray, UnigramTable, unigram_table
-from pipeline.prepare.encode.word_cache import WordTable, distinct_runs, gather
+from pipeline.prepare.encode.by_line.unigram import IntArray, UnigramTable, unigram_table
+from pipeline.prepare.encode.by_line.word_cache import WordTable, distinct_runs, gather
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from pipeline.conversation import Conversation, Role, Turn
-from pipeline.prepare.encode.shortening import MeasuredText, last_tokens
+from pipeline.prepare.encode.whole_texts.shortening import MeasuredText, last_tokens
 from pipeline.template import HEADER, Escaper, encoder_text
 from pipeline.tokenizer import RefusedError, TextTokenizer
 

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.conversation import Conversation
-from pipeline.prepare.encode.fitting import SourceFitter
-from pipeline.prepare.encode.losses import Losses
 from pipeline.prepare.encode.pairs import PairCounts, answer_turns
-from pipeline.prepare.encode.rows import Rows
-from pipeline.prepare.encode.targets import Targets
-from pipeline.prepare.encode.unknown import Unknowns
+from pipeline.prepare.encode.rows.batch import Rows
+from pipeline.prepare.encode.rows.losses import Losses
+from pipeline.prepare.encode.rows.targets import Targets
+from pipeline.prepare.encode.rows.unknown import Unknowns
+from pipeline.prepare.encode.whole_texts.fitting import SourceFitter
 from pipeline.store.shards import row_schema
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids

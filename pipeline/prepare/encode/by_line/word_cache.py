@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.prepare.encode.unigram import (
+from pipeline.prepare.encode.by_line.unigram import (
     LONGEST_UNIT,
     LONGEST_WORD,
     Bytes,
