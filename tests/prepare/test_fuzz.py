@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pipeline.conversation import Conversation
-from pipeline.prepare.encode.by_line.encoder import PairEncoder
+from pipeline.prepare.encode.encoders import PairEncoder, make_pair_encoder
 from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.files.json_values import DECODER
 from pipeline.prepare.read.joining import join_parts
@@ -85,7 +85,7 @@ def read(texts: list[str], encoder: PairEncoder) -> Read:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_tokenizer: TextTokenizer) -> PairEncoder:
-    return PairEncoder(tiny_tokenizer, LENGTH, TARGET)
+    return make_pair_encoder(tiny_tokenizer, LENGTH, TARGET)
 
 
 @pytest.fixture(scope="module")

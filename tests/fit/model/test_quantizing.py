@@ -66,7 +66,7 @@ def test_bitsandbytes_says_nothing_of_its_kernels() -> None:
 
 @needs_bitsandbytes
 def test_on_a_cpu_it_is_one_line(small: FitConfig) -> None:
-    with pytest.raises(ConfigError, match="want a GPU") as caught:
+    with pytest.raises(ConfigError, match="need a GPU") as caught:
         fit(small)
     assert caught.value.where == "--quantize"
     assert not Path(small.output_dir).exists()
