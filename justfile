@@ -9,7 +9,7 @@ bin := ".venv/bin"
 default:
     @just --list --unsorted
 
-# Train a tiny T5 on the sample from scratch and ask it something (three minutes, no network)
+# Train a tiny T5 on the sample from scratch and ask it something (about a minute, no network)
 demo: _venv
     {{ bin }}/python scripts/demo.py
 

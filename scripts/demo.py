@@ -1,4 +1,4 @@
-"""The whole way from raw conversations to an answer, in a minute or two and without network.
+"""The whole way from raw conversations to an answer, in about a minute and without network.
 
     python scripts/demo.py
 

@@ -9,7 +9,9 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a report: models side by side, their groups, their differences."""
     names = list(report["models"])
     widths = [max(len(name), 24) for name in names]
-    yield f"{report['pairs']:,} pairs of {report['conversations']:,} conversations; 95 % intervals"
+    is_one = report["conversations"] == 1  # which says nothing of others
+    intervals = "no intervals: one conversation" if is_one else "95 % intervals"
+    yield f"{report['pairs']:,} pairs of {report['conversations']:,} conversations; {intervals}"
     head = "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))
     yield f"{'':24}{head}"
     first = report["models"][names[0]]
@@ -28,7 +30,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     for difference in report["differences"]:
         yield f"{difference['than']} -> {difference['model']} (*: the interval leaves out 0)"
         for metric, interval in difference["metrics"].items():
-            sure = "" if _holds_zero(interval) else "  *"
+            sure = "" if is_one or _holds_zero(interval) else "  *"
             yield f"  {metric:22}  {_cell(interval, '+'):>24}{sure}"
     yield from (f"{name}: {text}" for name, text in report["signatures"].items())
 
