@@ -104,7 +104,7 @@ def vocabulary_of_json(spec: dict[str, Any]) -> Vocabulary | None:
     """Return the vocabulary in a ``tokenizer.json``, or None where it is neither T5's nor mT5's."""
     model = spec.get("model") or {}
     charsmap = charsmap_of(spec.get("normalizer"))
-    if model.get("type") != "Unigram" or charsmap is None:
+    if model.get("type") != "Unigram" or charsmap is None or not model.get("vocab"):
         return None
     pieces = [(piece, float(score)) for piece, score in model["vocab"]]
     # Tokens that were added later (by older remedies, too) are no part of the vocabulary.

@@ -21,7 +21,9 @@ from pipeline.vocabulary import KINDS, SPACE, kind_of, parting_pattern
 
 def control_tokens(spec: dict[str, Any]) -> list[str]:
     """Return the tokens of a ``tokenizer.json`` that are no text."""
-    return [str(token["content"]) for token in spec.get("added_tokens") or [] if token["special"]]
+    return [
+        str(token["content"]) for token in spec.get("added_tokens") or [] if token.get("special")
+    ]
 
 
 def guard(files: Files, template: str, where: str) -> Files:
@@ -38,9 +40,11 @@ def guard(files: Files, template: str, where: str) -> Files:
     spec = read_json(files["tokenizer.json"], where)
     config = read_json(files.get(CONFIG, b"{}"), where)
     marked = [token for token in _added(spec, config) if _is_control(token, template)]
-    changed = [token for token in marked if not token["special"]]
+    # One that is matched in normalized text is found in characters that only become it.
+    as_it_should = {"special": True, "normalized": False}
+    changed = [token for token in marked if not as_it_should.items() <= token.items()]
     for token in changed:
-        token["special"] = True
+        token |= as_it_should
     reached = _reached(spec, where)
     if reached:
         parting = {
@@ -73,7 +77,7 @@ def _added(spec: dict[str, Any], config: dict[str, Any]) -> Iterable[dict[str, A
 
 def _is_control(token: dict[str, Any], template: str) -> bool:
     content = str(token["content"])
-    return bool(token["special"]) or (content.strip() != "" and content in template)
+    return bool(token.get("special")) or (content.strip() != "" and content in template)
 
 
 def _reached(spec: dict[str, Any], where: str) -> list[str]:

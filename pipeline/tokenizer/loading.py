@@ -96,7 +96,7 @@ def template_of(name_or_path: str, cache_dir: str | None = None) -> str | None:
     path = find_model_file(name_or_path, CONFIG, cache_dir)
     text = read_json(path, path).get("chat_template") if path is not None else None
     if isinstance(text, list):  # several by name
-        named = {t["name"]: t["template"] for t in text if isinstance(t, dict)}
+        named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}
         text = named.get("default")
     return text if isinstance(text, str) and text.strip() else None
 
@@ -243,7 +243,7 @@ def _end_ids(name_or_path: str, cache_dir: str | None) -> set[int]:
     ids: Any = next(
         (found for said in saids if (found := said.get("eos_token_id")) is not None), []
     )
-    return set(ids) if isinstance(ids, list) else {ids}
+    return {found for found in (ids if isinstance(ids, list) else [ids]) if isinstance(found, int)}
 
 
 def _config(name_or_path: str, cache_dir: str | None) -> dict[str, Any]:

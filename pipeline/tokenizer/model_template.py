@@ -80,7 +80,7 @@ class ModelTemplate:
             if not turns or turns[0].role is not Role.SYSTEM:
                 messages.insert(0, {"role": "system", "content": ""})
             said = messages[0]["content"]
-            messages[0]["content"] = f"{said}\nTools: {tools}".removeprefix("\n")
+            messages[0]["content"] = (f"{said}\n" if said else "") + f"Tools: {tools}"
         return _rendered(self.text, messages, self.special, self.where, prompt=True)
 
 

@@ -165,6 +165,7 @@ def _greedy(
             do_sample=False,
             num_beams=1,
             synced_gpus=False,
+            return_dict_in_generate=False,
             logits_processor=processors,
             stopping_criteria=criteria,
         )

@@ -162,8 +162,8 @@ class _Fitting:
     def _header(self) -> str:
         """Return the text that stands before all turns."""
         system = self._system[0].text if self._system else self._fitter.default_header
-        tools = f"\nTools: {self._tools}" if self._tools else ""
-        return f"{system}{tools}".removeprefix("\n")
+        tools = f"Tools: {self._tools}" if self._tools else ""
+        return f"{system}\n{tools}" if system and tools else system or tools
 
     def _ids_of(self, header: str, turns: Sequence[Turn]) -> list[int] | None:
         try:
