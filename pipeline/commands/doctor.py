@@ -162,12 +162,15 @@ def _end(code: int) -> str:
     return f"ends the process that imports it ({how})"
 
 
+def _hf_home() -> Path:
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+
+
 def _disk() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the folders that fill up, with the bytes that are free there."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     folders = {
         "working folder": Path.cwd(),
-        "models from the hub": Path(os.environ.get("HF_HUB_CACHE") or home / "hub"),
+        "models from the hub": Path(os.environ.get("HF_HUB_CACHE") or _hf_home() / "hub"),
         "temporary files": Path(tempfile.gettempdir()),
     }
     for name, folder in folders.items():
@@ -182,7 +185,7 @@ def _disk() -> Iterator[tuple[str, dict[str, Any]]]:
 def _hub() -> dict[str, Any]:
     """Return whether the hub can be reached, and whether there is a token; never its value."""
     address = os.environ.get("HF_ENDPOINT") or _HUB
-    token = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "token"
+    token = _hf_home() / "token"
     has_token = bool(os.environ.get("HF_TOKEN")) or token.exists()
     switch = next((name for name in _OFFLINE if os.environ.get(name, "").lower() in TRUE), None)
     state = f"offline: {switch} is set" if switch else _reach(address)

@@ -29,6 +29,11 @@ def row_schema(vocab_size: int) -> "pa.Schema":
     )
 
 
+def id_dtype(schema: "pa.Schema") -> Any:
+    """Return NumPy's type of the ids in a row."""
+    return schema.field("labels").type.value_type.to_pandas_dtype()
+
+
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """What is known of one Arrow file."""

@@ -132,12 +132,17 @@ def read_json(source: Path | bytes, where: object) -> dict[str, Any]:
     try:
         return read_json_object(source)
     except (OSError, ValueError) as error:
-        raise TokenizerError(
-            "a model's file cannot be read",
-            where=where,
-            got=error,
-            do="copy the model's folder again",
-        ) from error
+        raise unreadable(where, error) from error
+
+
+def unreadable(where: object, error: Exception) -> TokenizerError:
+    """Return the one line that says that a model's file cannot be read."""
+    return TokenizerError(
+        "a model's file cannot be read",
+        where=where,
+        got=error,
+        do="copy the model's folder again",
+    )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.tokenizer.files import (
     parse_tokenizer,
     read_json,
     special_tokens,
+    unreadable,
 )
 from pipeline.tokenizer.model_template import ModelTemplate, fit_template, turn_end
 from pipeline.tokenizer.preamble import is_fitted
@@ -260,9 +261,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise TokenizerError(
-            "a model's file cannot be read",
-            where=path,
-            got=error,
-            do="copy the model's folder again",
-        ) from error
+        raise unreadable(path, error) from error

@@ -1,7 +1,7 @@
 """Conversations to the rows of a chunk, by split."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.conversation import Conversation, split_key
@@ -17,14 +17,18 @@ class ChunkRows:
     """Encodes groups of conversations into a chunk.
 
     Args:
-        pairs: Encodes them.
+        pairs: Returns what encodes them; called when there is one to encode.
         settings: The settings.
         split: The split that their files were given for; None: a hash of the id decides.
         writer: Takes the rows.
     """
 
     def __init__(
-        self, pairs: PairEncoder, settings: EncodingSettings, split: str | None, writer: ChunkWriter
+        self,
+        pairs: Callable[[], PairEncoder],
+        settings: EncodingSettings,
+        split: str | None,
+        writer: ChunkWriter,
     ) -> None:
         self._pairs, self._settings = pairs, settings
         self._split, self.writer = split, writer
@@ -41,7 +45,7 @@ class ChunkRows:
             if not chosen:
                 continue
             counts = PairCounts()
-            for batch in self._pairs.encode([group[i] for i in chosen], counts):
+            for batch in self._pairs().encode([group[i] for i in chosen], counts):
                 self.writer.write(split, batch)
                 self.stats.add_rows(batch, self.unk_id)
             self.stats.add_pairs(counts)

@@ -79,7 +79,7 @@ class SegmentEncoder:
         if kept := self.cache.take(key):
             return kept
         with self.cache.new(self.schema) as writer:
-            rows = ChunkRows(self.pair_encoder, self._settings, split, writer)
+            rows = ChunkRows(lambda: self.pair_encoder, self._settings, split, writer)
             return writer.publish(key, edited(chunk, change, self.cache, rows))
 
     def _make(
@@ -87,7 +87,7 @@ class SegmentEncoder:
     ) -> Chunk | None:
         with self.cache.new(self.schema) as writer:
             reading = _Reading(self._settings, readers, writer)
-            rows = ChunkRows(self.pair_encoder, self._settings, segment.split, writer)
+            rows = ChunkRows(lambda: self.pair_encoder, self._settings, segment.split, writer)
             for group in _groups(reading.kept()):
                 rows.encode(group)
             if not all(reader.is_clean for reader in readers):
@@ -110,7 +110,7 @@ class SegmentEncoder:
 
     @functools.cached_property
     def pair_encoder(self) -> PairEncoder:
-        """What encodes conversations; made with the first segment that is not kept."""
+        """What encodes conversations; made for the first that is to be encoded."""
         settings = self._settings
         return make_pair_encoder(
             settings.tokenizer,

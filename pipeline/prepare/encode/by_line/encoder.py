@@ -17,7 +17,7 @@ from pipeline.prepare.encode.pairs import PairCounts, answer_turns
 from pipeline.prepare.encode.rows.batch import Rows
 from pipeline.prepare.encode.rows.targets import Targets
 from pipeline.prepare.encode.rows.unknown import Unknowns
-from pipeline.store.shards import row_schema
+from pipeline.store.shards import id_dtype, row_schema
 from pipeline.template import PROMPT, TAGS, Escaper, header_text, split_system, turn_text
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids, TurnIds, cut_header, cut_source, make_window
@@ -45,7 +45,7 @@ class LineEncoder:
         last_turn_only: bool = False,
     ) -> None:
         self.schema = row_schema(tokenizer.vocab_size)
-        dtype = self.schema.field("labels").type.value_type.to_pandas_dtype()
+        dtype = id_dtype(self.schema)
         self._window = make_window(tokenizer, model_max_length, PROMPT, dtype)
         self._escape = Escaper(tokenizer.normalize)
         tags = tokenizer.encode_batch(list(TAGS.values()))

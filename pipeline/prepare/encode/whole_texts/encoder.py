@@ -17,7 +17,7 @@ from pipeline.prepare.encode.rows.losses import Losses
 from pipeline.prepare.encode.rows.targets import Targets
 from pipeline.prepare.encode.rows.unknown import Unknowns
 from pipeline.prepare.encode.whole_texts.fitting import SourceFitter
-from pipeline.store.shards import row_schema
+from pipeline.store.shards import id_dtype, row_schema
 from pipeline.tokenizer import TextTokenizer
 from pipeline.window import Ids
 
@@ -41,7 +41,7 @@ class WholeTextEncoder:
         last_turn_only: bool = False,
     ) -> None:
         self.schema = row_schema(tokenizer.vocab_size)
-        self._dtype = self.schema.field("labels").type.value_type.to_pandas_dtype()
+        self._dtype = id_dtype(self.schema)
         self._tokenizer = tokenizer
         self._fitter = SourceFitter(tokenizer, model_max_length)
         self._losses = Losses(tokenizer)
