@@ -3,8 +3,10 @@
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from transformers import (
 from pipeline.errors import ConfigError
 from pipeline.generation.config import ChatConfig, GenerationOptions
 from pipeline.generation.engine.answer import Answer, Result, Sampling
+from pipeline.generation.engine.ctranslate2_decoder import CTranslate2Decoder
 from pipeline.generation.engine.decoder import Decoder
 from pipeline.generation.engine.sampling import keep_likeliest, next_ids
 from pipeline.generation.engine.scheduler import Engine, QueueFullError
@@ -110,16 +113,58 @@ def test_ctranslate2_writes_the_same(
     with again.engine() as engine:
         assert answers_of(engine, sources[:3]) == expected[:3]
         assert len(answers_of(engine, sources[:3], num_beams=2)) == 3
-        cancelled = engine.submit(sources[0], Sampling(max_new_tokens=100_000))
-        next(iter(cancelled))
-        cancelled.cancel()
-        assert cancelled.result().finish_reason == "cancelled"
+        cancelled = cancelled_at_its_first_word(engine, sources[0])
+        assert cancelled.finish_reason == "cancelled" and len(cancelled.ids) < 12
         whole = expected[1].text
         (stopped,) = answers_of(engine, sources[1:2], stop=(whole[7:10],))
         assert stopped.text == whole[: whole.index(whole[7:10])]
     assert (exported / "model.bin").stat().st_mtime_ns == before
     with open_model(exported, GenerationOptions()).engine() as engine:
         assert answers_of(engine, sources[:3]) == expected[:3]
+
+
+def cancelled_at_its_first_word(engine: Engine, source: list[int]) -> Answer:
+    """Cancel an answer before its second word can be written."""
+    submitted, ended = threading.Event(), threading.Event()
+    answers: list[Answer] = []
+
+    def listen(piece: str | BaseException | None) -> None:
+        submitted.wait()
+        answers[0].cancel()
+        if piece is None:
+            ended.set()
+
+    answers.append(engine.submit(source, Sampling(max_new_tokens=LENGTH), listen))
+    submitted.set()
+    assert ended.wait(60)
+    return answers[0]
+
+
+def test_a_thread_of_ctranslate2_never_holds_the_translator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    """Its threads drop the callback last: one that held the translator would join itself."""
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="no extra ctranslate2")
+    callbacks: list[Any] = []
+
+    class Translator:
+        def translate_batch(self, sources: Any, *, callback: Any, **_: Any) -> list[Any]:
+            callbacks.append(callback)
+            hypotheses = SimpleNamespace(hypotheses=[["a", "</s>"]])
+            return [SimpleNamespace(done=lambda: True, result=lambda: hypotheses) for _ in sources]
+
+    monkeypatch.setattr(ctranslate2, "Translator", lambda *_, **__: Translator())
+    (tmp_path / "shared_vocabulary.json").write_text('["<pad>", "</s>", "a"]', "utf-8")
+    decoder = CTranslate2Decoder(
+        tmp_path, device="cpu", compute_type="float32", max_rows=2, max_tokens=99
+    )
+    answer = Answer([2, 1], Sampling(max_new_tokens=4), tokenizer, EOS)
+    held = weakref.ref(decoder._translator), weakref.ref(answer)
+    decoder.admit([answer])
+    decoder.step()
+    assert answer.finish_reason == "stop" and decoder.running == []
+    del decoder, answer
+    assert len(callbacks) == 1 and [ref() for ref in held] == [None, None]
 
 
 def test_a_seed_decides_an_answer_alone_and_in_any_batch(

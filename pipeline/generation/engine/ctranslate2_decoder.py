@@ -78,11 +78,14 @@ class CTranslate2Decoder:
         """Start a batch."""
         answers = list(answers)
         sampling = answers[0].sampling
+        told = self._told
 
+        # It must not hold this object: a thread of the translator drops it after the batch, and
+        # were it the last to hold the translator, that thread would join itself and abort.
         def take(step: Any) -> bool:
             answer: Answer = answers[step.batch_id]
             is_over = answer.is_cancelled or answer.add(step.token_id)
-            self._told.put(None)
+            told.put(None)
             return is_over
 
         options: dict[str, Any] = {"sampling_topk": 1}
@@ -132,4 +135,4 @@ class CTranslate2Decoder:
                     break
             # The end token is in the result where there is one.
             answer.end("length")
-        self._running = []
+        self._running.clear()  # the callback's list too
