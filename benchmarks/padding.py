@@ -21,8 +21,8 @@ from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.data.sampler import BatchSampler, IntArray, epoch_order
 from pipeline.fit.estimate.step_costs import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
-from pipeline.report.padding import stock_orders, stock_ratio
-from pipeline.report.rows import Lengths
+from pipeline.report.dataset.padding import stock_orders, stock_ratio
+from pipeline.report.dataset.rows import Lengths
 
 FLOPS = ModelFlops.of(FLAN_T5_BASE)
 ROWS_PER_STEP = (8, 16, 64, 128, 512)

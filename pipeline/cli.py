@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import typer
 
 from pipeline import __version__
+from pipeline.commands.flags import UsageError, command_of, modernise
 from pipeline.commands.launch import is_launched_here, is_to_say
 from pipeline.commands.run_file import RunFile, leave_settings, read_run_files, write_run_file
 from pipeline.config import (
@@ -29,11 +30,10 @@ from pipeline.config import (
     VerifyConfig,
 )
 from pipeline.config.run_file import json_schema
+from pipeline.console.logs import note
+from pipeline.console.progress import importing
 from pipeline.errors import DuetError, OutputError
-from pipeline.flags import UsageError, command_of, modernise
 from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
-from pipeline.logs import note
-from pipeline.progress import importing
 from pipeline.report.config import ReportConfig
 
 
@@ -72,14 +72,14 @@ def _report(config: ReportConfig) -> None:
 
 
 def _verify(config: VerifyConfig) -> None:
-    from pipeline.verification import verify
+    from pipeline.commands.verify import verify
 
     for line in verify(config):
         print(line)
 
 
 def _cache(config: CacheConfig) -> None:
-    from pipeline.housekeeping import cache
+    from pipeline.commands.cache import cache
 
     for line in cache(config):
         print(line)

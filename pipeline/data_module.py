@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError
 from pipeline.fit.data.collate import DataCollatorForSupervisedDataset
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.distributed.once_per_node import once_per_node
-from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.tokenizer import load_tokenizer
 from pipeline.window import saved_length

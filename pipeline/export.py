@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ExportConfig
+from pipeline.console.logs import note
+from pipeline.console.progress import Wait
 from pipeline.errors import ConfigError, InputError, OutputError, require_package
 from pipeline.fit.checkpoint.pretrained import MODEL_FILES, save_model, writing_errors
 from pipeline.fit.model.embedding import is_tied
 from pipeline.fit.model.loading import load_trained, quiet_transformers
 from pipeline.fit.model.lora import is_adapter
-from pipeline.hub_repo import HubRepo
-from pipeline.logs import note
-from pipeline.progress import Wait
+from pipeline.hub.upload import HubRepo
 from pipeline.store.atomic import locked_folder, publish_folder
 from pipeline.tokenizer import copy_tokenizer
 

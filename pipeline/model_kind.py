@@ -7,7 +7,7 @@ trained. Neither torch nor transformers is needed to tell.
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.hub import find_model_file
+from pipeline.hub.download import find_model_file
 from pipeline.json_object import read_json_object
 
 _ENCODER_DECODERS = frozenset(

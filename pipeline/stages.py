@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import TrainConfig
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError
 from pipeline.fit.distributed.once_per_node import once_per_node
-from pipeline.logs import note
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.tokenizer import load_tokenizer
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli import COMMANDS
+from pipeline.commands.flags import COMMON
 from pipeline.config import FitOptions, HubOptions, PrepareOptions
 from pipeline.config.fields import flag
-from pipeline.flags import COMMON
 from pipeline.generation.config import GenerationOptions
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "commands.md"

@@ -12,9 +12,9 @@ import pytest
 import pipeline
 from pipeline import errors
 from pipeline.cli import COMMANDS
+from pipeline.commands.flags import COMMON, flags_of, modernise
+from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
 from pipeline.config.fields import flag
-from pipeline.flags import COMMON, flags_of, modernise
-from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 from tests.conftest import ROOT, undocumented
 
 DOCS = ROOT / "docs"

@@ -15,7 +15,7 @@ from pipeline.prepare.encode.pairs import PairCounts
 from pipeline.prepare.stage import prepare
 from pipeline.store.manifest import read_manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
-from pipeline.vocabulary import NEW_PIECES
+from pipeline.tokenizer.vocabulary import NEW_PIECES
 from tests.chat_models import mt5_like
 
 CODE = "def f(x):\n\tif x < 2:\n\t    return {'a': `x` ^ ~x}\\n\n\n  # done\t\n"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.progress import Bar, Wait, advance
+from pipeline.console.progress import Bar, Wait, advance
 
 SOON = 0.02
 

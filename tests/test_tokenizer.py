@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import TokenizerError
 from pipeline.template import Escaper, encoder_text
 from pipeline.tokenizer import TextTokenizer, load_tokenizer, tokenizer_of
-from pipeline.vocabulary import NEW_PIECES
+from pipeline.tokenizer.vocabulary import NEW_PIECES
 from tests.conftest import REAL_TOKENIZER
 
 CODE = "def f(x):\n\tif x < 2:\n\t    return {'a': `x` ^ ~x}\\n\n\n  # done\t\n"

@@ -22,10 +22,10 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from pipeline import __version__
+from pipeline.commands.flags import TRUE
 from pipeline.config import DoctorConfig
-from pipeline.flags import TRUE
-from pipeline.progress import Wait
-from pipeline.units import file_size, gib
+from pipeline.console.progress import Wait
+from pipeline.console.units import file_size, gib
 
 DISTRIBUTION = "duet-t5"
 EXTRAS = {

@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.config import FitConfig, TrainConfig
 from pipeline.config.run_file import FILENAME, run_file_of
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError, ProcessError
-from pipeline.logs import note
 from pipeline.world import World
 
 _LAUNCHED = "DUET_LAUNCHED"

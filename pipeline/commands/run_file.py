@@ -10,16 +10,16 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.flags import FALSE, TRUE, UsageError, ignored, nearest
+from pipeline.commands.trainer_flags import ALIASES
 from pipeline.config import FitOptions, TrainConfig
 from pipeline.config.fields import flag, is_url
 from pipeline.config.kinds import Kind, kinds_of
 from pipeline.config.run_file import FILENAME, run_file_of, run_file_text
 from pipeline.errors import ConfigError, DuetError, InputError, OutputError
-from pipeline.flags import FALSE, TRUE, UsageError, ignored, nearest
 from pipeline.recipes import recipe_names, recipe_path
 from pipeline.store.atomic import write_file
 from pipeline.store.remote import remote_errors, remote_path
-from pipeline.trainer_flags import ALIASES
 
 _NULL = "tag:yaml.org,2002:null"
 

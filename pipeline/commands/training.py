@@ -5,9 +5,9 @@ from pathlib import Path
 from pipeline.commands.launch import launch, processes_to_start
 from pipeline.config import FitConfig, TrainConfig
 from pipeline.config.run_file import FILENAME, run_file_of
+from pipeline.console.logs import print_result
 from pipeline.fit.stage import estimate, fit
 from pipeline.fit.training.trainer import Trainer, TrainerCallback
-from pipeline.logs import print_result
 from pipeline.stages import train
 from pipeline.store.atomic import write_file
 from pipeline.world import World

@@ -10,6 +10,8 @@ import torch
 
 from pipeline.config import EVAL_METRICS, FitConfig
 from pipeline.config.views import ModelSettings
+from pipeline.console.logs import note, print_lines, print_result
+from pipeline.console.progress import Wait
 from pipeline.errors import ConfigError, require_package
 from pipeline.fit.checkpoint.identity import run_identity
 from pipeline.fit.checkpoint.output import holding_output
@@ -35,9 +37,7 @@ from pipeline.fit.model.lora import require_peft
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.build import build_checkpointer, build_trainer, out_of_memory
 from pipeline.fit.training.trainer import TrainerCallback
-from pipeline.hub_repo import HubRepo
-from pipeline.logs import note, print_lines, print_result
-from pipeline.progress import Wait
+from pipeline.hub.upload import HubRepo
 from pipeline.world import World
 
 

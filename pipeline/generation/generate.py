@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.logs import note
 from pipeline.conversation import Conversation, Role
 from pipeline.errors import InputError
 from pipeline.generation.config import GenerateConfig
@@ -21,7 +22,6 @@ from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.journal import Journal, Request
 from pipeline.generation.model import TrainedModel, name_of_model, open_model
 from pipeline.generation.progress import AnswerProgress
-from pipeline.logs import note
 from pipeline.prepare.files.sources import find_sources
 
 _IN_FLIGHT = 512

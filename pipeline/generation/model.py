@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.config import ExportConfig
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError, DuetError, InputError, ModelError, require_package
 from pipeline.export import export
 from pipeline.fit.flops import ModelFlops
@@ -24,9 +25,8 @@ from pipeline.generation.engine.decoder import Decoder
 from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.engine.transformers_decoder import TransformersDecoder
 from pipeline.generation.source import SourceEncoder
-from pipeline.hub import permission_errors
+from pipeline.hub.download import permission_errors
 from pipeline.json_object import read_json_object
-from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.window import saved_length
 

@@ -2,7 +2,7 @@
 
 import time
 
-from pipeline.progress import Bar
+from pipeline.console.progress import Bar
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -12,6 +12,8 @@ from typing import Any
 from rich.text import Text
 
 from pipeline.config.run_file import FILENAME
+from pipeline.console.progress import Wait, advance
+from pipeline.console.terminal import visible
 from pipeline.conversation import Conversation, Role
 from pipeline.inspection.pairs import Pair
 from pipeline.prepare.files.json_values import Fault
@@ -19,8 +21,6 @@ from pipeline.prepare.files.segments import read_files
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
-from pipeline.progress import Wait, advance
-from pipeline.terminal import visible
 
 _EXAMPLES = 5
 _AROUND = 20

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.text import Text
 
+from pipeline.console.terminal import visible
 from pipeline.errors import InputError
 from pipeline.store.manifest import Manifest
 from pipeline.store.rejected import FILENAME, rejected_records, rejection_kinds
 from pipeline.store.summary import MEANINGS
-from pipeline.terminal import visible
 
 _LONGEST_REJECTION = 300
 

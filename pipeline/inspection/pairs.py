@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import InspectConfig
+from pipeline.console.progress import Wait
+from pipeline.console.units import spread
 from pipeline.errors import ConfigError, InputError
-from pipeline.progress import Wait
 from pipeline.store.arrow_numpy import as_numpy
 from pipeline.store.manifest import Manifest
 from pipeline.store.shards import open_split
 from pipeline.template import HEADER, parse_encoder_text
 from pipeline.tokenizer import TextTokenizer
-from pipeline.units import spread
 
 _USUAL = 3  # rows, where nobody says how many
 CUTS = ("history_cut", "question_cut", "answer_cut")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from pipeline.config import InspectConfig
+from pipeline.console.terminal import show, visible, visible_json
 from pipeline.inspection.fidelity import compare, data_of, fidelity_lines
 from pipeline.inspection.left_out import (
     NOT_KEPT,
@@ -21,7 +22,6 @@ from pipeline.inspection.pairs import CUTS, Pair, PairReader
 from pipeline.inspection.styled import pair_lines
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.summary import summary
-from pipeline.terminal import show, visible, visible_json
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 

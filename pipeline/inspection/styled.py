@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from pipeline.console.terminal import visible
 from pipeline.conversation import Role
 from pipeline.inspection.pairs import Pair
 from pipeline.template import TAGS
-from pipeline.terminal import visible
 from pipeline.tokenizer import TextTokenizer
 
 _STYLES = {

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.console.logs import note
 from pipeline.errors import PreparedFolderError
 from pipeline.json_object import read_json_object
-from pipeline.logs import note
 from pipeline.prepare.files.sources import FileState, is_settled
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.manifest import read_manifest

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrepareConfig
+from pipeline.console.logs import note
+from pipeline.console.progress import ByteProgress
 from pipeline.errors import InputError
-from pipeline.logs import note
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.collected import Collected
 from pipeline.prepare.encode.chunk_content import EVAL, TRAIN
@@ -33,7 +34,6 @@ from pipeline.prepare.read.rejections import (
     in_words,
 )
 from pipeline.prepare.read.remedies import remedy_for
-from pipeline.progress import ByteProgress
 from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import key_of

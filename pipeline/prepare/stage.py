@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.config import PrepareConfig
 from pipeline.config.fields import is_url
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError
-from pipeline.logs import note
 from pipeline.model_kind import check_model_kind
 from pipeline.prepare.cache import PreparedCache, lock_in
 from pipeline.prepare.files.sources import FileState, Source, find_sources, states_of

@@ -7,12 +7,12 @@ header\n\n### Human: Hi\n### Assistant:   ->   system, human   (and the answer, 
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.units import spread
 from pipeline.report.page import Bubble, Chat, shorten
 from pipeline.store.manifest import Manifest
 from pipeline.store.shards import open_split
 from pipeline.template import parse_encoder_text
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
-from pipeline.units import spread
 
 _SHOWN_TURNS = 3
 _LONGEST = 2_400

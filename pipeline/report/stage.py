@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.console.progress import Wait
 from pipeline.errors import ConfigError, InputError, require_package
-from pipeline.progress import Wait
 from pipeline.report.config import ReportConfig
 from pipeline.report.page import Section, render, shorten
 from pipeline.report.svg import StyleSheet
@@ -25,7 +25,7 @@ def report(config: ReportConfig) -> Path:
         PreparedFolderError, TokenizerError: A prepared folder is damaged.
         OutputError: The page cannot be written.
     """
-    from pipeline.report.runs import is_run
+    from pipeline.report.run.output import is_run
 
     folders = [Path(folder) for folder in config.folders]
     prepared = [folder for folder in folders if (folder / MANIFEST).is_file()]
@@ -85,7 +85,7 @@ def _default_path(folders: Sequence[Path]) -> Path:
 
 
 def _of_prepared(folder: Path, pairs: int, sheet: StyleSheet) -> tuple[str, str, list[Section]]:
-    from pipeline.report.dataset import dataset_sections
+    from pipeline.report.dataset.sections import dataset_sections
 
     manifest = read_manifest(folder)
     names = ", ".join(str(source["name"]) for source in manifest.sources)
@@ -97,8 +97,8 @@ def _of_prepared(folder: Path, pairs: int, sheet: StyleSheet) -> tuple[str, str,
 
 
 def _of_runs(folders: Sequence[Path], sheet: StyleSheet) -> tuple[str, str, list[Section]]:
-    from pipeline.report.run_page import run_sections
-    from pipeline.report.runs import read_run
+    from pipeline.report.run.output import read_run
+    from pipeline.report.run.sections import run_sections
 
     names = run_names(folders)
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]

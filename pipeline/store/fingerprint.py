@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.console.progress import advance
 from pipeline.conversation import Conversation, Turn
 from pipeline.errors import InputError
-from pipeline.progress import advance
 from pipeline.store.remote import AnyPath, open_binary
 
 _LENGTH = 24

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.console.progress import ByteProgress
 from pipeline.errors import OutputError
 from pipeline.json_object import read_json_object
-from pipeline.progress import ByteProgress
 from pipeline.store.manifest import FILENAME, Manifest
 from pipeline.store.remote import files_below, open_binary, remote_errors
 

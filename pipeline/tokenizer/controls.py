@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import TokenizerError
 from pipeline.tokenizer.files import CONFIG, Files, parse_tokenizer, read_json
-from pipeline.vocabulary import KINDS, SPACE, kind_of, parting_pattern
+from pipeline.tokenizer.vocabulary import KINDS, SPACE, kind_of, parting_pattern
 
 
 def control_tokens(spec: dict[str, Any]) -> list[str]:

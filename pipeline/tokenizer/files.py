@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.errors import TokenizerError
-from pipeline.hub import find_model_file
+from pipeline.hub.download import find_model_file
 from pipeline.json_object import read_json_object
 
 Files = dict[str, bytes]

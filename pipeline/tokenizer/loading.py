@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import lossless
 from pipeline.errors import TokenizerError
-from pipeline.hub import find_model_file
+from pipeline.hub.download import find_model_file
 from pipeline.template import chat_template, is_chat_template
+from pipeline.tokenizer import lossless
 from pipeline.tokenizer.controls import control_tokens, guard
 from pipeline.tokenizer.files import (
     CONFIG,
@@ -25,7 +25,7 @@ from pipeline.tokenizer.files import (
 from pipeline.tokenizer.model_template import ModelTemplate, fit_template, turn_end
 from pipeline.tokenizer.preamble import is_fitted
 from pipeline.tokenizer.text import TextTokenizer
-from pipeline.vocabulary import Vocabulary, vocabulary_of_json, vocabulary_of_spiece
+from pipeline.tokenizer.vocabulary import Vocabulary, vocabulary_of_json, vocabulary_of_spiece
 
 TemplateChoice = Literal["auto", "duet", "model"]
 """The text of a row: by the model's own chat template where it has one, by ours, by its own."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipeline import lossless
 from pipeline.errors import TokenizerError
 from pipeline.json_object import read_json_object
+from pipeline.tokenizer import lossless
 from pipeline.tokenizer.files import Files, parse_tokenizer
 from pipeline.tokenizer.model_template import ModelTemplate
-from pipeline.vocabulary import SPACE
+from pipeline.tokenizer.vocabulary import SPACE
 
 
 class TextTokenizer:

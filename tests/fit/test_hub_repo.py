@@ -15,7 +15,7 @@ from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, OutputError
 from pipeline.fit.stage import fit
 from pipeline.fit.training.trainer import TrainerCallback
-from pipeline.hub_repo import HubRepo
+from pipeline.hub.upload import HubRepo
 from tests.conftest import ROOT
 from tests.fit.helpers import changed
 from tests.hub_server import ServeHub

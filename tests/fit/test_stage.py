@@ -30,7 +30,7 @@ from pipeline.fit.training.step import StepResult
 from pipeline.fit.training.throughput import METRICS
 from pipeline.fit.training.trainer import Trainer, TrainerCallback
 from pipeline.tokenizer import TextTokenizer
-from pipeline.vocabulary import NEW_PIECES
+from pipeline.tokenizer.vocabulary import NEW_PIECES
 from tests.fit.helpers import (
     CODE,
     NOT_A_LEAF,

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import run
+from pipeline.console.terminal import visible
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.generation.source import SourceEncoder
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import open_split
-from pipeline.terminal import visible
 from pipeline.tokenizer import copy_tokenizer, load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.cli import run
 from pipeline.config import InspectConfig, PrepareConfig
+from pipeline.console.terminal import visible
 from pipeline.inspection.fidelity import compare
 from pipeline.inspection.pairs import CUTS, PairReader
 from pipeline.inspection.stage import json_lines
 from pipeline.prepare.stage import prepare
 from pipeline.store.manifest import read_manifest
-from pipeline.terminal import visible
 from pipeline.tokenizer import load_tokenizer
 from tests.conftest import SAMPLE, record
 

@@ -271,7 +271,7 @@ def test_a_report_imports_no_torch_and_help_no_matplotlib() -> None:
     code = (
         "import sys\nimport pipeline.cli\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "import pipeline.report.dataset, pipeline.report.run_page\n"
+        "import pipeline.report.dataset.sections, pipeline.report.run.sections\n"
         "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
     )
     done = run_python(code)

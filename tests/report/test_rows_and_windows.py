@@ -9,10 +9,10 @@ from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.estimate.step_costs import cost_of_steps
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 from pipeline.prepare.stage import prepare
-from pipeline.report.histogram import bin_edges, counts_of
-from pipeline.report.padding import plan_costs, stock_ratio
-from pipeline.report.rows import Lengths, read_lengths
-from pipeline.report.windows import Cuts, Range, window_effects
+from pipeline.report.dataset.histogram import bin_edges, counts_of
+from pipeline.report.dataset.padding import plan_costs, stock_ratio
+from pipeline.report.dataset.rows import Lengths, read_lengths
+from pipeline.report.dataset.windows import Cuts, Range, window_effects
 from pipeline.store.manifest import Manifest, read_manifest
 from tests.conftest import ROOT, SAMPLE
 

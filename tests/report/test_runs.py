@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.report.curves import MOST_POINTS, condensed, curve_pictures
-from pipeline.report.runs import Run, Sample, is_run, read_run, samples_of
+from pipeline.report.run.curves import MOST_POINTS, condensed, curve_pictures
+from pipeline.report.run.output import Run, Sample, is_run, read_run, samples_of
 from pipeline.report.svg import StyleSheet
 
 pytest.importorskip("matplotlib", reason="pip install 'duet-t5[report]'")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.console.logs import note
+from pipeline.console.progress import Wait
 from pipeline.errors import CheckpointError
 from pipeline.fit.checkpoint.format import (
     Checkpoint,
@@ -43,8 +45,6 @@ from pipeline.fit.checkpoint.train_state import RunState, TrainState
 from pipeline.fit.distributed.fsdp import full_tensor, local_shard, resharded
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.training.nonfinite import diverged
-from pipeline.logs import note
-from pipeline.progress import Wait
 from pipeline.tokenizer import copy_tokenizer
 
 

@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
+from pipeline.console.logs import note
 from pipeline.errors import CheckpointError, DuetError
 from pipeline.fit.checkpoint.pretrained import STATE_FILE
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.json_object import read_json_object
-from pipeline.logs import note
 from pipeline.store.atomic import output_errors, publish_folder
 from pipeline.store.seals import FileSeal, read_sealed_json, sealed_json
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 
-from pipeline.progress import advance
+from pipeline.console.progress import advance
 from pipeline.store.seals import FileSeal
 
 Seals = dict[str, FileSeal]

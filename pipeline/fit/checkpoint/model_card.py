@@ -11,10 +11,10 @@ import torch
 
 from pipeline.config import FitConfig
 from pipeline.config.fields import flag
+from pipeline.console.logs import note
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.context import RunContext
-from pipeline.logs import note
 from pipeline.store.atomic import write_file
 
 CARD = "README.md"

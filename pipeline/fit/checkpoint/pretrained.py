@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from pipeline.console.logs import note
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.hashed_file import Seals, weight_writers, write_hashed
 from pipeline.fit.checkpoint.train_state import RunState
@@ -29,7 +30,6 @@ from pipeline.fit.model.fingerprint import files_of_index
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapted, is_adapter, save_adapter
 from pipeline.json_object import read_json_object
-from pipeline.logs import note
 from pipeline.store.atomic import output_errors, sync_folder, write_file
 from pipeline.store.fingerprint import sha256_of_text
 from pipeline.store.seals import FileSeal, sealed_json

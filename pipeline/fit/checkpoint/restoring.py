@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.console.logs import note
 from pipeline.errors import DuetError
 from pipeline.fit.checkpoint.format import Checkpoint, damaged
 from pipeline.fit.checkpoint.identity import differences
@@ -20,7 +21,6 @@ from pipeline.fit.distributed.fsdp import is_sharded, shard_optimizer_state
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.launch import is_of_a_collective
 from pipeline.fit.training.optim import take_over
-from pipeline.logs import note
 
 
 def restore(

@@ -17,12 +17,12 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
+from pipeline.console.units import round_up
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.sampler import IntArray
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
-from pipeline.units import round_up
 
 Row = dict[str, torch.Tensor]
 COLUMNS = ("input_ids", "labels")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.console.units import round_up
 from pipeline.fit.data.sampler import IntArray
-from pipeline.units import round_up
 
 OVERHEAD_TOKENS = 256
 """What a micro-batch costs whatever is in it, as the operations of a row of so many tokens on

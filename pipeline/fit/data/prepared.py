@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config import FitConfig
+from pipeline.console.progress import Wait
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.mixture import Mixture, Source, check_same_tokenizer, open_mixture
-from pipeline.progress import Wait
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.manifest import read_manifest
 from pipeline.tokenizer import TextTokenizer, load_tokenizer

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FitConfig
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError
 from pipeline.json_object import read_json_object
-from pipeline.logs import note
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 _PRECISION = "ACCELERATE_MIXED_PRECISION"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.config import FitConfig
+from pipeline.console.units import duration, gib
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.data.prepared import open_data
@@ -24,7 +25,6 @@ from pipeline.fit.model.loading import model_structure
 from pipeline.fit.schedule import RunPlan, plan_run
 from pipeline.fit.training.throughput import matmul_peak
 from pipeline.store.summary import table_row
-from pipeline.units import duration, gib
 
 SHARE_OF_PEAK = 0.4
 """Of the matmul peak that training is taken to reach; public runs of T5 show a little less."""

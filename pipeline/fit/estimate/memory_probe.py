@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.console.progress import Wait, advance
 from pipeline.errors import ConfigError
 from pipeline.fit.checkpoint.train_state import restore_rng_state, rng_state
 from pipeline.fit.data.collate import Batch
@@ -19,7 +20,6 @@ from pipeline.fit.data.micro_batches import Shape
 from pipeline.fit.device import is_out_of_memory
 from pipeline.fit.distributed.fsdp_alone import without_communication
 from pipeline.fit.distributed.launch import keeps_gradients
-from pipeline.progress import Wait, advance
 
 MOST_ROWS = 1_000_000
 """Rows of a run that are searched for the biggest micro-batch: half a minute, and only where the

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import FitConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
-from pipeline.hub import find_model_file
+from pipeline.hub.download import find_model_file
 from pipeline.json_object import read_json_object
 
 _PLAIN = {

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.console.units import round_up
 from pipeline.fit.model.families import input_embeddings
 from pipeline.fit.model.sizes import set_vocabulary_rows
-from pipeline.units import round_up
 
 MULTIPLE = 128
 """Rows are grown to a multiple of this: the matrix products of GPUs like it."""

@@ -10,7 +10,7 @@ from pipeline.fit.model.adapter import base_name
 from pipeline.fit.model.loading import load_config, model_errors
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
 from pipeline.fit.model.sizes import side_config
-from pipeline.hub import find_model_file
+from pipeline.hub.download import find_model_file
 from pipeline.json_object import read_json_object
 from pipeline.store.fingerprint import key_of, sha256_of_file
 

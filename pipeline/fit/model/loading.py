@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.config.views import ModelSettings
+from pipeline.console.logs import note
 from pipeline.errors import DuetError, ModelError
 from pipeline.fit.distributed.host_group import HostGroup
 from pipeline.fit.distributed.load_once import load_once
@@ -30,9 +31,8 @@ from pipeline.fit.model.token_ids import (
     model_token_ids,
     piece_ids,
 )
-from pipeline.hub import check_readable, counted_weights, find_model_file
+from pipeline.hub.download import check_readable, counted_weights, find_model_file
 from pipeline.json_object import read_json_object
-from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer
 
 

@@ -29,7 +29,7 @@ from pipeline.config.views import LoraSettings
 from pipeline.errors import ConfigError, ModelError, require_package
 from pipeline.fit.model.embedding import embedding_weights, is_tied
 from pipeline.fit.model.families import NO_TEXT
-from pipeline.hub import permission_errors
+from pipeline.hub.download import permission_errors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TARGETS = (

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import lossless
 from pipeline.errors import ModelError
 from pipeline.fit.model.embedding import carry_over_rows, grow_embedding, num_rows
-from pipeline.hub import find_model_file
+from pipeline.hub.download import find_model_file
 from pipeline.json_object import read_json_object
-from pipeline.lossless import is_lossless
-from pipeline.tokenizer import VOCABULARY_FILES, TextTokenizer, load_tokenizer
-from pipeline.vocabulary import NEW_PIECES, vocabulary_of_spiece
+from pipeline.tokenizer import VOCABULARY_FILES, TextTokenizer, load_tokenizer, lossless
+from pipeline.tokenizer.lossless import is_lossless
+from pipeline.tokenizer.vocabulary import NEW_PIECES, vocabulary_of_spiece
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.config.views import ModelSettings, Sharding
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError, ModelError
 from pipeline.fit.checkpoint.checkpointer import Checkpointer, CheckpointSettings
 from pipeline.fit.checkpoint.format import Checkpoint, damaged
@@ -45,7 +46,6 @@ from pipeline.fit.training.step import TrainingStep, can_read_late
 from pipeline.fit.training.throughput import ThroughputMeter, data_sheet_of, matmul_peak
 from pipeline.fit.training.trackers import Trackers
 from pipeline.fit.training.trainer import Trainer, TrainerCallback
-from pipeline.logs import note
 from pipeline.tokenizer import TextTokenizer
 
 

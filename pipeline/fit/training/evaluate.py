@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.console.progress import Wait, advance
 from pipeline.fit.data.collate import Batch
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import to_device
 from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.data.sampler import IntArray
-from pipeline.progress import Wait, advance
 from pipeline.tokenizer import TextTokenizer
 
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from pipeline.console.progress import Bar
+from pipeline.console.units import duration, percent
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.samples import FILE as SAMPLES_FILE
 from pipeline.fit.training.samples import Sample, append_samples, keep_samples
 from pipeline.fit.training.trackers import Trackers
-from pipeline.progress import Bar
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.summary import table_row
-from pipeline.units import duration, percent
 
 _WORDS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4g}".format,

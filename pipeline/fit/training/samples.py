@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.console.progress import Wait
+from pipeline.console.units import spread
 from pipeline.fit.data.loader import to_device
 from pipeline.fit.model.fast_paths.attention import stock_attention
 from pipeline.fit.model.fast_paths.compile import uncompiled
 from pipeline.fit.model.loading import quiet_transformers
 from pipeline.fit.model.token_ids import eos_ids
 from pipeline.fit.training.evaluate import Evaluator
-from pipeline.progress import Wait
 from pipeline.store.atomic import append_durably, write_file
 from pipeline.template import parse_encoder_text
-from pipeline.units import spread
 
 FILE = "samples.jsonl"
 """In the output folder."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError
-from pipeline.logs import note
 from pipeline.store.atomic import write_file
 
 PROJECT = "duet"

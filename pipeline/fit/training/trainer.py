@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.console.logs import note
 from pipeline.fit.checkpoint.checkpointer import Checkpointer
 from pipeline.fit.checkpoint.train_state import RunState, Sums, TrainState
 from pipeline.fit.data.loader import StepBatch, StepLoader
@@ -22,7 +23,6 @@ from pipeline.fit.training.logging import Reporter, end_table
 from pipeline.fit.training.samples import EvalSamples, Sample
 from pipeline.fit.training.step import PendingStep, StepResult, TrainingStep
 from pipeline.fit.training.throughput import ThroughputMeter
-from pipeline.logs import note
 
 
 class TrainerCallback:

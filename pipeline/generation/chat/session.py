@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.console.terminal import visible
 from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import DuetError, InputError
 from pipeline.generation.chat.terminal import say
 from pipeline.generation.conversations import read_conversations
 from pipeline.prepare.read.values import clean
 from pipeline.store.atomic import write_file
-from pipeline.terminal import visible
 
 HELP = """\
 /new         start over           /undo        take back the last question and its answer

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
+from pipeline.console.terminal import visible
 from pipeline.conversation import Role, Turn
 from pipeline.generation.chat.session import Session, run_command
 from pipeline.generation.chat.terminal import input_history, read_message, say
 from pipeline.generation.config import ChatConfig
 from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.model import TrainedModel, open_model
-from pipeline.terminal import visible
 
 _STOPPED = "(stopped)"
 

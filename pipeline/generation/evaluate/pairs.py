@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import PrepareConfig
+from pipeline.console.logs import note
 from pipeline.errors import ModelError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.generation.config import EvalConfig
 from pipeline.generation.model import TrainedModel
-from pipeline.logs import note
 from pipeline.prepare.stage import find_or_make
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.store.shards import open_split

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.console.logs import note
+from pipeline.console.units import spread
 from pipeline.errors import InputError
 from pipeline.fit.model.loading import load_model, load_trained
 from pipeline.generation.config import EvalConfig
@@ -20,8 +22,6 @@ from pipeline.generation.evaluate.metrics import Metric, answer_metrics, require
 from pipeline.generation.evaluate.pairs import Pairs, opened_pairs
 from pipeline.generation.model import TrainedModel, baseline_model, device, open_model
 from pipeline.generation.progress import AnswerProgress
-from pipeline.logs import note
-from pipeline.units import spread
 
 _LENGTHS = (("up to 64 tokens", 0, 64), ("65 to 256", 65, 256), ("more", 257, 1 << 31))
 _DEPTHS = (("first exchange", 0, 2), ("2 to 4 exchanges", 3, 8), ("more", 9, 1 << 31))

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError, require_package
 from pipeline.generation.config import ServeConfig
-from pipeline.logs import note
 
 if TYPE_CHECKING:
     from pipeline.generation.model import TrainedModel

@@ -24,8 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError, DuetError, require_package
-from pipeline.logs import note
 from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.local import end_with_parent, hidden_main, usable_cores

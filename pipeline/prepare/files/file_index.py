@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.logs import note
 from pipeline.errors import OutputError
-from pipeline.logs import note
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.planning import Group
 from pipeline.prepare.files.segments import Piece, Segment

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.fields import is_url
+from pipeline.console.logs import note
 from pipeline.errors import InputError
-from pipeline.logs import note
 from pipeline.prepare.files.file_kind import Kind, NoData, is_kind, kind_of
 from pipeline.store import remote
 from pipeline.store.remote import AnyPath

@@ -9,9 +9,9 @@ import pytest
 from pipeline.config import FitConfig
 from pipeline.errors import InputError
 from pipeline.fit.stage import fit
+from tests.commands.test_verify import check, files_of, flip_each
 from tests.conftest import undocumented
 from tests.fit.helpers import changed
-from tests.test_verification import check, files_of, flip_each
 
 
 @pytest.fixture

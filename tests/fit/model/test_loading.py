@@ -15,14 +15,14 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers import BartForConditionalGeneration as Bart
 
 from pipeline.config import FitConfig
+from pipeline.console.progress import Wait
 from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.model.embedding import embedding_weights, is_tied, num_rows
 from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.token_ids import model_token_ids
-from pipeline.hub import counted_weights
-from pipeline.progress import Wait
+from pipeline.hub.download import counted_weights
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
-from pipeline.vocabulary import NEW_PIECES
+from pipeline.tokenizer.vocabulary import NEW_PIECES
 from scripts.tiny_t5 import make_tiny_t5
 from tests.fit.helpers import TEXTS, changed, tiny_bart, weights_of, with_config
 

@@ -25,7 +25,7 @@ from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.fit.training.optim import muon_matrices
 from pipeline.tokenizer import TextTokenizer
-from pipeline.vocabulary import NEW_PIECES
+from pipeline.tokenizer.vocabulary import NEW_PIECES
 from tests.fit.checkpoint.test_resume import fit_and_stop
 from tests.fit.distributed.test_processes import torchrun
 from tests.fit.helpers import changed, log_of, weights_of, with_config, write_prepared

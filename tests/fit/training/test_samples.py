@@ -23,7 +23,7 @@ from pipeline.fit.model.loss import SummedTokenLoss
 from pipeline.fit.stage import fit
 from pipeline.fit.training.evaluate import Evaluator
 from pipeline.fit.training.samples import EvalSamples
-from pipeline.report.runs import read_run
+from pipeline.report.run.output import read_run
 from pipeline.tokenizer import TextTokenizer
 from scripts.ranks import run_in
 from tests.fit.helpers import (

@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.lossless import is_lossless
 from pipeline.tokenizer import TextTokenizer
-from pipeline.vocabulary import SPACE
+from pipeline.tokenizer.lossless import is_lossless
+from pipeline.tokenizer.vocabulary import SPACE
 
 IntArray = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, Self, TypeVar
 
-from pipeline.units import duration, file_size
+from pipeline.console.units import duration, file_size
 from pipeline.world import World
 
 _SECONDS_BETWEEN_LINES = 10.0

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.report.charts import number
-from pipeline.report.curves import curve_pictures
 from pipeline.report.page import (
     Block,
     Column,
@@ -17,7 +16,8 @@ from pipeline.report.page import (
     TableBlock,
     shorten,
 )
-from pipeline.report.runs import Run, Sample
+from pipeline.report.run.curves import curve_pictures
+from pipeline.report.run.output import Run, Sample
 from pipeline.report.svg import SERIES, StyleSheet
 
 _MOST_QUESTIONS = 12

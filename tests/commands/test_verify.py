@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.verify import verify
 from pipeline.config import VerifyConfig
 from pipeline.errors import DuetError, InputError, PreparedFolderError
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.seals import sealed_json
-from pipeline.verification import verify
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "prepared"

@@ -23,8 +23,8 @@ import base64
 import json
 from typing import Any
 
-from pipeline.charsmap import ends_lines, starts_lines
-from pipeline.vocabulary import (
+from pipeline.tokenizer.charsmap import ends_lines, starts_lines
+from pipeline.tokenizer.vocabulary import (
     BYTES,
     KINDS,
     NEW_PIECES,

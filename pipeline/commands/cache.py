@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.config import CacheConfig
+from pipeline.console.units import file_size
 from pipeline.errors import InputError, PreparedFolderError
 from pipeline.json_object import read_json_object
 from pipeline.store.atomic import output_errors
@@ -22,7 +23,6 @@ from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.store.seals import read_checked
-from pipeline.units import file_size
 
 _HOUR, _DAY = 3_600, 86_400
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config import HubOptions
+from pipeline.console.logs import note
 from pipeline.errors import ConfigError, DuetError, OutputError
-from pipeline.logs import note
 
 _CARD = "README.md"
 

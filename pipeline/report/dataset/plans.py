@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from pipeline.console.units import percent
 from pipeline.fit.flops import FLAN_T5_BASE, ModelFlops
 from pipeline.report.charts import Ranges, bar_chart, range_chart
-from pipeline.report.padding import plan_costs
+from pipeline.report.dataset.padding import plan_costs
+from pipeline.report.dataset.rows import Lengths
+from pipeline.report.dataset.windows import Cuts, Range, WindowEffect, window_effects
 from pipeline.report.page import Key, Picture, Section, Table
-from pipeline.report.rows import Lengths
 from pipeline.report.svg import StyleSheet
-from pipeline.report.windows import Cuts, Range, WindowEffect, window_effects
-from pipeline.units import percent
 
 _FLOPS = ModelFlops.of(FLAN_T5_BASE)
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 
 from pipeline.report.charts import heat_map, strength_of
+from pipeline.report.dataset.rows import IntArray, Lengths
 from pipeline.report.page import Key, Picture, Table
-from pipeline.report.rows import IntArray, Lengths
 from pipeline.report.svg import StyleSheet
 
 _PER_OCTAVE = 4

@@ -7,8 +7,8 @@ import numpy as np
 from pipeline.fit.data.micro_batches import MicroBatcher
 from pipeline.fit.data.sampler import BatchSampler
 from pipeline.fit.estimate.step_costs import cost_of_steps
-from pipeline.report.rows import IntArray, Lengths
-from pipeline.report.windows import Flops
+from pipeline.report.dataset.rows import IntArray, Lengths
+from pipeline.report.dataset.windows import Flops
 
 BATCH_ROWS = 8
 """Rows of a stock batch, and ``--per-device-train-batch-size``: the default."""

@@ -13,10 +13,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
 from pipeline.config import FitOptions
 from pipeline.config.fields import flag, required_first
 from pipeline.recipes import recipe_names
-from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")

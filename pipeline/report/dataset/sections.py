@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.console.units import file_size, percent
 from pipeline.report.chat import sample_chats
-from pipeline.report.histogram import length_picture
+from pipeline.report.dataset.histogram import length_picture
+from pipeline.report.dataset.plans import padding_picture, window_section
+from pipeline.report.dataset.rows import Lengths, read_lengths
+from pipeline.report.dataset.windows import Cuts
 from pipeline.report.page import (
     Block,
     Chats,
@@ -20,14 +24,10 @@ from pipeline.report.page import (
     TableBlock,
     shorten,
 )
-from pipeline.report.plans import padding_picture, window_section
-from pipeline.report.rows import Lengths, read_lengths
 from pipeline.report.svg import StyleSheet
-from pipeline.report.windows import Cuts
 from pipeline.store.manifest import Manifest
 from pipeline.store.rejected import FILENAME, rejection_kinds
 from pipeline.store.summary import MEANINGS
-from pipeline.units import file_size, percent
 
 _MOST_KINDS = 20  # of rejections
 _MOST_LOST = 60  # characters

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import VerifyConfig
+from pipeline.console.progress import Wait
 from pipeline.errors import InputError
 from pipeline.json_object import read_json_object
-from pipeline.progress import Wait
 from pipeline.store.manifest import FILENAME, verify_prepared
 from pipeline.store.seals import FileSeal, find_difference, read_sealed_json
 

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline.console.units import percent
 from pipeline.report.charts import Format, Line, line_chart, number
 from pipeline.report.page import Key, Picture, Table
-from pipeline.report.runs import Run
+from pipeline.report.run.output import Run
 from pipeline.report.svg import SERIES, StyleSheet
-from pipeline.units import percent
 
 MOST_POINTS = 240
 """Of a line; where there were more entries, each point is the mean of some."""

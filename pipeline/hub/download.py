@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.progress import Wait
 from pipeline.errors import ModelError
-from pipeline.progress import Wait
 
 
 def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = None) -> Path | None:

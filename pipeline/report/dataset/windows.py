@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.report.rows import IntArray, Lengths
+from pipeline.report.dataset.rows import IntArray, Lengths
 from pipeline.store.manifest import Manifest
 
 WINDOWS = (512, 768, 1024, 1536, 2048, 3072, 4096)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from pipeline.cli import COMMANDS, run
+from pipeline.commands.flags import UsageError, flags_of, modernise
+from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.flags import UsageError, flags_of, modernise
 from pipeline.generation.config import ChatConfig
-from pipeline.trainer_flags import ALIASES, IGNORED, REFUSED
 
-GOLDEN = Path(__file__).parent / "golden" / "flags.txt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "flags.txt"
 
 
 def test_the_flags_are_those_of_the_golden_list() -> None:

@@ -1,0 +1,1 @@
+"""What a person reads on a terminal and in a log: messages, progress, colours, human units."""
