@@ -5,6 +5,9 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 python := env("PYTHON", "python3")
 bin := ".venv/bin"
 
+# A process that dies ends the run: with a new one in its place, xdist may wait for ever.
+pytest := "-m pytest -n 2 --dist loadfile --max-worker-restart=0"
+
 # List the recipes
 default:
     @just --list --unsorted
@@ -15,11 +18,11 @@ demo: _venv
 
 # Lint, types, import rules, the site, then the fast tests
 test: lint types docs-check docs
-    {{ bin }}/python -m pytest -n 2 --dist loadfile
+    {{ bin }}/python {{ pytest }}
 
 # All tests, the slow ones too
 test-slow: _venv
-    {{ bin }}/python -m pytest -m "not gpu"
+    {{ bin }}/python -m pytest -m "not gpu" -o faulthandler_timeout=3600
 
 # The fast tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 test-oldest: _venv
@@ -27,7 +30,7 @@ test-oldest: _venv
     {{ python }} -m venv .venv-oldest
     .venv-oldest/bin/python -m pip install --quiet -c .venv/oldest.txt -c <(grep ^torch== constraints.txt) \
         -e '.[ctranslate2,eval,html,lora,report,serve]' hypothesis jsonschema openai pytest pytest-xdist tensorboard
-    .venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+    .venv-oldest/bin/python {{ pytest }}
 
 # Build the wheel into dist/
 wheel: _venv
