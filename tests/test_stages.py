@@ -104,7 +104,10 @@ def check_trained(output: Path) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * ("4 and 8" not in n)) for n in COMMANDS],
+)
 def test_a_posted_command_line_trains(
     name: str, workplace: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

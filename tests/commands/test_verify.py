@@ -55,7 +55,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_a_flipped_byte_anywhere_is_noticed(folder: Path) -> None:
-    flip_each(folder, files_of(folder))
+    flip_each(folder, files_of(folder), regions=3)
 
 
 def test_a_file_that_is_gone_or_new_is_named(folder: Path) -> None:

@@ -65,7 +65,15 @@ def fit_and_stop(config: FitConfig, saves: int = 1, run: Callable[..., Path] = f
 
 
 @pytest.mark.parametrize(
-    "optim", ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "muon"]
+    "optim",
+    [
+        "adamw_torch",
+        "muon",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("adamw_torch_fused", "adamw_8bit", "adafactor")
+        ),
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     run: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str

@@ -85,7 +85,14 @@ def test_a_run_that_is_asked_in_its_last_step_ends_as_always(config: FitConfig) 
     assert (out / "trainer_state.json").is_file()
 
 
-@pytest.mark.parametrize(("turn", "step"), [(2, 2), (7, 4), (11, 6)])
+@pytest.mark.parametrize(
+    ("turn", "step"),
+    [
+        pytest.param(2, 2, marks=pytest.mark.slow),
+        (7, 4),
+        pytest.param(11, 6, marks=pytest.mark.slow),
+    ],
+)
 def test_an_evaluation_ends_at_once_and_is_done_by_the_resumed_run(
     config: FitConfig,
     tmp_path: Path,

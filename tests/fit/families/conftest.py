@@ -57,12 +57,6 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
     return family
 
 
-@pytest.fixture(params=list(FAMILIES))
-def family(request: pytest.FixtureRequest, make: Callable[[str], Family]) -> Family:
-    """Each family in turn."""
-    return make(request.param)
-
-
 VARIANTS = {"t5-untied", "flan-t5-tied", "ul2", "longt5-local", "switch-untied", "bart-untied"}
 """Of another that is there: they differ in what is tied, or in one layer."""
 
@@ -70,7 +64,7 @@ VARIANTS = {"t5-untied", "flan-t5-tied", "ul2", "longt5-local", "switch-untied",
 @pytest.fixture(
     params=[pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in FAMILIES]
 )
-def kind(request: pytest.FixtureRequest, make: Callable[[str], Family]) -> Family:
+def family(request: pytest.FixtureRequest, make: Callable[[str], Family]) -> Family:
     """Each family in turn; its variants are slow tests."""
     return make(request.param)
 

@@ -148,8 +148,7 @@ def test_what_was_trained_is_what_transformers_loads(family: Family, tmp_path: P
     assert log_of(out)[0]["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_an_adapter_trains_the_layers_of_its_family(kind: Family, tmp_path: Path) -> None:
-    family = kind
+def test_an_adapter_trains_the_layers_of_its_family(family: Family, tmp_path: Path) -> None:
     out = fit(family.run(tmp_path / "out", lora_r=2, lora_alpha=4))
     saved = load_file(out / "adapter_model.safetensors")
     layers = {name.split(".lora_")[0] for name in saved if ".lora_" in name}
@@ -211,8 +210,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert log_of(whole) == log_of(parts)
 
 
-def test_its_size_is_estimated(kind: Family, capsys: pytest.CaptureFixture[str]) -> None:
-    family = kind
+def test_its_size_is_estimated(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
     config = family.run(Path("nowhere"), dry_run=True)
     fit(config)
     lines = capsys.readouterr().out.splitlines()
@@ -225,9 +223,9 @@ def test_its_size_is_estimated(kind: Family, capsys: pytest.CaptureFixture[str])
 
 
 def test_it_answers_as_transformers_does(
-    kind: Family, trained: Callable[[Family], Path], capsys: pytest.CaptureFixture[str]
+    family: Family, trained: Callable[[Family], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    family, out = kind, trained(kind)
+    out = trained(family)
     capsys.readouterr()
     assert run_command(["chat", str(out), "--message", "Hi", "--max-new-tokens", "6"]) == 0
     said = capsys.readouterr().out
@@ -277,9 +275,8 @@ def test_what_is_exported_loads(family: Family, tmp_path: Path) -> None:
     assert is_tied(stock(tmp_path / "whole")) == family.tied
 
 
-def test_from_conversations_to_an_answer(kind: Family, tmp_path: Path) -> None:
+def test_from_conversations_to_an_answer(family: Family, tmp_path: Path) -> None:
     """Rows as ``prepare`` makes them: the tokenizer's own start, one end, no start in labels."""
-    family = kind
     data = tmp_path / "chats.json"
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "The sea, the wind."}]
     data.write_text(json.dumps([{"id": str(i), "conversations": turns} for i in range(3)]), "utf-8")

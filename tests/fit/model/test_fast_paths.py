@@ -106,7 +106,7 @@ WAYS: list[Callable[[Any], object]] = [
 
 
 @pytest.mark.parametrize("change", WAYS)
-@pytest.mark.parametrize("bucket", [None, 16])
+@pytest.mark.parametrize("bucket", [None, pytest.param(16, marks=pytest.mark.slow)])
 def test_loss_and_every_gradient(
     folder: Path, batch: Batch, change: Callable[[Any], None], bucket: int | None
 ) -> None:

@@ -194,6 +194,7 @@ def test_the_versions_name_bitsandbytes(small: FitConfig) -> None:
 
 
 @needs_bitsandbytes
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(small: FitConfig, tmp_path: Path) -> None:
     whole = fit_with(small)
     again = changed(small, output_dir=str(tmp_path / "again"))

@@ -118,7 +118,8 @@ def train_both(usual: FitConfig, late: FitConfig) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("fsdp", ["", pytest.param("full_shard", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", ["", "full_shard"])
 def test_two_processes(sparse: FitConfig, tmp_path: Path, fsdp: str) -> None:
     config = changed(sparse, fsdp=fsdp, max_steps=4, logging_steps=3, save_strategy="no")
     usual, late = (changed(config, output_dir=str(tmp_path / name)) for name in ("usual", "late"))

@@ -149,6 +149,7 @@ def test_a_killed_run_leaves_the_file_of_a_whole_one(sampled: FitConfig, tmp_pat
     assert path.read_bytes() == (whole / "samples.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_answer_and_the_resumed_run_writes_it(
     sampled: FitConfig, tmp_path: Path
 ) -> None:

@@ -270,3 +270,19 @@ def test_a_prompt_longer_than_the_window_is_refused_and_a_chat_is_cut(client: Op
     assert raised.value.code == "context_length_exceeded"
     usage = chat(client, "word " * 500).usage
     assert usage.prompt_tokens <= 200
+
+
+def test_a_wrong_key_is_refused(server: Server) -> None:
+    for key in ("wrong", KEY + "x", KEY[:-1], KEY.upper()):
+        with (
+            server.client(api_key=key) as client,
+            pytest.raises(openai.AuthenticationError) as raised,
+        ):
+            client.models.list()
+        assert raised.value.code == "invalid_api_key"
+        assert key not in raised.value.message
+    for header in ({}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}):
+        for path in ("/v1/models", "/metrics", "/v1/nothing"):
+            assert httpx2.get(f"{server.url}{path}", headers=header).status_code == 401
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+    assert KEY not in server.log.read_text()

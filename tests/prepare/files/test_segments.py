@@ -120,7 +120,14 @@ def gist(folder: Path) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("usual", [1_000, 3_000, 20_000])
+@pytest.mark.parametrize(
+    "usual",
+    [
+        1_000,
+        pytest.param(3_000, marks=pytest.mark.slow),
+        pytest.param(20_000, marks=pytest.mark.slow),
+    ],
+)
 def test_however_a_file_is_cut_its_rows_are_those_of_reading_straight_through(
     tmp_path: Path, tiny_t5: Path, form: str, usual: int
 ) -> None:
