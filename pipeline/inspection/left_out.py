@@ -14,11 +14,11 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.rejected import FILENAME, rejected_records, rejection_kinds
 from pipeline.store.summary import MEANINGS
 
-_LONGEST_REJECTION = 300
+_LONGEST_REJECTION = 300  # characters
 
 
 def read_as(manifest: Manifest) -> Iterator[Text]:
-    """Yield what each file was read as, and which keys nobody read."""
+    """Yield what each file was read as, and which keys are not used."""
     yield Text()
     yield Text("--- what was read", "bold")
     for source in manifest.sources:
@@ -30,7 +30,7 @@ def read_as(manifest: Manifest) -> Iterator[Text]:
         yield Text(visible(line))
     for kind, keys in manifest.unused_keys.items():
         names = ", ".join(f"{name} {n:,}" for name, n in sorted(keys.items(), key=_by_count))
-        yield Text(visible(f"keys of {kind} that nobody reads: {names or 'none'}"))
+        yield Text(visible(f"other keys of {kind}, not used: {names or 'none'}"))
     joined = manifest.counts["joined"]
     yield Text(f"records joined to the conversation before them: {joined:,}")
 
@@ -74,7 +74,8 @@ def _line(what: str, found: dict[str, Any]) -> Text:
     text = json.dumps(record, ensure_ascii=False) if record is not None else "no text"
     line = Text(visible(what), "yellow")
     place = f"{found['file']} record {found['position']}: "
-    return line.append(visible(place + text[:_LONGEST_REJECTION]), "none")
+    cut = " …" if len(text) > _LONGEST_REJECTION else ""
+    return line.append(visible(place + text[:_LONGEST_REJECTION] + cut), "none")
 
 
 def check_reason(manifest: Manifest, reason: str) -> int:

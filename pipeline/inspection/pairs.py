@@ -1,7 +1,6 @@
 """Rows of a prepared folder as pairs of texts, and which of them are asked for."""
 
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,8 @@ import pyarrow.compute as pc
 from pipeline.config import InspectConfig
 from pipeline.console.progress import Wait
 from pipeline.console.units import spread
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import InputError
+from pipeline.inspection.search import search
 from pipeline.store.arrow_numpy import as_numpy
 from pipeline.store.manifest import Manifest
 from pipeline.store.shards import open_split
@@ -117,13 +117,15 @@ class PairReader:
         else:
             yield from islice(self._matching(rows, config), limit)
 
-    def _matching(self, rows: Collection[int], config: InspectConfig) -> Iterator[Pair]:
+    def _matching(self, rows: list[int], config: InspectConfig) -> Iterator[Pair]:
         """Yield the pairs that ``--grep`` and ``--dropped`` ask for."""
-        pattern = _pattern(config.grep or "")
-        with Wait("searching", unit="pairs") as wait:
-            for pair in map(self.read, wait.each(rows)):
-                is_cut_so = config.dropped is None or config.dropped in pair.cuts
-                if is_cut_so and pattern.search(f"{pair.encoder}\n{pair.decoder}"):
+        with Wait("searching", len(rows), "pairs") as wait:
+            if config.grep is None:
+                found = wait.each(rows)
+            else:
+                found = search(self.table, rows, config.grep, self._tokenizer)
+            for pair in map(self.read, found):
+                if config.dropped is None or config.dropped in pair.cuts:
                     yield pair
 
     def _rows(self, config: InspectConfig) -> list[int]:
@@ -159,15 +161,3 @@ def _no_conversation(config: InspectConfig, ids: pa.ChunkedArray) -> InputError:
         do=f"give an id as --jsonl shows it, such as {ids[0].as_py()}; a conversation in parts has "
         "that of its first part",
     )
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ConfigError(
-            "not a regular expression",
-            where="--grep",
-            got=f"{text}: {error}",
-            do="put a \\ before a character that means itself",
-        ) from error

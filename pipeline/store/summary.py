@@ -23,7 +23,7 @@ MEANINGS = {
     "lost_spaces": "answers of which the tokenizer loses runs of spaces, or tabs",
     "no_pair": "conversations without a pair",
     "no_turns": "rejected: no turns",
-    "not_text": "rejected: images, audio or the like",
+    "not_text": "rejected: not text alone, but images, audio or other files",
     "not_trained": "answers with weight 0, history only",
     "opening_dropped": "pairs without what the assistant says before the first question",
     "question_cut": "pairs with the last turn's beginning cut",
@@ -36,7 +36,14 @@ MEANINGS = {
     "wrong_shape": "rejected: wrong shape",
 }
 
-_MOST_SHOWN = 20  # of lost characters, of unused keys
+_COUNTS = {
+    "records": "",
+    "rejected": "",
+    "joined": "parts of a conversation, joined to the part before them",
+    "conversations": "",
+    "pairs": "a question with what came before it, and its answer",
+}
+_MOST_SHOWN = 20  # of lost characters, of other keys
 
 
 def summary(manifest: Manifest, folder: Path) -> str:
@@ -48,8 +55,8 @@ def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     counts, tokens = manifest.counts, manifest.tokens
     if manifest.files_passed_over:
         yield table_row("files skipped", manifest.files_passed_over, "no records in them")
-    for name in ("records", "rejected", "joined", "conversations", "pairs"):
-        yield table_row(name, counts[name])
+    for name, remark in _COUNTS.items():
+        yield table_row(name, counts[name], remark)
     for split in manifest.splits():
         yield table_row(f"  in {split}", manifest.rows(split))
     for reason, count in sorted(counts["reasons"].items()):
@@ -65,11 +72,11 @@ def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
         commonest = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in lost)
         yield table_row("answers that lost characters", affected, f"commonest: {commonest}")
     for kind, keys in manifest.unused_keys.items():
-        shown = sorted(keys.items(), key=lambda item: -item[1])[:_MOST_SHOWN]
-        for name, count in shown:
-            yield table_row("unused key", count, f"{name!r} in {kind}")
-        if len(shown) < len(keys):
-            yield table_row("more unused keys", len(keys) - len(shown), f"in {kind}")
+        if keys:
+            commonest = sorted(keys, key=lambda name: -keys[name])[:_MOST_SHOWN]
+            more = ", …" if len(commonest) < len(keys) else ""
+            names = ", ".join(map(repr, commonest)) + more
+            yield table_row("other keys", len(keys), f"of {kind}, not used: {names}")
     yield f"{'prepared folder':<28}{folder}"
 
 

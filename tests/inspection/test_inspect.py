@@ -13,6 +13,7 @@ from pipeline.cli import run
 from pipeline.config import InspectConfig, PrepareConfig
 from pipeline.console.terminal import visible
 from pipeline.inspection.fidelity import compare
+from pipeline.inspection.left_out import dropped_lines
 from pipeline.inspection.pairs import CUTS, PairReader
 from pipeline.inspection.stage import json_lines
 from pipeline.prepare.stage import prepare
@@ -88,6 +89,15 @@ def test_rejected_records_are_shown_by_reason(folder: Path) -> None:
     assert len(unknown) == 2
     assert pairs(folder, dropped="unknown_role") == unknown
     assert pairs(folder, dropped="unknown_role", rows=1) == unknown[:1]
+
+
+def test_a_record_that_is_cut_ends_with_an_ellipsis() -> None:
+    found = {"file": "x.json", "position": 3, "detail": "no turns", "record": ["x" * 999]}
+    (line,) = dropped_lines([found])
+    assert line.plain.startswith('no turns; x.json record 3: ["xxx')
+    assert line.plain.endswith("x …")
+    (line,) = dropped_lines([found | {"record": ["x"]}])
+    assert line.plain.endswith(': ["x"]')
 
 
 def test_tokens_are_parted_where_the_vocabulary_parts_them(

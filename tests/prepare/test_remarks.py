@@ -147,11 +147,13 @@ def test_inspect_shows_what_was_read_and_the_commonest_rejections(
     (folder,) = [p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")]
     lines = list(inspect_prepared(InspectConfig(prepared=str(folder), rows=0, rejected=1)))
     text = "\n".join(lines)
+    (other,) = [line.split() for line in lines if "other keys  " in line]  # one line, no warning
+    assert " ".join(other) == "other keys 2 of records, not used: 'lang', 'score'"
     assert text[text.index("--- what was read") :].splitlines() == [
         "--- what was read",
         "x.json (json): 22 as lists of turns, 1 as {question, answer}; 3 rejected",
-        "keys of records that nobody reads: lang 2, score 1",
-        "keys of turns that nobody reads: none",
+        "other keys of records, not used: lang 2, score 1",
+        "other keys of turns, not used: none",
         "records joined to the conversation before them: 1",
         "",
         f"--- the most common rejections, one of each; all are in {folder / 'rejected.jsonl'}",

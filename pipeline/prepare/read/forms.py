@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.conversation import has_visible
-from pipeline.prepare.read.values import RejectedError, is_text, kind_of, parsed, wrong_shape
+from pipeline.prepare.read.values import is_text, kind_of, not_text, parsed, wrong_shape
 
 TURN_LISTS = ("conversations", "conversation", "messages")
 """Where turns are looked for; null or an empty list yields to the next."""
@@ -181,7 +181,7 @@ def _multimodal(parts: Any) -> Any:
     for part in parts if isinstance(parts, list) else []:
         if isinstance(part, dict):
             kind = str(part.get("content_type"))[:80]
-            raise RejectedError("not_text", f"a message has a part of type {kind}")
+            raise not_text("a message", kind)
     return parts
 
 

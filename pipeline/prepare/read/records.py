@@ -21,6 +21,7 @@ from pipeline.prepare.read.values import (
     is_text,
     json_line,
     kind_of,
+    not_text,
     parsed,
     text_of,
     wrong_shape,
@@ -44,9 +45,9 @@ class RecordCounts:
     forms: Counter[str] = field(default_factory=Counter)
     """How many were read in another form than a list of turns, by the form's name."""
     unused_in_records: Counter[str] = field(default_factory=Counter)
-    """Keys of records that nobody reads."""
+    """Keys of records that are not used."""
     unused_in_turns: Counter[str] = field(default_factory=Counter)
-    """Keys of turns that nobody reads."""
+    """Keys of turns that are not used."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Other things, by name: ``thinking``, ``looks_like_html``."""
 
@@ -60,7 +61,7 @@ class RecordCounts:
         return any(getattr(self, name) for name in self.__slots__)
 
     def unused_keys(self) -> dict[str, dict[str, int]]:
-        """Return the keys that nobody reads, as the manifest has them."""
+        """Return the keys that are not used, as the manifest has them."""
         kinds = {"records": self.unused_in_records, "turns": self.unused_in_turns}
         return {kind: dict(sorted(counts.items())) for kind, counts in kinds.items()}
 
@@ -136,7 +137,7 @@ class _Parser:
         )
 
     def _messages(self, value: dict[str, Any]) -> tuple[list[Any], str]:
-        """Return a record's turns and tools; take its system text, and note what nobody reads."""
+        """Return a record's turns and tools; take its system text; count unused keys."""
         read = set(MEDIA_KEYS)
         _, messages, looked_at = turns_in(value)
         if messages:
@@ -216,7 +217,7 @@ class _Parser:
     def _refuse_media(self, value: dict[str, Any], where: str) -> None:
         for key in MEDIA_KEYS:
             if value.get(key) not in (None, "", [], {}):
-                raise RejectedError("not_text", f'{where} has "{key}"')
+                raise not_text(where, f'"{key}"')
 
     def _cleaned(self, text: str) -> str:
         """Return a text as it is kept."""

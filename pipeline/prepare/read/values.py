@@ -25,6 +25,11 @@ def wrong_shape(detail: str) -> RejectedError:
     return RejectedError("wrong_shape", detail)
 
 
+def not_text(where: str, what: str) -> RejectedError:
+    """Return the error of a record that holds images, audio or other files."""
+    return RejectedError("not_text", f"{where} is not text alone: {what}")
+
+
 def is_text(value: Any) -> TypeGuard[str]:
     """Return whether a value is a JSON string; a number as it was written is none."""
     return isinstance(value, str) and not isinstance(value, NumberText)
@@ -84,7 +89,7 @@ def _part(part: Any, where: str) -> str:
     if kind == "text" and is_text(part.get("text")):
         return str(part["text"])
     if isinstance(kind, str) and _NOT_TEXT.search(kind):
-        raise RejectedError("not_text", f"{where} has a part of type {kind[:80]}")
+        raise not_text(where, kind[:80])
     raise wrong_shape(f'a part of {where} is no {{"type": "text", "text"}}')
 
 

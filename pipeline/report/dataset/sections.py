@@ -190,7 +190,7 @@ def _sources(manifest: Manifest) -> Iterator[Block]:
     if unused:
         unused.sort(key=lambda item: (-item[1], item[0]))
         yield TableBlock(
-            title="Keys that nobody reads",
+            title="Other keys, not used",
             table=Table(
                 header=["key", "times"], rows=[[name, f"{count:,}"] for name, count in unused]
             ),
