@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline.prepare.encode.segment_encoder import is_eval
 from pipeline.prepare.files.json_values import Record
-from pipeline.prepare.files.segments import read_files
+from pipeline.prepare.files.reading import find_files, read_files
 from pipeline.store.manifest import FILENAME, Shard, read_manifest, write_manifest
 from pipeline.store.shards import ShardWriter, row_schema, write_dataset_dict, write_split
 
@@ -34,7 +34,7 @@ _AT_ONCE = 1000
 
 def first_records(export: Path, count: int | None = None) -> list[Any]:
     """Return the first records that have turns; the reference has no answer to empty ones."""
-    found = (f.value for _, f in read_files([str(export)]) if isinstance(f, Record))
+    found = (f.value for _, f in read_files(find_files([str(export)])) if isinstance(f, Record))
     return list(itertools.islice((r for r in found if r["conversations"]), count))
 
 

@@ -15,7 +15,7 @@ end by themselves, so each question has a length of its own, from an eighth of t
 import argparse
 import random
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.generation.config import GenerateConfig
 from pipeline.generation.engine.answer import Sampling
 from pipeline.generation.generate import questions
 from pipeline.generation.model import TrainedModel, open_model
+from pipeline.prepare.files.reading import find_files
 
 Asked = Sequence[tuple[list[int], int]]
 """Encoder ids, and the most tokens of the answer."""
@@ -78,7 +79,7 @@ def choose(config: GenerateConfig, model: TrainedModel, count: int, most: int) -
     """Take every so many-th question, in the order of the file."""
     drawn = random.Random(0)
     found = []
-    for question in questions(config, Counter()):
+    for question in questions(config, find_files(config.data_path)):
         if question.index % 5 == 0:
             length = drawn.randint(max(most // 8, 1), most)
             found.append((model.source.ids(question.conversation), length))

@@ -25,7 +25,7 @@ from typing import Any
 from prepare_cores import measure
 
 from pipeline.prepare.files.json_values import Record
-from pipeline.prepare.files.segments import read_files
+from pipeline.prepare.files.reading import find_files, read_files
 
 HERE = Path(__file__).parent
 SIDES = {
@@ -87,7 +87,7 @@ def main() -> None:
 
 def all_records(export: Path) -> list[Any]:
     """Return the records that have turns; the others have no answer to empty ones."""
-    found = (f.value for _, f in read_files([str(export)]) if isinstance(f, Record))
+    found = (f.value for _, f in read_files(find_files([str(export)])) if isinstance(f, Record))
     return [record for record in found if record["conversations"]]
 
 

@@ -4,9 +4,7 @@ stdout carries the result alone (a path, an answer); everything else goes to std
 0; 1 with one line on stderr; 2 for a command line that cannot be understood.
 """
 
-import contextlib
 import functools
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,9 +28,10 @@ from pipeline.config import (
     VerifyConfig,
 )
 from pipeline.config.run_file import json_schema
+from pipeline.console import streams
 from pipeline.console.logs import note
 from pipeline.console.progress import importing
-from pipeline.errors import DuetError, OutputError
+from pipeline.errors import DuetError
 from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
 from pipeline.report.config import ReportConfig
 
@@ -219,15 +218,22 @@ def make_app(write: Callable[[Any], Any] | None = None) -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and end the process with its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no traceback in ASCII
-    code = run(argv)
+    streams.write_any_text()
+    try:
+        code = run(argv)
+        streams.flush()
+    except (OSError, SystemExit) as error:  # Typer makes an exit of a broken pipe
+        if streams.is_reader_gone():
+            code = streams.READER_IS_GONE
+        elif isinstance(error, OSError):
+            print(streams.cannot_write(error), file=sys.stderr)
+            code = 1
+        else:
+            raise
+        streams.write_no_more()
     if argv[:1] == ["prepare"]:
         # What a preparation holds needs no taking apart, which would take a tenth of its time.
-        with contextlib.suppress(OSError):  # else Python says what it always says
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        os._exit(code)
     sys.exit(code)
 
 
@@ -262,16 +268,10 @@ def run(argv: list[str]) -> int:
         if is_to_say(str(error)):
             print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise  # ``main`` knows whose pipe it is
     except OSError as error:  # stdout itself: its disk is full
-        print(
-            OutputError(
-                "cannot write",
-                where=error.filename or "stdout",
-                got=error.strerror or error,
-                do="free some space, or write elsewhere",
-            ),
-            file=sys.stderr,
-        )
+        print(streams.cannot_write(error), file=sys.stderr)
         return 1
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

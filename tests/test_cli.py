@@ -169,6 +169,38 @@ def test_the_completion_for_a_shell_is_printed(
     assert "#compdef duet" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["fit", "--config-schema"],
+        ["inspect", "tests/golden/prepared", "--jsonl", "--rows", "99"],
+    ],
+)
+def test_a_reader_that_closes_its_pipe_ends_a_command_quietly(args: list[str]) -> None:
+    """As ``duet … | head`` does: exit code 141, and not a word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipeline", *args]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_output_that_no_disk_takes_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "pipeline", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "cannot write; where: stdout" in line
+
+
 def test_help_answers_at_once() -> None:
     """The promise is 0.3 s; a busy machine gets four times that before this fails."""
     seconds = []

@@ -3,14 +3,14 @@
 Unlike in ``prepare``, parts are not joined and repeats not left out: each record gets its answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import PrepareOptions
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role
 from pipeline.prepare.files.json_values import Fault, NumberText
-from pipeline.prepare.files.segments import read_files
+from pipeline.prepare.files.reading import DataFile, read_files
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
 
@@ -29,18 +29,18 @@ class ReadRecord:
 
 
 def read_conversations(
-    data_path: Sequence[str], roles: Mapping[str, Role] = ROLES_BY_NAME
+    files: Iterable[DataFile], roles: Mapping[str, Role] = ROLES_BY_NAME
 ) -> Iterator[ReadRecord]:
     """Yield the records of some files, in order.
 
     Args:
-        data_path: Files, folders, globs or URLs.
+        files: What ``find_files`` found.
         roles: Speaker names, in lower case.
 
     Raises:
-        InputError: A path is missing, or a file cannot be read.
+        InputError: A file cannot be read.
     """
-    for source, found in read_files(data_path):
+    for source, found in read_files(files):
         place = f"{source.name}, record {found.position}"
         try:
             if isinstance(found, Fault):

@@ -7,7 +7,7 @@ that it can put those of like length together -> the journal -> one file.
 import hashlib
 import queue
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.generation.engine.scheduler import Engine
 from pipeline.generation.journal import Journal, Request
 from pipeline.generation.model import TrainedModel, name_of_model, open_model
 from pipeline.generation.progress import AnswerProgress
-from pipeline.prepare.files.sources import find_sources
+from pipeline.prepare.files.reading import DataFile, find_files
 
 _IN_FLIGHT = 512
 """Questions that are waiting or being answered: enough to find some of like length."""
@@ -51,25 +51,26 @@ def generate(config: GenerateConfig) -> Path:
         ModelError: The model cannot be loaded.
     """
     output = Path(config.output_path)
-    journal = Journal(output, _request(config))
+    files = find_files(config.data_path)
+    journal = Journal(output, _request(config, files))
     if journal.is_complete:
         return output
-    total = _count(config)
+    total = _count(config, files)
     with journal:
         if len(journal):
             note(f"resuming: {len(journal):,} of {total:,} answers are done")
         if len(journal) < total:
             model = open_model(Path(config.model), config)
             with model.engine() as engine:
-                _answer_all(config, model, engine, journal, total)
+                _answer_all(config, questions(config, files), model, engine, journal, total)
         journal.publish()
     return output
 
 
-def _request(config: GenerateConfig) -> Request:
+def _request(config: GenerateConfig, files: Sequence[DataFile]) -> Request:
     """Return what decides the answers; no path and no time."""
     content = hashlib.sha256()
-    for source in find_sources(config.data_path):
+    for source, _ in files:
         with source.path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 content.update(chunk)
@@ -86,14 +87,14 @@ def _request(config: GenerateConfig) -> Request:
     } | {name: getattr(config, name) for name in names}
 
 
-def _count(config: GenerateConfig) -> int:
+def _count(config: GenerateConfig, files: Sequence[DataFile]) -> int:
     """Return the number of questions; say what holds none.
 
     Raises:
         InputError: There is no question at all.
     """
     left_out = Counter[str]()
-    total = sum(1 for _ in questions(config, left_out))
+    total = sum(1 for _ in questions(config, files, left_out))
     if left_out:
         reasons = ", ".join(f"{name} {count:,}" for name, count in left_out.most_common())
         note(f"{left_out.total():,} records get no answer: {reasons}")
@@ -107,15 +108,18 @@ def _count(config: GenerateConfig) -> int:
     return total
 
 
-def questions(config: GenerateConfig, left_out: Counter[str]) -> Iterator[Question]:
+def questions(
+    config: GenerateConfig, files: Sequence[DataFile], left_out: Counter[str] | None = None
+) -> Iterator[Question]:
     """Yield what is to be answered, in the order of the input.
 
     Args:
         config: The settings.
+        files: The input.
         left_out: Records without a question are counted here, by reason.
     """
-    index = 0
-    for record in read_conversations(config.data_path, roles_of(config.role)):
+    index, left_out = 0, Counter[str]() if left_out is None else left_out
+    for record in read_conversations(files, roles_of(config.role)):
         if record.conversation is None:
             left_out[record.reason.partition(":")[0]] += 1
             continue
@@ -130,7 +134,12 @@ def questions(config: GenerateConfig, left_out: Counter[str]) -> Iterator[Questi
 
 
 def _answer_all(
-    config: GenerateConfig, model: TrainedModel, engine: Engine, journal: Journal, total: int
+    config: GenerateConfig,
+    asking: Iterable[Question],
+    model: TrainedModel,
+    engine: Engine,
+    journal: Journal,
+    total: int,
 ) -> None:
     asked: dict[int, tuple[Question, Answer]] = {}
     finished: queue.SimpleQueue[tuple[int, BaseException | None]] = queue.SimpleQueue()
@@ -148,7 +157,7 @@ def _answer_all(
         progress.add(result.num_tokens)
 
     with AnswerProgress(total, start=len(journal)) as progress:
-        for question in questions(config, Counter()):
+        for question in asking:
             if question.index in journal:
                 continue
 

@@ -17,7 +17,7 @@ from pipeline.console.terminal import visible
 from pipeline.conversation import Conversation, Role
 from pipeline.inspection.pairs import Pair
 from pipeline.prepare.files.json_values import Fault
-from pipeline.prepare.files.segments import read_files
+from pipeline.prepare.files.reading import find_files, read_files
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
@@ -104,7 +104,7 @@ def _conversations(data: Sequence[str], options: Mapping[str, Any]) -> Iterator[
 
 def _records(data: Sequence[str], options: Mapping[str, Any]) -> Iterator[Conversation]:
     roles, clean_html = roles_with(options.get("role") or {}), bool(options.get("clean_html"))
-    for _, record in read_files(data):
+    for _, record in read_files(find_files(data)):
         if isinstance(record, Fault):
             continue
         try:

@@ -73,9 +73,8 @@ def _lines(manifest: Manifest, folder: Path) -> Iterator[str]:
         yield table_row("answers that lost characters", affected, f"commonest: {commonest}")
     for kind, keys in manifest.unused_keys.items():
         if keys:
-            commonest = sorted(keys, key=lambda name: -keys[name])[:_MOST_SHOWN]
-            more = ", …" if len(commonest) < len(keys) else ""
-            names = ", ".join(map(repr, commonest)) + more
+            shown = sorted(keys, key=lambda name: -keys[name])[:_MOST_SHOWN]
+            names = ", ".join(map(repr, shown)) + (", …" if len(shown) < len(keys) else "")
             yield table_row("other keys", len(keys), f"of {kind}, not used: {names}")
     yield f"{'prepared folder':<28}{folder}"
 

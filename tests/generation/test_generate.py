@@ -21,6 +21,7 @@ from pipeline.generation.config import GenerateConfig
 from pipeline.generation.conversations import read_conversations
 from pipeline.generation.generate import generate
 from pipeline.generation.journal import Journal
+from pipeline.prepare.files.reading import find_files
 from pipeline.store.atomic import locked_folder
 from tests.conftest import record
 
@@ -66,11 +67,14 @@ def test_every_form_is_answered_in_order_with_its_fields(
         record("no question", "I am alone", roles=["gpt"]),
         record("unknown", "x", roles=["martian"]),
     ]
-    (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(records), encoding="utf-8")
+    (folder / "readme.html").write_text("<html>", encoding="utf-8")
+    (folder / "link.json").symlink_to("nowhere")
     table = pa.table({"question": ["From a table?"], "answer": ["yes"], "n": [7]})
-    pq.write_table(table, tmp_path / "b.parquet")
-    paths = [tmp_path / "a.json", tmp_path / "b.parquet"]
-    rows = generated(trained, tmp_path / "out" / "G.jsonl", paths)
+    pq.write_table(table, folder / "b.parquet")
+    rows = generated(trained, tmp_path / "out" / "G.jsonl", folder)
     inputs = [*records[:5], {"question": "From a table?", "answer": "yes", "n": 7}]
     for row, given in zip(rows, inputs, strict=True):
         assert {name: value for name, value in row.items() if name in given} == given
@@ -90,6 +94,8 @@ def test_every_form_is_answered_in_order_with_its_fields(
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     err = capsys.readouterr().err
     assert "2 records get no answer: no_question 1, unknown_role 1" in err
+    skipped = [line for line in err.splitlines() if "skipped" in line]
+    assert len(skipped) == 2, skipped  # a file, a link: each is said once
     assert re.search(r"6 of 6, [\d.]+ answers/s, [\d,]+ tokens/s, 0 s left", err)
 
 
@@ -233,6 +239,6 @@ def test_records_keep_numbers_as_they_are(tmp_path: Path) -> None:
         '{"conversations": [{"from": "human", "value": "x"}], "n": 1.5, "i": 10000000000000000001}'
     )
     (tmp_path / "a.jsonl").write_text(text)
-    (found,) = read_conversations([str(tmp_path / "a.jsonl")])
+    (found,) = read_conversations(find_files([str(tmp_path / "a.jsonl")]))
     assert (found.fields["n"], found.fields["i"]) == (1.5, 10000000000000000001)
     assert Counter(map(type, found.fields.values()))[str] == 0

@@ -23,7 +23,8 @@ from pipeline.prepare.engines.ordering import OrderedChunks
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, NumberText, Record, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
-from pipeline.prepare.files.segments import Piece, PieceReader, Segment, read_files, reading_at
+from pipeline.prepare.files.reading import find_files, read_files
+from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
 from pipeline.prepare.files.sources import find_sources, recognize, states_of
 from tests import forms
 from tests.prepare import test_fuzz
@@ -146,7 +147,7 @@ def read(folder: Path, content: bytes) -> tuple[list[Any], list[Fault]]:
     """Read a file in one go, and in pieces, which has to be the same."""
     path = folder / "x"
     path.write_bytes(content)
-    whole: Found = [found for _, found in read_files([str(path)])]
+    whole: Found = [found for _, found in read_files(find_files([str(path)]))]
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 400)
         pieces = read_in_pieces(path)

@@ -9,6 +9,7 @@ from pipeline.conversation import Conversation, Role, Turn
 from pipeline.errors import DuetError, InputError
 from pipeline.generation.chat.terminal import say
 from pipeline.generation.conversations import read_conversations
+from pipeline.prepare.files.reading import find_files
 from pipeline.prepare.read.values import clean
 from pipeline.store.atomic import write_file
 
@@ -66,7 +67,7 @@ class Session:
                 got="nothing there" if not path.exists() else "a folder",
                 do="give a file that /save wrote, or a ShareGPT export",
             )
-        for item in read_conversations([str(path)]):
+        for item in read_conversations(find_files([str(path)])):
             if item.conversation is not None:
                 turns = item.conversation.turns
                 is_system = turns[0].role is Role.SYSTEM

@@ -7,15 +7,15 @@ was right to cut there is known after reading: then the piece is clean.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.prepare.files.anchors import ReadAt, record_after
 from pipeline.prepare.files.file_kind import Kind
-from pipeline.prepare.files.json_values import Fault, Record, ValueReader, end_fault
-from pipeline.prepare.files.sources import FileState, Source, find_sources, recognize
+from pipeline.prepare.files.json_values import Fault, Record, ValueReader
+from pipeline.prepare.files.sources import FileState, Source
 from pipeline.prepare.files.streams import (
     BrokenStreamError,
     as_utf8,
@@ -227,28 +227,6 @@ class PieceReader:
         self.depends_on_before = True
         with reading_at(piece.source.path) as read_at:
             return indent_at(read_at, piece.start, 0)
-
-
-def read_files(data_path: Sequence[str]) -> Iterator[tuple[Source, Record | Fault]]:
-    """Yield what is found in some files, in order, in one go, each with its file.
-
-    Args:
-        data_path: Files, folders, globs or URLs.
-
-    Raises:
-        InputError: A path is missing or cannot be read, or holds no records.
-    """
-    sources = find_sources(data_path)
-    for source, kind in zip(sources, recognize(sources, [None] * len(sources)), strict=True):
-        if kind is None:
-            continue
-        reader, position = PieceReader(Piece(0, source, kind, source.state())), 0
-        for found in reader.values():
-            position = found.position + 1
-            yield source, found
-        fault = None if reader.is_resumed else end_fault(reader.brackets, position)
-        if fault is not None:
-            yield source, fault
 
 
 def changed(source: Source) -> InputError:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.prepare.files import streams
 from pipeline.prepare.files.json_values import Fault, Record
-from pipeline.prepare.files.segments import read_files
+from pipeline.prepare.files.reading import find_files, read_files
 from tests.conftest import record
 
 NUMBERS = {"score": [0.5, 1e-5, -2.5e30, 12], "flags": [True, False, None], "n": 1e-7}
@@ -30,7 +30,7 @@ RECORDS = json.loads(json.dumps(RAW), parse_int=str, parse_float=str)
 
 
 def read(path: Path) -> list[Record | Fault]:
-    return [found for _, found in read_files([str(path)])]
+    return [found for _, found in read_files(find_files([str(path)]))]
 
 
 def values(found: list[Record | Fault]) -> list[Any]:
@@ -307,7 +307,7 @@ def test_only_a_window_of_a_large_file_is_in_memory(tmp_path: Path) -> None:
     with path.open("w") as file:
         file.write("[" + ",".join([one] * 3_000) + "]")
     tracemalloc.start()
-    assert sum(1 for _ in read_files([str(path)])) == 3_000
+    assert sum(1 for _ in read_files(find_files([str(path)]))) == 3_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert path.stat().st_size > 30_000_000
