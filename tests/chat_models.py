@@ -40,7 +40,7 @@ FREE = (
 
 
 @functools.cache
-def _pieces() -> str:
+def _pieces(single: str) -> str:
     tokenizer: Any = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence(
@@ -56,12 +56,20 @@ def _pieces() -> str:
     spec["added_tokens"] = spec["added_tokens"][: len(SPECIAL)]  # bytes are no such tokens
     tokenizer = Tokenizer.from_str(json.dumps(spec))
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<bos>", "<eos>")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=ids)
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     return str(tokenizer.to_str())
 
 
 def gemma_like(
-    folder: Path, template: str | None = STRICT, *, ends: Any = (1, 5), special: bool = True
+    folder: Path,
+    template: str | None = STRICT,
+    *,
+    ends: Any = (1, 5),
+    special: bool = True,
+    more: Iterable[dict[str, Any]] = (),
+    single: str = "<bos> $A",
+    start: int = 2,
+    **settings: Any,
 ) -> Path:
     """Write the tokenizer of a model of Gemma's kind, and what the model says beside it.
 
@@ -70,23 +78,32 @@ def gemma_like(
         template: Its chat template.
         ends: The ids at which generation stops.
         special: Whether the tokens of turns say that they are special.
+        more: Further added tokens, what each says of itself.
+        single: What the tokenizer puts around a text.
+        start: What the decoder starts with.
+        **settings: Of its ``tokenizer_config.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    spec = json.loads(_pieces())
+    spec = json.loads(_pieces(single))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for i, token in enumerate(more, len(spec["model"]["vocab"])):
+        spec["added_tokens"].append(flags | {"id": i, "special": True} | token)
     for token in spec["added_tokens"]:
-        token["special"] &= special or "_of_turn" not in token["content"]
+        if "_of_turn" in token["content"]:
+            token["special"] = special
     (folder / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
-    settings: dict[str, Any] = {
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>",
         "pad_token": "<pad>", "unk_token": "<unk>",
-    }  # fmt: skip
+    } | settings  # fmt: skip
     if template is not None:
         settings["chat_template"] = template
-    ids = {"decoder_start_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    ids = {"decoder_start_token_id": start, "eos_token_id": 1, "pad_token_id": 0}
     said = {
         "tokenizer_config.json": settings,
         "config.json": {"model_type": "t5gemma", "is_encoder_decoder": True} | ids,
-        "generation_config.json": ids | {"eos_token_id": list(ends)},
+        "generation_config.json": ids
+        | {"eos_token_id": list(ends) if isinstance(ends, tuple) else ends},
     }
     for name, values in said.items():
         (folder / name).write_text(json.dumps(values), "utf-8")

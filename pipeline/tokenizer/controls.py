@@ -77,7 +77,7 @@ def _added(spec: dict[str, Any], config: dict[str, Any]) -> Iterable[dict[str, A
 
 def _is_control(token: dict[str, Any], template: str) -> bool:
     content = str(token["content"])
-    return bool(token.get("special")) or (content.strip() != "" and content in template)
+    return bool(token.get("special")) or (len(content.strip()) > 1 and content in template)
 
 
 def _reached(spec: dict[str, Any], where: str) -> list[str]:

@@ -17,12 +17,13 @@ Files = dict[str, bytes]
 """File names and contents."""
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     CONFIG,
     "spiece.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    SPECIAL,
+    ADDED,
     TEMPLATE,
     "sentencepiece.bpe.model",
     "tokenizer.model",
@@ -88,6 +89,36 @@ def special_tokens(files: Files, where: str) -> dict[str, str]:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         return dict(AutoTokenizer.from_pretrained(folder).special_tokens_map)
+
+
+def named_special_tokens(files: Files, where: str) -> dict[str, str]:
+    """Return the special tokens that files name, with their names, as transformers reads them."""
+    config, older = (read_json(files.get(n, b"{}"), f"{where}/{n}") for n in (CONFIG, SPECIAL))
+    said = older | config if "added_tokens_decoder" in config else config | older
+    named = said.get("extra_special_tokens")
+    tokens = {name: token for name, token in said.items() if name.endswith("_token")}
+    tokens |= named if isinstance(named, dict) else {}
+    texts = {name: _text_of(token) for name, token in tokens.items()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def added_tokens(files: Files, where: str) -> set[str]:
+    """Return every token that files name beside a vocabulary: special ones, and added ones."""
+    said = {n: read_json(files.get(n, b"{}"), f"{where}/{n}") for n in (CONFIG, SPECIAL, ADDED)}
+    tokens: list[Any] = [*said[ADDED], *named_special_tokens(files, where).values()]
+    for name in (CONFIG, SPECIAL):
+        tokens += (said[name].get("added_tokens_decoder") or {}).values()
+        for lists in ("additional_special_tokens", "extra_special_tokens"):
+            listed = said[name].get(lists)
+            tokens += listed if isinstance(listed, list) else []
+    if "tokenizer.json" in files:
+        tokens += read_json(files["tokenizer.json"], where).get("added_tokens") or []
+    return {text for token in tokens if (text := _text_of(token)) is not None}
+
+
+def _text_of(token: Any) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def parse_tokenizer(text: str, where: object) -> Tokenizer:

@@ -12,17 +12,20 @@ from pipeline.tokenizer import lossless
 from pipeline.tokenizer.controls import control_tokens, guard
 from pipeline.tokenizer.files import (
     CONFIG,
+    SPECIAL,
     TEMPLATE,
     VOCABULARY_FILES,
     Files,
+    added_tokens,
     converted_files,
+    named_special_tokens,
     own_files,
     parse_tokenizer,
     read_json,
     special_tokens,
     unreadable,
 )
-from pipeline.tokenizer.model_template import ModelTemplate, fit_template, turn_end
+from pipeline.tokenizer.model_template import fit_template, read_template, turn_end
 from pipeline.tokenizer.preamble import is_fitted
 from pipeline.tokenizer.text import TextTokenizer
 from pipeline.tokenizer.vocabulary import Vocabulary, vocabulary_of_json, vocabulary_of_spiece
@@ -34,8 +37,6 @@ _T5 = (None, "t5", "longt5", "switch_transformers")
 """Types of models with T5's vocabulary; None: a tokenizer alone."""
 _MT5 = ("mt5", "umt5")
 _LINES = "a\nb  c"
-_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-"""The special tokens that transformers hands to a template."""
 
 
 def load_tokenizer(
@@ -53,7 +54,6 @@ def load_tokenizer(
         TokenizerError: It has no tokenizer, or a broken one; or its chat template is wanted and
             there is none, or it cannot be used.
     """
-    files = _lossless_files(name_or_path, cache_dir)
     said = template_of(name_or_path, cache_dir)
     own = None if said is None or is_chat_template(said) else said
     if template == "model" and own is None:
@@ -63,23 +63,21 @@ def load_tokenizer(
             got=f"none in {CONFIG}, and no {TEMPLATE}",
             do="leave --chat-template out, or give --chat-template duet",
         )
+    used = None if template == "duet" else own
+    files = _lossless_files(name_or_path, cache_dir, used or "")
     start_id, is_lossless = None, files is not None
     if files is None:
         files = _other_files(name_or_path, cache_dir)
-        if said is None or not (is_chat_template(said) or is_fitted(said)):  # else it has been
-            files = guard(files, own or "", name_or_path)
         start_id = _decoder_start_id(name_or_path, cache_dir)
-    fitted: ModelTemplate | None = None
-    if own is None or template == "duet":
-        files = files if said is not None and own is None else _with_our_template(files)
-    elif is_fitted(own):
-        special = _special(files, name_or_path)
-        fitted = ModelTemplate(text=own, special=special, where=name_or_path)
-    else:
-        files, fitted = _with_model_template(
-            files, own, name_or_path, _end_ids(name_or_path, cache_dir)
-        )
-    special = _special(files, name_or_path)
+    if (own and not is_fitted(own)) or (said is None and not is_lossless):  # else it has been
+        files = guard(files, own or "", name_or_path)
+    if used is not None and not is_fitted(used):
+        ends = _end_ids(name_or_path, cache_dir)
+        files, used = _with_model_template(files, used, name_or_path, ends)
+    elif used is None and (said is None or own is not None):
+        files = _with_our_template(files)
+    special = named_special_tokens(files, name_or_path)
+    fitted = None if used is None else read_template(used, special, name_or_path)
     eos, unk = special.get("eos_token"), special.get("unk_token")
     return TextTokenizer(files, eos, unk, name_or_path, start_id, fitted, is_lossless=is_lossless)
 
@@ -92,10 +90,11 @@ def template_of(name_or_path: str, cache_dir: str | None = None) -> str | None:
         TokenizerError: A file cannot be read.
     """
     path = find_model_file(name_or_path, TEMPLATE, cache_dir)
-    if path is not None:
-        return _text(path)
-    path = find_model_file(name_or_path, CONFIG, cache_dir)
-    text = read_json(path, path).get("chat_template") if path is not None else None
+    if path is not None:  # it counts before the other, empty or not
+        text: Any = _text(path)
+    else:
+        path = find_model_file(name_or_path, CONFIG, cache_dir)
+        text = read_json(path, path).get("chat_template") if path is not None else None
     if isinstance(text, list):  # several by name
         named = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}
         text = named.get("default")
@@ -111,8 +110,11 @@ def tokenizer_of(tokenizer: Any) -> TextTokenizer:
         return load_tokenizer(folder)
 
 
-def _lossless_files(name_or_path: str, cache_dir: str | None) -> Files | None:
-    """Return the files of the lossless tokenizer; None where it cannot be made for a model."""
+def _lossless_files(name_or_path: str, cache_dir: str | None, template: str) -> Files | None:
+    """Return the files of the lossless tokenizer; None where it cannot be made for a model.
+
+    Nor is it where a template writes tokens that the model was given later: it would lose them.
+    """
     spec_path = find_model_file(name_or_path, "tokenizer.json", cache_dir)
     spec = read_json(spec_path, spec_path) if spec_path else None
     if spec is not None and lossless.is_lossless(spec):
@@ -123,7 +125,11 @@ def _lossless_files(name_or_path: str, cache_dir: str | None) -> Files | None:
         vocabulary = _t5_vocabulary(spec, find_model_file(name_or_path, "spiece.model", cache_dir))
     if vocabulary is None and kind in (*_T5, *_MT5):
         vocabulary = _vocabulary_with_room(name_or_path, cache_dir)
-    return _files_of_vocabulary(vocabulary) if vocabulary is not None else None
+    if vocabulary is None or (
+        template and _writes_more(template, vocabulary, name_or_path, cache_dir)
+    ):
+        return None
+    return _files_of_vocabulary(vocabulary)
 
 
 def _t5_vocabulary(spec: dict[str, Any] | None, spiece: Path | None) -> Vocabulary | None:
@@ -131,6 +137,14 @@ def _t5_vocabulary(spec: dict[str, Any] | None, spiece: Path | None) -> Vocabula
     if vocabulary is None and spiece is not None:
         vocabulary = vocabulary_of_spiece(spiece)
     return vocabulary if vocabulary is not None and vocabulary.is_t5 else None
+
+
+def _writes_more(
+    template: str, vocabulary: Vocabulary, name_or_path: str, cache_dir: str | None
+) -> bool:
+    """Return whether a template writes a token that a vocabulary has not."""
+    more = added_tokens(own_files(name_or_path, cache_dir), name_or_path) - vocabulary.ids.keys()
+    return any(len(token.strip()) > 1 and token in template for token in more)
 
 
 def _vocabulary_with_room(name_or_path: str, cache_dir: str | None) -> Vocabulary | None:
@@ -180,10 +194,20 @@ def _other_files(name_or_path: str, cache_dir: str | None) -> Files:
             got="none of " + ", ".join(VOCABULARY_FILES),
             do="copy the tokenizer's files beside the model",
         )
-    if "tokenizer.json" not in files or "eos_token" not in _special(files, name_or_path):
-        # What has no fast form, or leaves the names of its tokens to its class, as BART's does.
+    if "tokenizer.json" not in files or not _is_complete(files, name_or_path):
         files = converted_files(name_or_path, cache_dir)
     return files
+
+
+def _is_complete(files: Files, where: str) -> bool:
+    """Return whether nothing is left to a tokenizer's class: BART's names its tokens, for one.
+
+    Tokens that ``tokenizer.json`` lacks get their ids when the class is made.
+    """
+    if "eos_token" not in named_special_tokens(files, where):
+        return False
+    vocabulary = parse_tokenizer(files["tokenizer.json"].decode("utf-8"), where).get_vocab()
+    return vocabulary.keys() >= added_tokens(files, where)
 
 
 def _with_our_template(files: Files) -> Files:
@@ -195,7 +219,7 @@ def _with_our_template(files: Files) -> Files:
 
 def _with_model_template(
     files: Files, own: str, where: str, end_ids: set[int]
-) -> tuple[Files, ModelTemplate]:
+) -> tuple[Files, str]:
     """Return files whose template is the model's, fitted to any conversation, and the template.
 
     Args:
@@ -213,10 +237,11 @@ def _with_model_template(
     if end is not None and ids[end] in end_ids and "eos_token" not in own:
         # What the model ends its own turns with, where generation stops at it.
         special["eos_token"] = end
-    changes = {"chat_template": fitted.text, "split_special_tokens": False}
-    return _with_config(files, read_json(files.get(CONFIG, b"{}"), CONFIG) | special | changes), (
-        ModelTemplate(text=fitted.text, special=special, where=where)
-    )
+    changes = special | {"chat_template": fitted.text, "split_special_tokens": False}
+    if SPECIAL in files:  # it counts before the config
+        older = read_json(files[SPECIAL], where) | special
+        files = files | {SPECIAL: json.dumps(older, ensure_ascii=False).encode("utf-8")}
+    return _with_config(files, read_json(files.get(CONFIG, b"{}"), CONFIG) | changes), fitted.text
 
 
 def _with_config(files: Files, config: dict[str, Any]) -> Files:
@@ -225,36 +250,30 @@ def _with_config(files: Files, config: dict[str, Any]) -> Files:
     return {name: content for name, content in files.items() if name != TEMPLATE} | {CONFIG: text}
 
 
-def _special(files: Files, where: str) -> dict[str, str]:
-    """Return the special tokens that a tokenizer's files name."""
-    found: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", CONFIG):
-        if name in files:
-            found |= read_json(files[name], f"{where}/{name}")
-    tokens = {name: found.get(name) for name in _NAMED}
-    texts = {n: t.get("content") if isinstance(t, dict) else t for n, t in tokens.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
 def _end_ids(name_or_path: str, cache_dir: str | None) -> set[int]:
     """Return the ids at which a model's generation stops, as far as its files say."""
+    ids = _said("eos_token_id", name_or_path, cache_dir)
+    return {found for found in (ids if isinstance(ids, list) else [ids]) if isinstance(found, int)}
+
+
+def _decoder_start_id(name_or_path: str, cache_dir: str | None) -> int | None:
+    value = _said("decoder_start_token_id", name_or_path, cache_dir)
+    return value if isinstance(value, int) else None
+
+
+def _said(key: str, name_or_path: str, cache_dir: str | None) -> Any:
+    """Return what a model's files say of its answers, in the order in which they count."""
     path = find_model_file(name_or_path, "generation_config.json", cache_dir)
     config = _config(name_or_path, cache_dir)
-    saids = [read_json(path, path) if path is not None else {}, config, config.get("decoder") or {}]
-    ids: Any = next(
-        (found for said in saids if (found := said.get("eos_token_id")) is not None), []
-    )
-    return {found for found in (ids if isinstance(ids, list) else [ids]) if isinstance(found, int)}
+    nested = config.get("decoder")
+    saids = [read_json(path, path) if path is not None else {}, config]
+    saids += [nested] if isinstance(nested, dict) else []
+    return next((found for said in saids if (found := said.get(key)) is not None), None)
 
 
 def _config(name_or_path: str, cache_dir: str | None) -> dict[str, Any]:
     path = find_model_file(name_or_path, "config.json", cache_dir)
     return read_json(path, path) if path is not None else {}
-
-
-def _decoder_start_id(name_or_path: str, cache_dir: str | None) -> int | None:
-    value = _config(name_or_path, cache_dir).get("decoder_start_token_id")
-    return value if isinstance(value, int) else None
 
 
 def _text(path: Path) -> str:

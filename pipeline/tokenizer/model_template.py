@@ -111,6 +111,19 @@ def fit_template(
     return ModelTemplate(text=preamble(abilities, controls) + own, special=special, where=where)
 
 
+def read_template(text: str, special: Mapping[str, str], where: str) -> ModelTemplate:
+    """Return a template that was fitted before.
+
+    Raises:
+        TokenizerError: What was put before it is broken.
+    """
+    try:
+        Abilities.of(text)
+    except ValueError as error:
+        raise _unusable(error, where) from error
+    return ModelTemplate(text=text, special=special, where=where)
+
+
 def turn_end(template: ModelTemplate, controls: Sequence[str]) -> str | None:
     """Return the control token that a template ends the assistant's turns with, if there is one."""
     _, answer = words = ["qzone", "qztwo"]

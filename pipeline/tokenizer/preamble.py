@@ -46,9 +46,18 @@ class Abilities:
 
     @classmethod
     def of(cls, text: str) -> "Abilities":
-        """Return what a fitted template's preamble says of it."""
-        said, _, _ = text.removeprefix(_MARK).partition(_MARK_END)
-        return cls(**json.loads(said))
+        """Return what a fitted template's preamble says of it.
+
+        Raises:
+            ValueError: It is broken.
+        """
+        said, _, rest = text.removeprefix(_MARK).partition(_MARK_END)
+        try:
+            if _LAST not in rest:
+                raise ValueError("it is cut off")
+            return cls(**json.loads(said))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"a broken beginning: {text[:40]!r}") from error
 
 
 def own_part(text: str) -> str:
@@ -57,8 +66,8 @@ def own_part(text: str) -> str:
 
 
 def is_fitted(text: str) -> bool:
-    """Return whether a template has our preamble."""
-    return text.startswith(_MARK) and _LAST in text
+    """Return whether a template has our preamble; ``Abilities.of`` says whether it is whole."""
+    return text.startswith(_MARK)
 
 
 def preamble(abilities: Abilities, controls: Sequence[str]) -> str:
@@ -97,22 +106,36 @@ def preamble(abilities: Abilities, controls: Sequence[str]) -> str:
 def _plain_macro(controls: Sequence[str]) -> str:
     """Return a macro that puts a space after the first character of each control token.
 
+    Once is not enough: ``####`` holds ``###`` once more where ``# ##`` ends. Each time the next
+    one begins a character later in what it was, so that a token's length is enough. White space
+    and single characters are text, whoever calls them control tokens.
+
     An attribute costs the sandbox more than a search: those of the namespace are asked for where
     there is something to do alone.
     """
-    firsts = sorted({token[0] for token in controls})
+    # Those with a space last: one may come of what was put into another.
+    tokens = sorted((t for t in controls if len(t.strip()) > 1), key=lambda token: " " in token)
+    firsts = sorted({token.lstrip()[0] for token in tokens})
     may_hold = " or ".join(f"{first!r} in text" for first in firsts) or "false"
     return (
         "{%- macro duet_plain(text) -%}"
         "{%- set text = text | replace('\\r\\n', '\\n') -%}"
         f"{{%- if {may_hold} -%}}"
         "{%- set plain = namespace(text=text) -%}"
-        f"{{%- for token in {list(controls)} -%}}{{%- if token in text -%}}"
-        "{%- set plain.text = plain.text | replace(token, token[0] ~ ' ' ~ token[1:]) -%}"
+        f"{{%- for token, broken in {[(t, _broken(t)) for t in tokens]} -%}}"
+        "{%- if token in text or ' ' in token -%}"
+        "{%- for _ in range(token | length) -%}{%- if token in plain.text -%}"
+        "{%- set plain.text = plain.text | replace(token, broken) -%}"
+        "{%- endif -%}{%- endfor -%}"
         "{%- endif -%}{%- endfor -%}{{- plain.text -}}"
         "{%- else -%}{{- text -}}{%- endif -%}"
         "{%- endmacro -%}"
     )
+
+
+def _broken(token: str) -> str:
+    at = token.index(token.strip()) + 1
+    return f"{token[:at]} {token[at:]}"
 
 
 def _add_turn(abilities: Abilities) -> str:

@@ -59,8 +59,9 @@ class TextTokenizer:
             )
         self.eos_id: int = eos_id
         self.unk_id: int | None = self.backend.token_to_id(unk) if unk is not None else None
-        wrapping = self.backend.encode("", add_special_tokens=True).ids
-        self.prefix_ids = tuple(i for i in wrapping if i != eos_id)
+        wrapped = self.backend.encode("x")
+        own = wrapped.sequence_ids.index(0) if 0 in wrapped.sequence_ids else 0
+        self.prefix_ids = tuple(wrapped.ids[:own])
         """Ids that the tokenizer puts before a text; none for T5."""
         is_start = decoder_start_id is None or decoder_start_id in self.prefix_ids
         self.label_prefix_ids = () if is_start else self.prefix_ids
@@ -100,7 +101,8 @@ class TextTokenizer:
         ids += [self.label_prefix_ids] if self.prefix_ids else []
         if self.template is not None or not self.is_lossless:
             ids += ["whole texts", self.template.text if self.template else None]
-        text = self.backend.to_str() + json.dumps(ids)
+        ids += [dict(self.template.special)] if self.template else []
+        text = self.backend.to_str() + json.dumps(ids, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
