@@ -145,7 +145,7 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
     "inspect": (
         InspectConfig,
         _inspect,
-        "Show what a prepared folder holds, and what was left out and why.",
+        "Show what a prepared folder holds, and what was left out.",
     ),
     "report": (
         ReportConfig,
@@ -209,6 +209,7 @@ def make_app(write: Callable[[Any], Any] | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         help="Fine-tune Flan-T5 on conversations: prepare once, then fit.",
+        context_settings={"max_content_width": 120},
     )
     for name, (config_class, run, text) in COMMANDS.items():
         app.command(name, help=text)(command_of(config_class, run, write=write))

@@ -15,15 +15,23 @@ from typing import Any
 
 from pipeline.cli import COMMANDS
 from pipeline.commands.flags import COMMON
-from pipeline.config import FitOptions, HubOptions, PrepareOptions
+from pipeline.config import HubOptions, PrepareOptions
 from pipeline.config.fields import flag
+from pipeline.config.fit_options.model import ModelOptions
+from pipeline.config.fit_options.monitoring import MonitoringOptions
+from pipeline.config.fit_options.training import TrainingOptions
 from pipeline.generation.config import GenerationOptions
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "commands.md"
 START, END = "<!-- flags: start -->", "<!-- flags: end -->"
 GROUPS: dict[type[Any], tuple[str, str]] = {
     PrepareOptions: ("Data options", "Which rows are made."),
-    FitOptions: ("Training options", "How a model is trained on given rows."),
+    TrainingOptions: (
+        "Training options",
+        "Steps, batches, learning rate, optimizer, precision.",
+    ),
+    MonitoringOptions: ("Monitoring options", "What is logged, evaluated and saved, and when."),
+    ModelOptions: ("Model options", "Weights, LoRA, sharding, processes."),
     HubOptions: ("Hub options", "What is pushed to the Hugging Face hub."),
     GenerationOptions: ("Generation options", "How answers are generated."),
 }

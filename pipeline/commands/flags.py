@@ -24,6 +24,8 @@ _WORDS = TRUE + FALSE
 
 _OFF = (*FALSE, "none", "null", "")
 """Values that switch a flag off."""
+_LONGEST_CHOICES = 60
+"""Characters of names that the help shows in place of a value: they stand on one line."""
 _NEAR = 0.78
 """How alike two flags' letters must be for one to be a misspelling of the other."""
 
@@ -102,21 +104,38 @@ def _parameter(f: "dataclasses.Field[Any]", hint: Any, *, optional: bool) -> ins
     if f.metadata["positional"]:
         info: Any = typer.Argument(help=f.metadata["help"], metavar=f.name.upper())
     elif _is_switch(hint):
-        info = typer.Option(f"{name}/--no-{name[2:]}", help=f.metadata["help"])
+        # Typer would say [default: no-bf16].
+        off = "" if f.default is None else f"  [default: {'on' if f.default else 'off'}]"
+        text = f.metadata["help"] + off
+        info = typer.Option(f"{name}/--no-{name[2:]}", help=text, show_default=False)
     else:
-        info = typer.Option(name, help=f.metadata["help"])
+        info = typer.Option(name, help=f.metadata["help"], metavar=_placeholder(f.name, hint))
     return inspect.Parameter(
         f.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[hint, info], default=default
     )
 
 
+def _placeholder(name: str, hint: Any) -> str | None:
+    """Return what stands for a value in the help; None: what Typer makes of the type.
+
+    >>> _placeholder("output_dir", str), _placeholder("stop", list[str]), _placeholder("seed", int)
+    ('<path>', '<text>', None)
+    """
+    kinds = (hint, *typing.get_args(hint))
+    if str in kinds:
+        return "<path>" if name.endswith(("_path", "_dir")) else "<text>"
+    choices = [c for kind in kinds for c in typing.get_args(kind) if isinstance(c, str)]
+    return "<name>" if sum(map(len, choices)) > _LONGEST_CHOICES else None
+
+
 def _common_parameter(name: str, common: CommonFlag) -> inspect.Parameter:
     """Return what the help shows; ``modernise`` has taken the flag away before Typer reads it."""
     hint: Any = bool if common.is_switch else str | None
+    metavar = None if common.is_switch else "<path>"
     return inspect.Parameter(
         name[2:].replace("-", "_"),
         inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[hint, typer.Option(name, help=common.help)],
+        annotation=Annotated[hint, typer.Option(name, help=common.help, metavar=metavar)],
         default=False if common.is_switch else None,
     )
 

@@ -15,8 +15,8 @@ class InspectConfig(Settings):
     rows: int | None = option(
         None,
         at_least(0),
-        help="Number of pairs to show, spread over the split. Default: 3; all of --conversation, "
-        "and all records of --dropped.",
+        help="Number of pairs to show, spread over the split. Default: 3; with --conversation all "
+        "of them, with --dropped all rejected records.",
     )
     split: Literal["train", "eval"] = option("train", help="Split to show.")
     rejected: int = option(5, at_least(0), help="Number of rejected records to show.")
@@ -30,15 +30,15 @@ class InspectConfig(Settings):
     dropped: str | None = option(
         None,
         NAMED,
-        help="Show what was left out for this reason of the table: rejected records, or "
-        "pairs with history_cut, question_cut or answer_cut.",
+        help="Show what was left out or cut for this reason, named as in the table of duet "
+        "prepare: rejected records, or pairs with history_cut, question_cut or answer_cut.",
     )
     tokens: bool = option(False, help="Mark token boundaries.")
     jsonl: bool = option(False, help="Print JSON Lines: one pair or rejected record per line.")
     fidelity: int = option(
         1000,
         at_least(0),
-        help="Number of answers to decode and compare with the data, if it is found. 0: off.",
+        help="Number of answers to decode and compare with the data, if they are found. 0: off.",
     )
     data_path: tuple[str, ...] = option(
         (),

@@ -48,7 +48,7 @@ class FitConfig(HubOptions, FitOptions):
         help="Print steps, padding, memory and time of the run; train nothing, write nothing.",
     )
     model_max_length: int | None = option(
-        None, help="Maximum sequence length; only checked against the prepared folder's."
+        None, help="Maximum sequence length, in tokens; only checked against the prepared folder's."
     )
 
     def check(self) -> None:

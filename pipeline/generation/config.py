@@ -115,8 +115,8 @@ class GenerateConfig(GenerationOptions):
     output_path: str = option(REQUIRED, NAMED, LOCAL_OUTPUT, help="JSON Lines file to write.")
     all_turns: bool = option(
         False,
-        help="Answer every human turn, each after its history in the file. Default: only "
-        "the last one.",
+        help="Answer every human turn, each after its history in the file, and not only the "
+        "last one.",
     )
     role: tuple[str, ...] = option(
         (), help="Additional speaker name, as NAME=human|assistant|system|tool. Repeatable."
@@ -166,7 +166,9 @@ class EvalConfig(GenerationOptions):
         help="Maximum number of pairs to evaluate on, spread over the split. Default: all.",
     )
     baseline: str | None = option(
-        None, help="Model to compare with, usually the one that training started from."
+        None,
+        help="Model to compare with: a folder or a hub name, usually the one that training "
+        "started from.",
     )
     generate: bool = option(
         True, help="Generate answers and score them, beside computing the loss."

@@ -37,11 +37,18 @@ def test_every_field_has_a_help() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_names_each_flag(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run([command, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in flags_of(COMMANDS[command][0]))
+    """In the width of the terminal, and without the words of its libraries for types."""
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert run([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in flags_of(COMMANDS[command][0]))
+        widest = max(map(len, text.splitlines()))
+        assert columns - 40 < widest <= columns
+        assert "default: no-" not in text
+        assert not re.search(r"^ +--.*<(str|list)\b", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
