@@ -20,7 +20,7 @@ from pipeline.console.logs import note
 from pipeline.errors import PreparedFolderError
 from pipeline.json_object import read_json_object
 from pipeline.prepare.files.sources import FileState, is_settled
-from pipeline.store.atomic import output_errors, write_file
+from pipeline.store.atomic import output_errors, remove_folder, write_file
 from pipeline.store.manifest import read_manifest
 
 
@@ -72,23 +72,18 @@ class PreparedCache:
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
         """Make a sibling to work in; it is gone afterwards, and so are those of killed runs."""
-        self._remove_temporaries()
-        # Its own, since a worker may outlive a killed run by a moment and write there once more.
+        # Whoever holds this input's lock is its only run.
+        for left in self.folder.glob(f".tmp-{self.key}-*"):
+            remove_folder(left)  # waits: a worker may outlive a killed run by a moment
+        for left in self.folder.glob(f".index/.{self.key}.json.*.tmp"):
+            left.unlink(missing_ok=True)
         path = self.folder / f".tmp-{self.key}-{os.getpid()}"
         try:
             with output_errors(path):
-                (path / "prepared").mkdir(parents=True)
-                (path / "chunks").mkdir()
+                path.mkdir(parents=True)
             yield path
         finally:
-            self._remove_temporaries()
-
-    def _remove_temporaries(self) -> None:
-        """Remove this input's temporary files: whoever holds its lock is the only run."""
-        for path in self.folder.glob(f".tmp-{self.key}-*"):
             shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(f".index/.{self.key}.json.*.tmp"):
-            path.unlink(missing_ok=True)
 
     def _entry(self, key: str) -> Path:
         return self.folder / ".index" / f"{key}.json"

@@ -80,12 +80,15 @@ class _Preparation:
     def run(self) -> Path:
         """Do the work in a temporary sibling and publish it."""
         with rare_collections(), self._cache.temporary() as temporary:
-            chunks = ChunkCache(self._cache.chunks, temporary / "chunks")
+            chunks = ChunkCache(self._cache.chunks, temporary)
             engine = make_engine(self._config, chunks)
             try:
-                return self._run(temporary, chunks, engine)
+                final = self._run(temporary, chunks, engine)
             finally:
                 engine.close()
+        # Last: a run that finds the folder at once takes nothing away that a killed one left.
+        self._cache.remember(final.name, self._states)
+        return final
 
     def _run(self, temporary: Path, chunks: ChunkCache, engine: Engine) -> Path:
         self._groups = group_files(self._sources, self._states)
@@ -120,7 +123,6 @@ class _Preparation:
             else:
                 names = ", ".join(source["name"] for source in read_manifest(final).sources)
                 note(f"already prepared, from the same content in {names}")
-        self._cache.remember(fingerprint, self._states)
         return final
 
     def _recognize(self, index: FileIndex) -> list[Kind | None]:

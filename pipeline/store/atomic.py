@@ -124,23 +124,60 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    "another process writes into this folder",
-                    where=folder,
-                    got="a lock on it",
-                    do="wait until it ends, stop it, or give another folder",
-                ) from error
-            except OSError:
-                pass
+        try:
+            _lock(descriptor, "LOCK_EX", "LOCK_NB")
+        except BlockingIOError as error:
+            raise OutputError(
+                "another process writes into this folder",
+                where=folder,
+                got="a lock on it",
+                do="wait until it ends, stop it, or give another folder",
+            ) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def hold_folder(folder: Path) -> bool:
+    """Keep a folder from ``remove_folder`` until this process ends, however it ends.
+
+    Returns:
+        Whether the folder is there.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)  # never closed: the system does it at the end
+        _lock(descriptor, "LOCK_SH")
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, as soon as no process holds it (``hold_folder``)."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(descriptor, "LOCK_EX")
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, *flags: str) -> None:
+    """Lock what is open; without effect where the system or the disk has no such locks.
+
+    Raises:
+        BlockingIOError: Another process has it, and ``LOCK_NB`` is among the flags.
+    """
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, sum(getattr(fcntl, flag) for flag in flags))
+        except BlockingIOError:
+            raise
+        except OSError:
+            _lock(descriptor, "LOCK_EX")
 
 
 @contextlib.contextmanager

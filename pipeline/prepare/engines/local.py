@@ -21,7 +21,7 @@ from pipeline.errors import DuetError
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.gc_tuning import collect_rarely
 from pipeline.prepare.options import EncodingSettings
-from pipeline.store.atomic import write_file
+from pipeline.store.atomic import hold_folder, write_file
 from pipeline.store.chunk_cache import ChunkCache
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def _new_encoder(settings: EncodingSettings, cache: ChunkCache) -> "SegmentEncod
 def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
     global _settings_file, _cache
     _settings_file, _cache = settings_file, cache
+    if not hold_folder(cache.temporary):
+        os._exit(1)  # the run was killed, and the next one took it away
     # A worker a core is enough; threads in each would fight for them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -31,7 +31,7 @@ from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.local import end_with_parent, hidden_main, usable_cores
 from pipeline.prepare.files.segments import Piece, Segment
 from pipeline.prepare.options import EncodingSettings
-from pipeline.store.atomic import output_errors, write_file
+from pipeline.store.atomic import hold_folder, output_errors, write_file
 from pipeline.store.chunk_cache import Chunk, ChunkCache
 
 T = TypeVar("T")
@@ -251,7 +251,8 @@ def _encoder(driver_has: dict[str, str], context: Any) -> tuple[SegmentEncoder, 
         with contextlib.suppress(OSError):  # where it is, paths mean what they mean to the driver
             os.chdir(folder)
         with contextlib.suppress(OSError):
-            shares_cache = marker.read_text(encoding="utf-8") == token
+            seen = marker.read_text(encoding="utf-8") == token
+            shares_cache = seen and hold_folder(cache.temporary)
         if not shares_cache:
             with output_errors(Path(tempfile.gettempdir())):
                 temporary = tempfile.TemporaryDirectory(prefix="duet-")
