@@ -25,7 +25,7 @@ from pipeline import __version__
 from pipeline.commands.flags import TRUE
 from pipeline.config import DoctorConfig
 from pipeline.console.progress import Wait
-from pipeline.console.units import file_size, gib
+from pipeline.console.units import file_size, memory_size
 
 DISTRIBUTION = "duet-t5"
 EXTRAS = {
@@ -248,7 +248,7 @@ def _device(device: Mapping[str, Any]) -> str:
     if "cores" in device:
         parts.append(f"{device['cores']} cores")
     if "memory" in device:
-        parts.append(gib(device["memory"]))
+        parts.append(memory_size(device["memory"]))
     if device.get("features"):
         parts.append(" ".join(device["features"]))
     if "bf16" in device:

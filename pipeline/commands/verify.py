@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config import VerifyConfig
 from pipeline.console.progress import Wait
+from pipeline.console.units import counted
 from pipeline.errors import InputError
 from pipeline.json_object import read_json_object
 from pipeline.store.manifest import FILENAME, verify_prepared
@@ -110,4 +111,4 @@ def _nothing_to_check(folder: Path) -> InputError:
 
 
 def _line(folder: Path, files: int, size: int) -> str:
-    return f"{folder}: {files} files of {size:,} bytes, all as they were written"
+    return f"{folder}: {counted(files, 'file')}, {size:,} bytes, all as they were written"

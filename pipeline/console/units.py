@@ -54,13 +54,26 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def gib(size: float) -> str:
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """Return a number of things.
+
+    >>> counted(1, "thread"), counted(1_200, "step"), counted(0, "process", "processes")
+    ('1 thread', '1,200 steps', '0 processes')
+    """
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def memory_size(size: float) -> str:
     """Return bytes as memory is counted.
 
-    >>> gib(3 << 29)
-    '1.50 GiB'
+    >>> memory_size(3 << 29), memory_size(5 << 20), memory_size(700), memory_size(0)
+    ('1.50 GiB', '5.0 MiB', '0.7 KiB', '0')
     """
-    return f"{size / (1 << 30):,.2f} GiB"
+    if size >= 1 << 30:
+        return f"{size / (1 << 30):,.2f} GiB"
+    if size >= 1 << 20:
+        return f"{size / (1 << 20):,.1f} MiB"
+    return f"{size / (1 << 10):,.1f} KiB" if size else "0"
 
 
 def file_size(size: float) -> str:

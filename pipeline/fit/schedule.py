@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Strategy
 from pipeline.config.views import StepSettings
+from pipeline.console.units import counted
 from pipeline.errors import ConfigError
 
 _EPSILON = 1e-9  # 0.07 * 100 is a little more than 7
@@ -122,18 +123,15 @@ def _words(schedule: Schedule) -> str:
 
 def _global_batch_size(options: StepSettings, processes: int) -> tuple[int, str]:
     device, steps = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    several = f"{processes} process{'es' * (processes != 1)}"
     if options.train_batch_size is not None:
         rows = options.train_batch_size
         return (
             rows,
-            f"from --train-batch-size, micro-batches of at most {device} maximum-length examples",
+            f"from --train-batch-size, micro-batches of at most {device} of the longest examples",
         )
-    rows = device * processes * steps
-    return (
-        rows,
-        f"= {device} per device x {several} x {steps} accumulation step{'s' * (steps != 1)}",
-    )
+    several = counted(processes, "process", "processes")
+    accumulated = counted(steps, "accumulation step")
+    return device * processes * steps, f"= {device} per device x {several} x {accumulated}"
 
 
 def steps_of(value: float, total: int) -> int:

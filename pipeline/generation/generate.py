@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.logs import note
+from pipeline.console.units import counted
 from pipeline.conversation import Conversation, Role
 from pipeline.errors import InputError
 from pipeline.generation.config import GenerateConfig
@@ -97,7 +98,7 @@ def _count(config: GenerateConfig, files: Sequence[DataFile]) -> int:
     total = sum(1 for _ in questions(config, files, left_out))
     if left_out:
         reasons = ", ".join(f"{name} {count:,}" for name, count in left_out.most_common())
-        note(f"{left_out.total():,} records get no answer: {reasons}")
+        note(f"no answer for {counted(left_out.total(), 'record')}: {reasons}")
     if not total:
         raise InputError(
             "no conversation with a question",

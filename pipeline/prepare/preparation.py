@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config import PrepareConfig
 from pipeline.console.logs import note
 from pipeline.console.progress import ByteProgress
+from pipeline.console.units import counted
 from pipeline.errors import InputError
 from pipeline.prepare.cache import PreparedCache
 from pipeline.prepare.collected import Collected
@@ -161,7 +162,7 @@ class _Preparation:
                 prepared.add(chunks, done.chunk)
                 self._collected.take(done, chunks, rejected)
                 self._note_group(done)
-                progress.status = f"{self._collected.stats.pairs:,} pairs"
+                progress.status = counted(self._collected.stats.pairs, "pair")
                 progress.advance(done.segment.size)
         write_files(folder / "tokenizer", tokenizer())
         return prepared.close()
@@ -216,14 +217,14 @@ class _Preparation:
                 do="give a smaller one, or more conversations",
             )
         reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"
-        first, some = "", "record" if counts["records"] == 1 else "records"
+        first, records = "", counted(counts["records"], "record")
         if self._collected.first_rejection:
             name, position, rest = self._collected.first_rejection
             first = f"; the first, record {position} of {name}: {in_words(rest)}"
         return InputError(
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),
-            got=f"{counts['records']} {some}, {counts['rejected']} rejected ({reasons}){first}",
+            got=f"{records}, {counts['rejected']} rejected ({reasons}){first}",
             do=remedy_for(counts["reasons"]),
         )
 

@@ -30,7 +30,7 @@ def test_a_whole_folder_is_a_line(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     assert check(folder) == [
-        f"{folder}: {len(files)} files of {size:,} bytes, all as they were written"
+        f"{folder}: {len(files)} files, {size:,} bytes, all as they were written"
     ]
 
 

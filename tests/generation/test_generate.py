@@ -93,7 +93,7 @@ def test_every_form_is_answered_in_order_with_its_fields(
         assert row["generated"] == stock(plain_model, trained, messages)
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     err = capsys.readouterr().err
-    assert "2 records get no answer: no_question 1, unknown_role 1" in err
+    assert "no answer for 2 records: no_question 1, unknown_role 1" in err
     skipped = [line for line in err.splitlines() if "skipped" in line]
     assert len(skipped) == 2, skipped  # a file, a link: each is said once
     assert re.search(r"6 of 6, [\d.]+ answers/s, [\d,]+ tokens/s, 0 s left", err)

@@ -28,8 +28,8 @@ class TrainingOptions(Settings):
     per_device_train_batch_size: int = option(
         8,
         at_least(1),
-        help="Micro-batch size per device, in examples of the full --model-max-length; a "
-        "micro-batch holds more of them when they are shorter.",
+        help="Micro-batch size per device, in examples as long as the longest of the data; "
+        "of shorter ones a micro-batch holds more.",
     )
     per_device_eval_batch_size: int = option(
         8, at_least(1), help="Evaluation batch size per device, counted in the same way."

@@ -12,6 +12,7 @@ import torch
 from pipeline.config import FitConfig
 from pipeline.config.fields import flag
 from pipeline.console.logs import note
+from pipeline.console.units import counted, duration
 from pipeline.errors import OutputError
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.context import RunContext
@@ -20,8 +21,8 @@ from pipeline.store.atomic import write_file
 CARD = "README.md"
 _MARK = "<!-- Written by duet fit; edit it and take this line out, and it stays. -->"
 _FIGURES = {
-    "loss": "loss, a target token, of the last steps",
-    "train_loss": "loss of all steps",
+    "loss": "loss per target token, since the last log entry",
+    "train_loss": "mean loss of the run",
     "eval_loss": "loss on the eval split",
     "eval_bits_per_byte": "bits per byte on the eval split",
 }
@@ -60,7 +61,7 @@ def _packages(config: FitConfig) -> list[str]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
 
 
 def model_card(metadata: dict[str, Any], state: RunState) -> str:
@@ -73,7 +74,6 @@ def model_card(metadata: dict[str, Any], state: RunState) -> str:
         for name in _FIGURES
         if name in entry
     }
-    plural = "es" if metadata["processes"] > 1 else ""
     lines = [
         _front_matter(settings),
         _MARK,
@@ -93,14 +93,14 @@ def model_card(metadata: dict[str, Any], state: RunState) -> str:
         "",
         "## Training",
         "",
-        f"{state.step:,} steps of {metadata['rows_per_step']:,} rows, "
-        f"{state.tokens_seen:,} tokens, "
-        f"on {metadata['processes']} process{plural} ({metadata['device']}), "
-        f"in {state.seconds:,.0f} seconds. The command, without what it leaves as it is:",
+        f"{counted(state.step, 'step')} of at most "
+        f"{counted(metadata['rows_per_step'], 'example')}, {state.tokens_seen:,} tokens, "
+        f"on {counted(metadata['processes'], 'process', 'processes')} ({metadata['device']}), "
+        f"in {duration(state.seconds)}. The command, without what is a default:",
         "",
         f"    {_without_places(metadata['command'])}",
         "",
-        "All settings are in `run.json`, the loss at each step in `trainer_state.json`, where the "
+        "All settings are in `run.json`, the logged losses in `trainer_state.json`, where the "
         "model was trained.",
         "",
         "## Versions",
@@ -139,8 +139,17 @@ def command(config: FitConfig) -> str:
         value = getattr(config, f.name)
         if value != f.default:
             for each in value if isinstance(value, tuple) else [value]:
-                words += [flag(f.name), str(each)]
+                words += [flag(f.name), _plain(each)]
     return shlex.join(words)
+
+
+def _plain(value: object) -> str:
+    """Return a setting as one writes it.
+
+    >>> _plain(5.0), _plain(5e-5), _plain(True)
+    ('5', '5e-05', 'True')
+    """
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _without_places(command: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.config import FitConfig
-from pipeline.console.units import duration, gib
+from pipeline.console.units import counted, duration, memory_size
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.data.prepared import open_data
@@ -74,7 +74,7 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
         yield table_row(
             "sample answers",
             config.eval_samples,
-            f"of each eval set, of up to {data.target_length:,} tokens each, at each evaluation",
+            f"per eval set and evaluation, each of up to {data.target_length:,} tokens",
         )
     yield from _padding(plan, costs, processes, config.group_by_length, config.auto_batch_size)
     yield from _memory(memory)
@@ -103,7 +103,7 @@ def _padding(
     plan: RunPlan, costs: StepCosts, processes: int, group_by_length: bool, auto_batch_size: bool
 ) -> Iterator[str]:
     there = min(plan.steps_per_epoch, plan.total_steps)
-    seen = "" if costs.steps == there else f"; in {costs.steps:,} steps of the first epoch"
+    seen = "" if costs.steps == there else f"; in {counted(costs.steps, 'step')} of the first epoch"
     grouped = "on" if group_by_length else "off"
     share = 1 - costs.useful / costs.padded
     yield table_row(
@@ -131,8 +131,8 @@ def _memory(memory: Memory) -> Iterator[str]:
         size = getattr(memory, field.name)
         if field.name == "update" and not size:
             continue
-        yield table_row(field.name, gib(size), remarks.get(field.name, ""))
-    yield table_row("memory", gib(memory.total), "per device, estimated")
+        yield table_row(field.name, memory_size(size), remarks.get(field.name, ""))
+    yield table_row("memory", memory_size(memory.total), "per device, estimated")
 
 
 def _time(
@@ -146,11 +146,12 @@ def _time(
     passes = training_passes(adapted=config.lora_r > 0)
     steps = plan.total_steps / costs.steps
     useful = costs.useful * passes * steps
-    hours = f"operations without padding: {duration(useful / 1e14)} at 100 TFLOP/s"
+    hours = f"operations without padding: {duration(useful / 1e14)} at 100 TFLOP/s on one device"
     yield table_row("compute", f"{useful:.3g}", hours)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     kind = str(dtype).removeprefix("torch.")
     yield table_row("matmul peak", f"{peak / 1e12:.3g}", f"TFLOP/s, measured on {name} in {kind}")
     passes += int(config.gradient_checkpointing)  # each layer's forward pass once more
     seconds = costs.slowest * passes * steps / (SHARE_OF_PEAK * peak)
-    yield table_row("time", duration(seconds), f"if {SHARE_OF_PEAK:.0%} of that peak is reached")
+    remark = f"if {SHARE_OF_PEAK:.0%} of that peak is reached (model FLOPs utilization, MFU)"
+    yield table_row("time", duration(seconds), remark)

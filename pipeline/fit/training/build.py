@@ -266,13 +266,13 @@ def _wrap(model: SummedTokenLoss, sharding: Sharding | None, accelerator: Any) -
 
 
 def _find_batch_size(probe: MemoryProbe, longest: Shape, plan: RunPlan, accelerator: Any) -> int:
-    """Return how many maximum-length examples a micro-batch may have."""
+    """Return how many of the longest examples a micro-batch may have."""
     if accelerator.device.type != "cuda":
         note("--auto-batch-size is ignored: it needs a GPU")
         return longest.rows
     limit = math.ceil(plan.global_batch_size / accelerator.num_processes)
     found = probe.find_batch_size(longest=longest, limit=limit)
-    note(f"--auto-batch-size: {found} maximum-length examples per micro-batch")
+    note(f"--auto-batch-size: micro-batches of at most {found} of the longest examples")
     return found
 
 
@@ -287,7 +287,7 @@ def _biggest_of(
 
 
 def out_of_memory(rows: int, global_batch_size: int, shape: Shape | None = None) -> ConfigError:
-    """Return the error for a run with so many maximum-length examples at once; see ``shape``."""
+    """Return the error for a run with so many of the longest examples at once; see ``shape``."""
     return ConfigError(
         "the device is out of memory",
         where="--per-device-train-batch-size",

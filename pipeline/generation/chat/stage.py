@@ -92,5 +92,6 @@ class _Chat:
         dropped = self._model.source.dropped_turns(self._session.conversation())
         if dropped > self._dropped:
             length = self._model.source.model_max_length
-            say(f"(the window of {length:,} tokens has no room for the first {dropped} turns)")
+            turns = "the first turn" if dropped == 1 else f"the first {dropped} turns"
+            say(f"(the window of {length:,} tokens has no room for {turns})")
         self._dropped = dropped

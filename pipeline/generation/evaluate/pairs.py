@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pipeline.config import PrepareConfig
 from pipeline.console.logs import note
+from pipeline.console.units import counted
 from pipeline.errors import ModelError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.generation.config import EvalConfig
@@ -80,10 +81,8 @@ def opened_pairs(config: EvalConfig, model: TrainedModel) -> Iterator[Pairs]:
             )
         )
         counts = read_manifest(prepared).counts
-        note(
-            f"{model.name}: {counts['pairs']:,} pairs in {counts['records']:,} records, "
-            f"{counts['rejected']:,} of them rejected"
-        )
+        pairs, records = counted(counts["pairs"], "pair"), counted(counts["records"], "record")
+        note(f"{model.name}: {pairs} in {records}, {counts['rejected']:,} of them rejected")
         yield _read(prepared, "train", model.tokenizer)
 
 

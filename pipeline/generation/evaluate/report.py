@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.console.units import counted
+
 
 def table(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a report: models side by side, their groups, their differences."""
@@ -11,7 +13,10 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     widths = [max(len(name), 24) for name in names]
     is_one = report["conversations"] == 1  # which says nothing of others
     intervals = "no intervals: one conversation" if is_one else "95 % intervals"
-    yield f"{report['pairs']:,} pairs of {report['conversations']:,} conversations; {intervals}"
+    pairs, conversations = (
+        counted(report[name], name.removesuffix("s")) for name in ("pairs", "conversations")
+    )
+    yield f"{pairs} of {conversations}; {intervals}"
     head = "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))
     yield f"{'':24}{head}"
     first = report["models"][names[0]]
@@ -23,7 +28,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
             ]
             if title:
                 count = first["groups"][title][group]["pairs"]
-                yield f"{title}: {group} ({count:,} pairs)"
+                yield f"{title}: {group} ({counted(count, 'pair')})"
             for metric in first["metrics"]:
                 row = (f"  {_cell(c[metric]):>{w}}" for c, w in zip(cells, widths, strict=True))
                 yield f"  {metric:22}{''.join(row)}"

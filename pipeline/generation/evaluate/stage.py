@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.console.logs import note
-from pipeline.console.units import spread
+from pipeline.console.units import counted, spread
 from pipeline.errors import InputError
 from pipeline.fit.model.loading import load_model, load_trained
 from pipeline.generation.config import EvalConfig
@@ -113,7 +113,7 @@ def _aligned(pairs: Pairs, common: Pairs, name: str) -> Pairs:
 
 
 def _judged(config: EvalConfig, model: TrainedModel, plain: Any, pairs: Pairs) -> list[Metric]:
-    note(f"{model.name}: the loss of {len(pairs.rows):,} pairs")
+    note(f"{model.name}: the loss of {counted(len(pairs.rows), 'pair')}")
     metrics = losses_of(plain, pairs)
     if not config.generate:
         return metrics

@@ -70,7 +70,10 @@ def test_the_model_card_says_what_the_model_is_made_of(config: FitConfig, tiny: 
     assert "| train rows | 20 |" in text
     assert "| pairs | 25 |" in text
     assert f"| torch | {torch.__version__} |" in text
-    assert "6 steps of 4 rows" in text
+    assert "6 steps of at most 4 examples, " in text
+    assert "on 1 process (cpu (" in text
+    assert " 1 threads" not in text
+    assert "the logged losses in `trainer_state.json`" in text
 
 
 def test_the_command_of_a_run_gives_it_again_and_is_on_the_card_without_places(
@@ -83,6 +86,7 @@ def test_the_command_of_a_run_gives_it_again_and_is_on_the_card_without_places(
     card = (out / "README.md").read_text("utf-8")
     assert str(tmp_path) not in card
     assert f" --data-path {Path(config.data_path[0]).name} " in card
+    assert " --logging-steps 1 " in card  # and not 1.0
     assert run(words[1:]) == 0
     assert log_of(other) == log
 

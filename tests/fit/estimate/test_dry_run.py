@@ -74,9 +74,10 @@ def test_the_figures_are_the_runs(config: FitConfig, prepared: Path) -> None:
     assert found["decoder tokens"] == f"{decoder.sum():,}"
     model = load(Path(config.model_name_or_path))
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert found["parameters"] == found["gradients"] == f"{weights / 2**30:.2f} GiB"
+    assert found["parameters"] == found["gradients"] == f"{weights / 2**10:.1f} KiB"
     flops = ModelFlops.of(model.config)
     useful = 3 * 2 * flops(encoder, decoder).sum()
+    assert found["compute"].endswith("at 100 TFLOP/s on one device")
     assert float(found["compute"].split()[0]) == pytest.approx(useful, rel=0.01)
 
 
@@ -166,6 +167,6 @@ def test_time_is_that_of_the_slowest_process_at_a_share_of_the_peak(
     encoder, decoder = SupervisedDataset(config.data_path[0]).lengths
     padded = float(flops(encoder, decoder).sum()) / padding
     # Three passes of an epoch at two fifths of an epoch's operations a second.
-    assert table(config, peak=padded)["time"] == "8 s if 40% of that peak is reached"
+    assert table(config, peak=padded)["time"].startswith("8 s if 40% of that peak is reached")
     recomputed = table(changed(config, gradient_checkpointing=True), peak=padded)
-    assert recomputed["time"] == "10 s if 40% of that peak is reached"
+    assert recomputed["time"].startswith("10 s if 40% of that peak is reached")

@@ -284,4 +284,4 @@ def test_on_a_gpu_the_rows_of_a_step_stay_and_the_largest_cut_fits(
     fit(changed(config, auto_batch_size=True, per_device_train_batch_size=1, train_batch_size=6))
     said = capsys.readouterr().err
     assert "note: global batch size 6 " in said
-    assert "note: --auto-batch-size: 6 maximum-length examples per micro-batch" in said
+    assert "note: --auto-batch-size: micro-batches of at most 6 of the longest examples" in said
