@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from pipeline import __version__
-from pipeline.commands.flags import UsageError, command_of, modernise
+from pipeline.commands.flags import UsageError, command_of, modernise, usage_text
 from pipeline.commands.launch import is_launched_here, is_to_say
 from pipeline.commands.run_file import RunFile, leave_settings, read_run_files, write_run_file
 from pipeline.config import (
@@ -262,7 +262,8 @@ def run(argv: list[str]) -> int:
             argv, prog_name="duet", standalone_mode=False, default_map={command: file.values}
         )
     except (UsageError, typer.exceptions.TyperException) as error:
-        return _usage(error, command if command in COMMANDS else "")
+        print(usage_text(error, command if command in COMMANDS else ""), file=sys.stderr)
+        return 2
     except DuetError as error:
         if not is_launched_here():  # else the file is none of the user's
             error = file.located(error, argv)
@@ -286,14 +287,3 @@ def _print_schema(command: str, config_class: type[Any]) -> int:
 
     print(json.dumps(json_schema(command, config_class), indent=2))
     return 0
-
-
-def _usage(error: Exception, command: str) -> int:
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
-    param = getattr(error, "param", None)
-    if param is not None and param.opts and param.opts[0] not in text:
-        text = f"{param.opts[0]}: {text}"
-    text = " ".join(text.replace("Value error, ", "").split()).rstrip(".")
-    help_of = f"duet {command} --help".replace("  ", " ")
-    print(f"usage: {text}; see {help_of}", file=sys.stderr)
-    return 2

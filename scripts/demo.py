@@ -63,9 +63,9 @@ def main() -> None:
         "The answer makes no sense yet: the model is hundreds of times smaller than one that\n"
         "does, and saw ninety pairs. For a real one, with your own export:\n\n"
         "  source .venv/bin/activate\n"
-        "  duet prepare --data-path my_export.json --model-name-or-path google/flan-t5-base \\\n"
-        "      --output-dir data/processed --model-max-length 2048 --eval-fraction 0.01\n"
-        "  duet fit --data-path THE_PRINTED_FOLDER --model-name-or-path google/flan-t5-base \\\n"
+        "  PREPARED=$(duet prepare --data-path my_export.json --output-dir data/processed \\\n"
+        "      --model-name-or-path google/flan-t5-base --eval-fraction 0.01)\n"
+        "  duet fit --data-path $PREPARED --model-name-or-path google/flan-t5-base \\\n"
         "      --output-dir my-model --bf16 True --num-train-epochs 3\n"
         "  duet chat my-model"
     )

@@ -200,7 +200,8 @@ def _reach(address: str) -> str:
     except urllib.error.HTTPError as error:  # someone answers
         return f"reachable, answers {error.code}"
     except (OSError, ValueError) as error:
-        return f"offline: {getattr(error, 'reason', error)}"
+        reason = getattr(error, "reason", error)
+        return f"not reachable: {getattr(reason, 'strerror', None) or reason}"
 
 
 def _extra(

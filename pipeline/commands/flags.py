@@ -7,6 +7,7 @@ there works here: an underscore is read as a dash, and a switch also takes a val
 import dataclasses
 import difflib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -26,12 +27,25 @@ _OFF = (*FALSE, "none", "null", "")
 """Values that switch a flag off."""
 _LONGEST_CHOICES = 60
 """Characters of names that the help shows in place of a value: they stand on one line."""
+_TYPERS_WORDS = re.compile(r"Input should be a valid (\w+), unable to parse string as an? \w+")
 _NEAR = 0.78
 """How alike two flags' letters must be for one to be a misspelling of the other."""
 
 
 class UsageError(Exception):
     """A command line that cannot be understood; exit code 2."""
+
+
+def usage_text(error: Exception, command: str) -> str:
+    """Return the one line for a command line that cannot be understood."""
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    param = getattr(error, "param", None)
+    if param is not None and param.opts and param.opts[0] not in text:
+        text = f"{param.opts[0]}: {text}"
+    text = " ".join(text.replace("Value error, ", "").split()).rstrip(".")
+    text = _TYPERS_WORDS.sub(r"give a valid \1", text)
+    help_of = f"duet {command} --help".replace("  ", " ")
+    return f"usage: {text}; see {help_of}"
 
 
 class CommonFlag(NamedTuple):

@@ -64,7 +64,7 @@ def share(*, one: bool = True) -> Bound:
         return Bound(lambda value: 0 <= value <= 1, "give 0 to 1", schema=schema)
     return Bound(
         lambda value: 0 <= value < 1,
-        "give a share from 0 up to, but not including, 1",
+        "give 0 or more, and less than 1",
         schema={"minimum": 0.0, "exclusiveMaximum": 1.0},
     )
 

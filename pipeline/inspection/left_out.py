@@ -29,8 +29,9 @@ def read_as(manifest: Manifest) -> Iterator[Text]:
         line = f"{source['name']} ({source['format']}): {shown}; {source['rejected']:,} rejected"
         yield Text(visible(line))
     for kind, keys in manifest.unused_keys.items():
-        names = ", ".join(f"{name} {n:,}" for name, n in sorted(keys.items(), key=_by_count))
-        yield Text(visible(f"other keys of {kind}, not used: {names or 'none'}"))
+        if keys:
+            names = ", ".join(f"{name} {n:,}" for name, n in sorted(keys.items(), key=_by_count))
+            yield Text(visible(f"other keys of {kind}, not used: {names}"))
     joined = manifest.counts["joined"]
     yield Text(f"records joined to the conversation before them: {joined:,}")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.run_file import FILENAME as SETTINGS
 from pipeline.errors import PreparedFolderError
 from pipeline.json_object import read_json_object
 from pipeline.store.atomic import write_file
@@ -69,9 +70,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _names_in(folder: Path) -> set[str]:
-    """Return the files below a prepared folder, but for the manifest."""
+    """Return the files below a prepared folder, but for the manifest and what is not of it."""
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    return found - {FILENAME}
+    return found - {FILENAME, SETTINGS}  # the command leaves its settings there afterwards
 
 
 def _text_of(manifest: Manifest) -> str:

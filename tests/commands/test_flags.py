@@ -51,6 +51,12 @@ def test_the_help_of_a_command_names_each_flag(
         assert not re.search(r"^ +--.*<(str|list)\b", text, re.MULTILINE)
 
 
+def test_a_number_that_is_none_is_said_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "x", "--rows", "two"]) == 2
+    line = "usage: Invalid value for '--rows': give a valid integer; see duet inspect --help"
+    assert capsys.readouterr().err == line + "\n"
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.run_file import leave_settings
 from pipeline.commands.verify import verify
-from pipeline.config import VerifyConfig
+from pipeline.config import PrepareConfig, VerifyConfig
 from pipeline.errors import DuetError, InputError, PreparedFolderError
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.seals import sealed_json
@@ -32,6 +33,15 @@ def test_a_whole_folder_is_a_line(folder: Path) -> None:
     assert check(folder) == [
         f"{folder}: {len(files)} files, {size:,} bytes, all as they were written"
     ]
+
+
+def test_the_settings_that_prepare_leaves_are_no_change(folder: Path) -> None:
+    leave_settings(folder, "prepare", PrepareConfig(data_path=("x",), model_name_or_path="m"))
+    assert (folder / "config.yaml").is_file()
+    assert check(folder)
+    (folder / "notes.yaml").write_text("mine", encoding="utf-8")
+    with pytest.raises(PreparedFolderError, match=r"notes\.yaml"):
+        check(folder)
 
 
 def flip_each(folder: Path, names: Iterable[str], regions: int = REGIONS) -> None:

@@ -104,7 +104,7 @@ def test_a_report(report: dict[str, Any], prepared: Path, trained: Path, tiny_t5
     json.dumps(report, allow_nan=False)
     assert report["pairs"] == 12
     untrained, ours = report["models"].values()
-    assert list(report["models"]) == [f"{tiny_t5} (untrained)", str(trained)]
+    assert list(report["models"]) == [f"{tiny_t5} (baseline)", str(trained)]
     assert list(ours["metrics"]) == list(untrained["metrics"]) == NAMES
     assert untrained["metrics"]["ended"]["value"] == 0.0
     assert ours["metrics"]["loss"]["value"] != untrained["metrics"]["loss"]["value"]

@@ -63,9 +63,10 @@ def test_a_file_that_ends_too_early_is_said(prepare: Prepare, tmp_path: Path) ->
     (tmp_path / "z.json").write_text(json.dumps(GOOD)[:-60])
     paths = tuple(str(tmp_path / name) for name in ("x.json", "y.parquet", "z.json"))
     damaged, cut = prepare(GOOD, data_path=paths)
-    assert damaged.startswith("y.parquet: broken_parquet, the file is cut off or damaged (")
-    assert damaged.endswith("; what should stand after that is not in the data")
-    assert cut.startswith("z.json: cut_off, the file ends inside a record; what should stand after")
+    rest = "; what comes after that is not in the data"
+    assert damaged.startswith("y.parquet: the file is cut off or damaged (")
+    assert damaged.endswith(f" (broken_parquet){rest}")
+    assert cut == f"z.json: the file ends inside a record (cut_off){rest}"
 
 
 CAUSES = {
@@ -153,7 +154,6 @@ def test_inspect_shows_what_was_read_and_the_commonest_rejections(
         "--- what was read",
         "x.json (json): 22 as lists of turns, 1 as {question, answer}; 3 rejected",
         "other keys of records, not used: lang 2, score 1",
-        "other keys of turns, not used: none",
         "records joined to the conversation before them: 1",
         "",
         f"--- the most common rejections, one of each; all are in {folder / 'rejected.jsonl'}",

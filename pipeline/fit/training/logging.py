@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.console.progress import Bar
-from pipeline.console.units import duration, percent
+from pipeline.console.units import counted, duration, percent
 from pipeline.fit.checkpoint.train_state import RunState
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.samples import FILE as SAMPLES_FILE
@@ -27,13 +27,13 @@ _WORDS: dict[str, Callable[[float], str]] = {
     "eval_loss": "eval loss {:.4g}".format,
     "eval_bits_per_byte": "bits per byte {:.4g}".format,
     "train_loss": "mean loss {:.4g}".format,
-    "train_runtime": "{:.4g} s".format,
+    "train_runtime": lambda seconds: f"in {duration(seconds)}",
     "target_tokens_per_second": "{:,.0f} target tokens/s".format,
     "mfu": lambda share: f"MFU {percent(share)}",
     "mfu_datasheet": lambda share: f"MFU by data sheet {percent(share)}",
     "padding_share": lambda share: f"padding {percent(share)}",
     "data_wait_share": lambda share: f"data wait {percent(share)}",
-    "peak_memory_gib": "{:.1f} GiB".format,
+    "peak_memory_gib": "memory {:.1f} GiB".format,
     "seconds_left": lambda seconds: f"{duration(seconds)} left",
 }
 """What an entry's values are shown as, in this order."""
@@ -150,10 +150,9 @@ def end_table(state: RunState, plan: RunPlan, output: Path, *, best_step: int = 
         best_step: The step whose weights those of the model are; 0: the last one's.
     """
     epochs = f"{plan.epoch_at(state.step):.4g} epochs"
+    each = f"at most {counted(plan.global_batch_size, 'example')} each"
     stopped = f", of {plan.total_steps:,}: stopped early" if state.stopped_early else ""
-    yield table_row(
-        "steps", state.step, f"{epochs}, {plan.global_batch_size:,} examples each{stopped}"
-    )
+    yield table_row("steps", state.step, f"{epochs}, {each}{stopped}")
     rate = state.rows_seen / max(state.seconds, 1e-9)
     yield table_row(
         "time", duration(state.seconds), f"{rate:,.1f} examples/s, evaluations included"

@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.console.units import counted
 
+_DIGITS = 4  # after the point: no metric tells more of a model
+
 
 def table(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a report: models side by side, their groups, their differences."""
@@ -42,8 +44,8 @@ def table(report: dict[str, Any]) -> Iterator[str]:
 
 def _cell(interval: dict[str, float | None], sign: str = "") -> str:
     value, low, high = (
-        "–" if interval[name] is None else f"{interval[name]:{sign}.4g}"
-        for name in ("value", "low", "high")
+        "–" if number is None else f"{round(number, _DIGITS):{sign}.4g}"
+        for number in (interval["value"], interval["low"], interval["high"])
     )
     return f"{value} [{low}, {high}]"
 

@@ -84,7 +84,7 @@ def _candidates(config: EvalConfig) -> list[_Candidate]:
 
     found = [_Candidate(name, trained(name)) for name in names]
     if config.baseline is not None:
-        found.insert(0, _Candidate(f"{config.baseline} (untrained)", untrained))
+        found.insert(0, _Candidate(f"{config.baseline} (baseline)", untrained))
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.console.units import counted
 from pipeline.prepare.read.forms import nearest_form
 from pipeline.prepare.read.remedies import REMEDIES
 from pipeline.store.manifest import Manifest
@@ -44,10 +45,10 @@ def _incomplete(manifest: Manifest, folder: Path) -> Iterator[str]:
         return
     for kind in rejection_kinds(folder):
         if kind.reason in _ENDS:
-            more = f", and {kind.count - 1:,} more files" if kind.count > 1 else ""
+            more = f" and {counted(kind.count - 1, 'more file')}" if kind.count > 1 else ""
             yield (
-                f"{kind.example['file']}{more}: {kind.reason}, {kind.detail}; what should stand "
-                "after that is not in the data"
+                f"{kind.example['file']}{more}: {kind.detail} ({kind.reason}); what comes after "
+                "that is not in the data"
             )
 
 
