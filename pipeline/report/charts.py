@@ -48,10 +48,11 @@ def line_chart(
     sheet: StyleSheet,
     *,
     label: str,
+    last: int,
     form: Format = number,
     may_be_log: bool = False,
 ) -> str:
-    """Return lines over steps."""
+    """Return lines over the steps up to the last one, so that all charts have the same axis."""
     with style():
         figure, axes = _axes(form)
         for line in lines:
@@ -68,6 +69,8 @@ def line_chart(
         values = [y for line in lines for y in line.ys if math.isfinite(y)]
         if may_be_log and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO:
             _log_scale(axes, form)
+        margin = 0.03 * max(last, 1)
+        axes.set_xlim(-margin, last + margin)
         axes.set_xlabel("step")
         return inline_svg(figure, label, sheet)
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 SHAPES = {"path", "use", "line", "rect", "text", "g", "svg", "defs", "clippath"}
 TAGS = SHAPES | {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "nav",
     "a", "main", "section", "div", "figure", "figcaption", "details", "summary", "table",
     "thead", "tbody", "tr", "th", "td", "ul", "li", "bdi", "dl", "dt", "dd", "pre", "article",
+    "wbr",
 }  # fmt: skip
 """All that a page of ours is made of."""
 

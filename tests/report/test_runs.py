@@ -73,7 +73,7 @@ def test_entries_that_are_none_are_left_out(tmp_path: Path) -> None:
 
 
 def test_samples_of_lines_in_several_forms() -> None:
-    expected = Sample(step=5, question="q", answer="a", reference="r", name="c · 3")
+    expected = Sample(step=5, question="q", answer="a", reference="r", name="c, turn 3")
     flat = {"step": 5, "question": "q", "answer": "a", "reference": "r"}
     flat |= {"conversation_id": "c", "turn": 3}
     assert list(samples_of(flat)) == [expected]

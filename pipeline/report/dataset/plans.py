@@ -46,11 +46,11 @@ def window_section(lengths: Lengths, cuts: Cuts, sheet: StyleSheet) -> Section:
     return Section(
         id="window",
         title="Another window",
-        text=f"What --model-max-length would cut and cost; the dashed line is today's "
-        f"{cuts.window:,}. Rows are stored as they were cut to it, so what they lost is not known: "
-        f"where a number can only be bounded, a bar goes from the lower bound to the upper. "
-        f"{cuts.inputs.high:,.0f} rows were cut; their lengths identify "
-        f"{int(lengths.surely_cut.sum()):,} of them.",
+        text=f"What another --model-max-length would cut and cost. The dashed line is today's, "
+        f"{cuts.window:,}. What rows lost when they were cut is not stored: where a number is not "
+        f"known exactly, a bar goes from the least that it can be to the most. "
+        f"{cuts.inputs.high:,.0f} rows were cut; {int(lengths.surely_cut.sum()):,} of them are "
+        f"known by their length.",
         blocks=[
             Picture(
                 title="Rows that are cut",
@@ -64,7 +64,7 @@ def window_section(lengths: Lengths, cuts: Cuts, sheet: StyleSheet) -> Section:
                 text="By the sizes of flan-t5-base, without padding, against today's window.",
                 svg=cost_chart,
                 table=table,
-                legend=[Key("at most", 3), Key("from the lower bound", 3, opacity=0.3)],
+                legend=[Key("at most", 3), Key("from the least", 3, opacity=0.3)],
             ),
         ],
     )

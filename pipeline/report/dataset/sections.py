@@ -79,7 +79,7 @@ def _facts(manifest: Manifest, lengths: Lengths) -> Facts:
     encoder, decoder = int(lengths.encoder.sum()), int(lengths.decoder.sum())
     rejected = counts.get("rejected", 0) / max(counts.get("records", 0), 1)
     remarks = {
-        "records": f"{counts.get('joined', 0):,} joined to the one before",
+        "records": f"{counts.get('joined', 0):,} joined to the part before them",
         "rejected": percent(rejected),
         "conversations": "joined, without repeats",
     }
@@ -88,7 +88,7 @@ def _facts(manifest: Manifest, lengths: Lengths) -> Facts:
     facts += [
         ("pairs", f"{len(lengths):,}", splits),
         ("encoder tokens", f"{encoder:,}", "of histories and questions"),
-        ("decoder tokens", f"{decoder:,}", "of the answers, what the loss is of"),
+        ("decoder tokens", f"{decoder:,}", "of the answers, which are learned"),
     ]
     if "model_max_length" in manifest.config:
         window = f"{manifest.config['model_max_length']:,}"
@@ -107,7 +107,7 @@ def _percentiles(lengths: Lengths) -> TableBlock:
     }
     return TableBlock(
         title="Tokens of a row",
-        text="p90: 90 % of the rows have no more. Lengths count </s>.",
+        text="p90: 90 % of the rows are no longer than that. Lengths include </s>.",
         table=Table(
             header=["", *ranks],
             rows=[[side, *(f"{n:,}" for n in found)] for side, found in sides.items()],

@@ -43,11 +43,11 @@ CURVES = (
     Curve("Target tokens a second", "Of all processes.", ("target_tokens_per_second",)),
     Curve(
         "Share of peak",
-        "Useful operations over the device's peak: measured (mfu), or its data sheet's.",
+        "MFU: operations without padding, as a share of the device's peak.",
         ("mfu", "mfu_datasheet"),
         percent,
     ),
-    Curve("Memory", "Most so far, in GiB.", ("peak_memory_gib",)),
+    Curve("Memory", "Peak so far, in GiB.", ("peak_memory_gib",)),
     Curve(
         "Time lost",
         "Operations on padding; time that steps waited for data.",
@@ -79,6 +79,7 @@ class Points(NamedTuple):
 
 def curve_pictures(runs: Sequence[Run], sheet: StyleSheet) -> Iterator[Picture]:
     """Yield a picture for each of ``CURVES`` that a run has values for."""
+    last = max((run.last_step for run in runs), default=0)
     for curve in CURVES:
         keys = _keys(curve, runs)
         lines = [
@@ -88,7 +89,7 @@ def curve_pictures(runs: Sequence[Run], sheet: StyleSheet) -> Iterator[Picture]:
             if key in run.logged()
         ]
         if lines:
-            yield _picture(curve, keys, lines, runs, sheet)
+            yield _picture(curve, keys, lines, runs, sheet, last)
 
 
 def _keys(curve: Curve, runs: Sequence[Run]) -> list[str]:
@@ -127,6 +128,7 @@ def _picture(
     lines: list[Points],
     runs: Sequence[Run],
     sheet: StyleSheet,
+    last: int,
 ) -> Picture:
     names = [_line_name(line, keys, runs) for line in lines]
     colors = [_color(line, keys, runs) for line in lines]
@@ -144,6 +146,7 @@ def _picture(
         sheet,
         label=_label(curve, names, lines),
         form=curve.form,
+        last=last,
         may_be_log=curve.may_be_log,
     )
     most = max(len(runs[line.run].series(line.key)[0]) for line in lines)

@@ -163,6 +163,7 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if _is_number(value)}
 
 
+_PLACE = ("eval_set", "conversation_id", "id", "row")
 _QUESTIONS = ("question", "prompt", "input", "source", "messages", "conversation")
 _ANSWERS = ("answer", "generated", "prediction", "output", "response", "text")
 _REFERENCES = ("reference", "expected", "target", "label", "gold")
@@ -188,13 +189,14 @@ def samples_of(found: Any) -> Iterator[Sample]:
     answer = _first_text(found, _ANSWERS)
     if answer is None:
         return
-    parts = (found.get(key) for key in ("eval_set", "conversation_id", "id", "row", "turn"))
+    parts = [found[key] for key in _PLACE if found.get(key) is not None]
+    parts += [f"turn {found['turn']}"] if found.get("turn") is not None else []
     yield Sample(
         step=int(found["step"]),
         question=_first_text(found, _QUESTIONS) or "",
         answer=answer,
         reference=_first_text(found, _REFERENCES) or "",
-        name=" · ".join(str(part) for part in parts if part is not None),
+        name=", ".join(map(str, parts)),
         is_cut=found.get("finish_reason") == "length",
     )
 

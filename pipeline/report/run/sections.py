@@ -44,7 +44,7 @@ def run_sections(runs: Sequence[Run], sheet: StyleSheet) -> Iterator[Section]:
     yield Section(
         id="answers",
         title="Sample answers",
-        text="What the model answered at each evaluation; cut: it did not end by itself.",
+        text="What the model answered at each evaluation. Cut: stopped at the greatest length.",
         blocks=list(_answers(runs)),
     )
     yield Section(id="settings", title="Settings", blocks=list(_settings(runs)))
@@ -177,4 +177,5 @@ def _answers(runs: Sequence[Run]) -> Iterator[SideBySide]:
 def _column(sample: Sample, run: int, runs: Sequence[Run]) -> Column:
     name = f"{runs[run].name}, " if len(runs) > 1 else ""
     cut = ", cut" if sample.is_cut else ""
-    return Column(f"{name}step {sample.step:,}{cut}", shorten(sample.answer, _LONGEST))
+    answer = shorten(sample.answer, _LONGEST) if sample.answer.strip() else "(blank)"
+    return Column(f"{name}step {sample.step:,}{cut}", answer)
