@@ -63,7 +63,7 @@ class LocalEngine:
                 _start_worker,
                 (self._settings_file, self._cache),
             )
-            with hidden_main():
+            with hidden_main(), _no_dead_worker():
                 for _ in range(self._workers):
                     self._pool.submit(_import)
 

@@ -18,6 +18,7 @@ from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.planning import Group
 from pipeline.prepare.files.segments import Piece, Segment
 from pipeline.prepare.files.sources import FileState, Source, is_settled
+from pipeline.store.atomic import output_errors
 from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.seals import read_checked, write_checked
@@ -81,8 +82,13 @@ class FileIndex:
                         for segment, key in group.segments
                     ],
                 }
-                with _note_errors():
-                    write_checked(self._path(group, sources, states), entry)
+                path = self._path(group, sources, states)
+                # In the run's own folder first: what is half there goes with it.
+                written = self._chunks.temporary / path.name
+                with _note_errors(), output_errors(path):
+                    write_checked(written, entry)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    written.replace(path)
 
     def _path(self, group: Group, sources: Sequence[Source], states: Sequence[FileState]) -> Path:
         files = [
