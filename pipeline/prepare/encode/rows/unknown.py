@@ -51,10 +51,12 @@ class Unknowns:
 
     def lost(self, texts: Sequence[str]) -> list[Counter[str]]:
         """Return the characters of texts that are not in their ids, normalised as tokens are."""
+        if not self._has_words:  # whole answers are worth no keeping, nor tokens of all at once
+            encode = self._tokenizer.backend.encode
+            return [Counter(self._lost_in(t, encode(t, add_special_tokens=False))) for t in texts]
         if len(self._lost) > _MOST_KEPT:
             self._lost.clear()
-        split = _DOUBTFUL_WORD.findall if self._has_words else lambda text: [text]
-        words = [split(text) for text in texts]
+        words = [_DOUBTFUL_WORD.findall(text) for text in texts]
         new = list(dict.fromkeys(w for some in words for w in some if w not in self._lost))
         encodings = self._tokenizer.backend.encode_batch(new, add_special_tokens=False)
         self._lost.update(zip(new, map(self._lost_in, new, encodings), strict=True))
