@@ -7,14 +7,12 @@ stdout carries the result alone (a path, an answer); everything else goes to std
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import typer
-
 from pipeline import __version__
-from pipeline.commands.flags import UsageError, command_of, modernise, usage_text
+from pipeline.commands.flags import UsageError, modernise, read_values
 from pipeline.commands.launch import is_launched_here, is_to_say
 from pipeline.commands.run_file import RunFile, leave_settings, read_run_files, write_run_file
 from pipeline.config import (
@@ -199,23 +197,6 @@ COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
 _INTERRUPTED = 130  # what a shell expects of a program that ctrl-c ended
 
 
-def make_app(write: Callable[[Any], Any] | None = None) -> typer.Typer:
-    """Make the Typer application: one command for each settings class.
-
-    Args:
-        write: Takes a command's settings in its place; what is required may be missing.
-    """
-    app = typer.Typer(
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        help="Fine-tune Flan-T5 on conversations: prepare once, then fit.",
-        context_settings={"max_content_width": 120},
-    )
-    for name, (config_class, run, text) in COMMANDS.items():
-        app.command(name, help=text)(command_of(config_class, run, write=write))
-    return app
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and end the process with its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -258,11 +239,10 @@ def run(argv: list[str]) -> int:
             if "--write-config" in common:
                 path = Path(common["--write-config"][-1])
                 write = functools.partial(write_run_file, path, command, config_class)
-        code = make_app(write)(
-            argv, prog_name="duet", standalone_mode=False, default_map={command: file.values}
-        )
-    except (UsageError, typer.exceptions.TyperException) as error:
-        print(usage_text(error, command if command in COMMANDS else ""), file=sys.stderr)
+        code = _run_command(argv, file.values, write)
+    except UsageError as error:
+        help_of = f"duet {command} --help" if command in COMMANDS else "duet --help"
+        print(f"usage: {error}; see {help_of}", file=sys.stderr)
         return 2
     except DuetError as error:
         if not is_launched_here():  # else the file is none of the user's
@@ -275,11 +255,25 @@ def run(argv: list[str]) -> int:
     except OSError as error:  # stdout itself: its disk is full
         print(streams.cannot_write(error), file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         code = _INTERRUPTED
     if code == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _run_command(
+    argv: Sequence[str], from_files: Mapping[str, Any], write: Callable[[Any], Any] | None
+) -> Any:
+    if argv[0] in COMMANDS and write is None:
+        config_class, function, _ = COMMANDS[argv[0]]
+        values = read_values(argv[1:], config_class, from_files)
+        if values is not None:
+            return function(config_class(**values))
+    # Imported late: for help, and to say what is wrong.
+    from pipeline.commands.app import run_app
+
+    return run_app(COMMANDS, argv, from_files, write)
 
 
 def _print_schema(command: str, config_class: type[Any]) -> int:

@@ -6,17 +6,14 @@ there works here: an underscore is read as a dash, and a switch also takes a val
 
 import dataclasses
 import difflib
-import inspect
-import re
 import typing
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
-
-import typer
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
 from pipeline.config import FitOptions
-from pipeline.config.fields import flag, required_first
+from pipeline.config.fields import flag
+from pipeline.config.kinds import kinds_of
 from pipeline.recipes import recipe_names
 
 TRUE = ("true", "yes", "on", "1")
@@ -25,27 +22,12 @@ _WORDS = TRUE + FALSE
 
 _OFF = (*FALSE, "none", "null", "")
 """Values that switch a flag off."""
-_LONGEST_CHOICES = 60
-"""Characters of names that the help shows in place of a value: they stand on one line."""
-_TYPERS_WORDS = re.compile(r"Input should be a valid (\w+), unable to parse string as an? \w+")
 _NEAR = 0.78
 """How alike two flags' letters must be for one to be a misspelling of the other."""
 
 
 class UsageError(Exception):
     """A command line that cannot be understood; exit code 2."""
-
-
-def usage_text(error: Exception, command: str) -> str:
-    """Return the one line for a command line that cannot be understood."""
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
-    param = getattr(error, "param", None)
-    if param is not None and param.opts and param.opts[0] not in text:
-        text = f"{param.opts[0]}: {text}"
-    text = " ".join(text.replace("Value error, ", "").split()).rstrip(".")
-    text = _TYPERS_WORDS.sub(r"give a valid \1", text)
-    help_of = f"duet {command} --help".replace("  ", " ")
-    return f"usage: {text}; see {help_of}"
 
 
 class CommonFlag(NamedTuple):
@@ -78,83 +60,8 @@ class Arguments(NamedTuple):
     """The flags of ``COMMON`` that stand in it, each with its values."""
 
 
-def command_of(
-    config_class: type[Any], run: Callable[[Any], Any], *, write: Callable[[Any], Any] | None = None
-) -> Callable[..., Any]:
-    """Return the function that Typer makes a command of: one flag a field, help from the field.
-
-    Args:
-        config_class: Its settings class.
-        run: Takes the settings.
-        write: Takes their values by name, in place of ``run``; what is required may be missing.
-    """
-
-    def command(**values: Any) -> Any:
-        given = {
-            f.name: tuple(v) if isinstance(v := values[f.name], list) else v
-            for f in dataclasses.fields(config_class)
-        }
-        return run(config_class(**given)) if write is None else write(given)
-
-    hints = typing.get_type_hints(config_class)
-    parameters = [
-        _parameter(f, hints[f.name], optional=write is not None)
-        for f in required_first(config_class)
-    ]
-    parameters += [_common_parameter(name, common) for name, common in COMMON.items()]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
-def _parameter(f: "dataclasses.Field[Any]", hint: Any, *, optional: bool) -> inspect.Parameter:
-    name, required = flag(f.name), f.default is dataclasses.MISSING
-    default = inspect.Parameter.empty if required else f.default
-    if typing.get_origin(hint) is tuple:
-        hint = list[str]
-        default = default if required else list(typing.cast("tuple[str, ...]", f.default))
-    if required and optional:
-        hint, default = hint | None, None
-    if f.metadata["positional"]:
-        info: Any = typer.Argument(help=f.metadata["help"], metavar=f.name.upper())
-    elif _is_switch(hint):
-        # Typer would say [default: no-bf16].
-        off = "" if f.default is None else f"  [default: {'on' if f.default else 'off'}]"
-        text = f.metadata["help"] + off
-        info = typer.Option(f"{name}/--no-{name[2:]}", help=text, show_default=False)
-    else:
-        info = typer.Option(name, help=f.metadata["help"], metavar=_placeholder(f.name, hint))
-    return inspect.Parameter(
-        f.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[hint, info], default=default
-    )
-
-
-def _placeholder(name: str, hint: Any) -> str | None:
-    """Return what stands for a value in the help; None: what Typer makes of the type.
-
-    >>> _placeholder("output_dir", str), _placeholder("stop", list[str]), _placeholder("seed", int)
-    ('<path>', '<text>', None)
-    """
-    kinds = (hint, *typing.get_args(hint))
-    if str in kinds:
-        return "<path>" if name.endswith(("_path", "_dir")) else "<text>"
-    choices = [c for kind in kinds for c in typing.get_args(kind) if isinstance(c, str)]
-    return "<name>" if sum(map(len, choices)) > _LONGEST_CHOICES else None
-
-
-def _common_parameter(name: str, common: CommonFlag) -> inspect.Parameter:
-    """Return what the help shows; ``modernise`` has taken the flag away before Typer reads it."""
-    hint: Any = bool if common.is_switch else str | None
-    metavar = None if common.is_switch else "<path>"
-    return inspect.Parameter(
-        name[2:].replace("-", "_"),
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[hint, typer.Option(name, help=common.help, metavar=metavar)],
-        default=False if common.is_switch else None,
-    )
-
-
-def _is_switch(hint: Any) -> bool:
+def is_switch(hint: Any) -> bool:
+    """Return whether a setting of this type is on or off."""
     return hint is bool or bool in typing.get_args(hint)
 
 
@@ -164,7 +71,7 @@ def flags_of(config_class: type[Any]) -> dict[str, bool]:
     flags = {}
     for f in dataclasses.fields(config_class):
         if not f.metadata["positional"]:
-            flags[flag(f.name)] = switch = _is_switch(hints[f.name])
+            flags[flag(f.name)] = switch = is_switch(hints[f.name])
             if switch:
                 flags["--no-" + flag(f.name)[2:]] = True
     return flags
@@ -223,6 +130,44 @@ def modernise(args: Sequence[str], config_class: type[Any]) -> Arguments:
                 raise UsageError(_unknown(name, given, flags))
             notes.append(f"{name} is ignored: {reason}")
     return Arguments(result, notes, common)
+
+
+def read_values(
+    args: Sequence[str], config_class: type[Any], from_files: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the settings of a command line by field name; None where it asks for help or is wrong.
+
+    Args:
+        args: What ``modernise`` made of it.
+        config_class: The command's settings.
+        from_files: What files of settings say; the command line wins.
+
+    >>> from pipeline.config import InspectConfig
+    >>> read_values(["data", "--rows", "3"], InspectConfig, {"split": "eval"})
+    {'split': 'eval', 'prepared': 'data', 'rows': 3}
+    >>> read_values(["data", "--rows", "three"], InspectConfig, {})
+    """
+    fields, kinds = dataclasses.fields(config_class), kinds_of(config_class)
+    by_flag = {flag(f.name): f.name for f in fields if not f.metadata["positional"]}
+    positional = next((f.name for f in fields if f.metadata["positional"]), None)
+    found, rest = dict[str, Any](), list(args)
+    while rest:
+        arg = rest.pop(0)
+        off = by_flag.get("--" + arg.removeprefix("--no-")) if arg.startswith("--no-") else None
+        name = by_flag.get(arg, off) if arg.startswith("-") else positional
+        if name is None or (name == positional and name in found and not kinds[name].is_list):
+            return None
+        if kinds[name].base is bool:
+            found[name] = arg in by_flag
+            continue
+        try:
+            value = kinds[name].parse(arg if name == positional else rest.pop(0))
+        except ValueError:
+            return None
+        found[name] = (*found.get(name, ()), value) if kinds[name].is_list else value
+    values = {**from_files, **found}
+    required = {f.name for f in fields if f.default is dataclasses.MISSING}
+    return values if required <= values.keys() else None
 
 
 def ignored(name: str, value: str | None) -> str | None:

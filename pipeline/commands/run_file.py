@@ -222,14 +222,9 @@ def _scalar(where: str, kind: Kind, node: Any) -> Any:
         if kind.base is bool:
             if text.lower() in TRUE + FALSE:
                 return text.lower() in TRUE
-        elif kind.base is str:
-            if not kind.choices or text in kind.choices:
-                return text
         else:
-            try:
-                return kind.base(text)
-            except ValueError:
-                pass
+            with contextlib.suppress(ValueError):
+                return kind.parse(text)
     raise ConfigError("a setting of a wrong type", where=where, got=_shown(node), do=f"give {kind}")
 
 

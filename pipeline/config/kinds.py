@@ -26,6 +26,16 @@ class Kind(NamedTuple):
             return "one of " + ", ".join(self.choices)
         return "a text, or a list of texts" if self.is_list else _NAMES[self.base]
 
+    def parse(self, text: str) -> Any:
+        """Return the value that a text says, of no switch.
+
+        Raises:
+            ValueError: It is of another kind.
+        """
+        if self.choices and text not in self.choices:
+            raise ValueError(text)
+        return self.base(text)
+
 
 def kinds_of(config_class: type[Any]) -> dict[str, Kind]:
     """Return the kind of each field of a settings class, by its name."""

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.cli import COMMANDS, run
-from pipeline.commands.flags import UsageError, flags_of, modernise
+from pipeline.commands.app import run_app
+from pipeline.commands.flags import UsageError, flags_of, modernise, read_values
 from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError
@@ -33,6 +34,57 @@ def test_every_field_has_a_help() -> None:
     for config_class, _, _ in COMMANDS.values():
         for f in dataclasses.fields(config_class):
             assert f.metadata["help"].endswith("."), f.name
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["prepare", "--data-path", "a", "--data-path", "b", "--model-name-or-path", "m"],
+        ["prepare", "--data-path", "a", "--model-name-or-path", "m", "--eval-fraction", "1e-2"],
+        [
+            "prepare",
+            "--data-path",
+            "a",
+            "--model-name-or-path",
+            "m",
+            "--no-dedup",
+            "--max-target-length",
+            "7",
+        ],
+        ["prepare", "--data-path", "a", "--model-name-or-path=m", "--num_workers", "-1"],
+        ["prepare", "--data-path", "a"],
+        ["prepare", "--data-path", "a", "--model-name-or-path", "m", "--train-turns", "some"],
+        ["prepare", "--data-path", "a", "--model-name-or-path", "m", "b"],
+        ["inspect", "--rows", "+3", "p", "--longest", "--no-longest", "--tokens", "True"],
+        ["inspect", "p", "--rows", "3.5"],
+        ["inspect", "p", "q"],
+        ["inspect", "p", "-x"],
+        ["inspect", "--", "p"],
+        ["report", "p", "--output-path=--x", "q"],
+        ["report", "p", "q", "r"],
+        ["report"],
+        ["fit", "--data-path", "p=0.5", "--lora-r", "8", "--learning-rate", "1_0", "--bf16", "off"],
+    ],
+)
+def test_what_is_read_without_typer_is_what_typer_reads(args: list[str]) -> None:
+    config_class = COMMANDS[args[0]][0]
+    from_file = {"output_dir": "from a file", "learning_rate": 3.0}
+    from_file = {k: v for k, v in from_file.items() if k in config_class.__dataclass_fields__}
+    plain = modernise(args[1:], config_class).args
+    taken: list[Any] = []
+    commands = COMMANDS | {args[0]: (config_class, taken.append, "")}
+    try:
+        run_app(commands, [args[0], *plain], from_file)
+    except (UsageError, ConfigError) as error:
+        taken = [str(error)]
+    values = read_values(plain, config_class, from_file)
+    if values is None:
+        assert isinstance(taken[0], str) or args == ["inspect", "--", "p"]
+    else:
+        try:
+            assert [config_class(**values)] == taken
+        except ConfigError as error:
+            assert taken == [str(error)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
