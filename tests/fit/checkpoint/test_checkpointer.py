@@ -64,13 +64,13 @@ def test_a_fault_in_writing_is_raised_after_the_step(run: FitConfig) -> None:
 
     def begin(step: int) -> None:
         steps.append(step)
-        if step == 4:
+        if step >= 4:
             failed.wait(SECONDS)
             time.sleep(0.2)  # the thread has only to end
 
     with pytest.raises(OutputError, match="cannot write"):
         fit(run, callback=Hooks(step_begin=begin, write=fail))
-    assert steps == [1, 2, 3, 4]
+    assert steps in ([1, 2, 3, 4], [1, 2, 3, 4, 5])  # the latter where the thread ended late
     assert not list(Path(run.output_dir).glob("checkpoint-*"))
 
 

@@ -152,38 +152,21 @@ def test_the_thread_ends_with_a_loop_that_fails(prepared: Path) -> None:
     assert threading.active_count() == before
 
 
-class Slow(SupervisedDataset):
-    def batch(self, *args: Any, **kwargs: Any) -> Batch:
-        time.sleep(0.02)
-        return super().batch(*args, **kwargs)
+def test_waiting_is_counted(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
 
+    class Slow(SupervisedDataset):
+        def batch(self, *args: Any, **kwargs: Any) -> Batch:
+            nonlocal now
+            now += 2
+            return super().batch(*args, **kwargs)
 
-def test_waiting_is_counted(prepared: Path) -> None:
+    monkeypatch.setattr(feeding, "time", SimpleNamespace(perf_counter=lambda: now))
     made = dataclasses.replace(feeder(prepared), dataset=Slow(prepared))
     with made.ahead(np.array([i]) for i in range(3)) as feeds:
         for _ in feeds:
-            waited = made.waited
-            time.sleep(0.05)
-            assert made.waited == waited
-    assert 0.06 <= made.waited < 0.15
-
-
-def test_nothing_is_waited_for_where_the_thread_is_quicker() -> None:
-    def items() -> Iterator[int]:
-        for i in range(5):
-            time.sleep(0.002)
-            yield i
-
-    waited = 0.0
-    made = made_ahead(items(), feeding.STEPS_AHEAD, lambda: None)
-    next(made)
-    for _ in range(4):
-        time.sleep(0.05)
-        start = time.perf_counter()
-        next(made)
-        waited += time.perf_counter() - start
-    assert waited < 0.04
-    made.close()
+            now += 5
+    assert made.waited == 3 * 2
 
 
 def test_batches_move_to_the_device(prepared: Path) -> None:

@@ -50,7 +50,7 @@ class Server:
         import httpx2
 
         headers = {"Authorization": f"Bearer {self.key}"}
-        text = httpx2.get(f"{self.url}/metrics", headers=headers).text
+        text = httpx2.get(f"{self.url}/metrics", headers=headers, timeout=60).text
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         assert found, text
         return float(found[1])
