@@ -1,17 +1,19 @@
 """The pages of ``docs/``: commands, flags and errors are all there, and links lead somewhere."""
 
 import dataclasses
+import functools
 import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 import pipeline
 from pipeline import errors
-from pipeline.cli import COMMANDS
+from pipeline.cli import COMMANDS, run
 from pipeline.commands.flags import COMMON, flags_of, modernise
 from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
 from pipeline.config.fields import flag
@@ -66,6 +68,23 @@ EXAMPLES = [
 def test_a_command_in_a_page_is_understood(page: str, words: list[str]) -> None:
     command, *args = words
     modernise(args, COMMANDS[command][0])
+
+
+def test_the_commands_of_the_page_for_one_gpu_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their values too, and the recipe that it tells of."""
+    seen: dict[str, Any] = {}
+    for name, (config_class, _, text) in COMMANDS.items():
+        entry = (config_class, functools.partial(seen.__setitem__, name), text)
+        monkeypatch.setitem(COMMANDS, name, entry)
+    found = [words for page, words in EXAMPLES if page == "docs/howto/one-gpu.md"]
+    given = ["--data-path", "x", "--model-name-or-path", "m", "--output-dir", "o"]
+    for words in found:
+        words = [word for word in words if word]  # "" was "…"
+        assert run([*words, *(given if "--dry-run" in words else [])]) == 0, words
+    assert seen.keys() == {"prepare", "fit", "train", "report"}
+    train = seen["train"]  # "64 examples a step, 1e-4, cosine", evaluated "every tenth of the run"
+    assert (train.train_batch_size, train.learning_rate) == (64, 1e-4)
+    assert (train.lr_scheduler_type, train.eval_steps) == ("cosine", 0.1)
 
 
 def test_the_pages_use_every_command() -> None:

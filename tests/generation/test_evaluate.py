@@ -21,6 +21,7 @@ from pipeline.fit.training.evaluate import Evaluator
 from pipeline.generation.config import EvalConfig
 from pipeline.generation.evaluate.intervals import Draws
 from pipeline.generation.evaluate.metrics import Metric, answer_metrics, ratio
+from pipeline.generation.evaluate.report import table
 from pipeline.generation.evaluate.stage import evaluate
 from pipeline.prepare.stage import prepare
 from pipeline.tokenizer import TextTokenizer
@@ -28,6 +29,8 @@ from scripts.tiny_t5 import SAMPLE
 
 NAMES = ["loss", "bits_per_byte", "chrf", "bleu", "rouge_l", "exact_match", "length_ratio"]
 NAMES += ["ended", "repeated_4grams"]
+
+BOUNDS = ("value", "low", "high")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,27 @@ def test_intervals_hold_what_they_should() -> None:
     few = draws.interval(metric, np.arange(400) < 3)
     assert few.value == pytest.approx(values[:3].mean())
     assert values[:3].min() <= few.low <= few.high <= values[:3].max()
+
+
+def test_one_conversation_has_no_intervals() -> None:
+    """It says nothing of others: the first line says so, and no difference gets a star."""
+    metrics = {"loss": {"value": 1.5, "low": 1.5, "high": 1.5}, "bleu": dict.fromkeys(BOUNDS, 3e-9)}
+    groups = {"code": {"no code": {"pairs": 1, "metrics": metrics}}}
+    report = {
+        "pairs": 1,
+        "conversations": 1,
+        "models": {"m": {"metrics": metrics, "groups": groups}},
+        "differences": [{"model": "m", "than": "b", "metrics": metrics}],
+        "signatures": {},
+    }
+    first, *lines = table(report)
+    assert first == "1 pair of 1 conversation; no intervals: one conversation"
+    assert "code: no code (1 pair)" in lines
+    assert any(line.split() == ["bleu", "0", "[0,", "0]"] for line in lines)
+    assert not [line for line in lines if line.endswith("*")]
+    several = "\n".join(table({**report, "pairs": 4, "conversations": 2}))
+    assert several.startswith("4 pairs of 2 conversations; 95 % intervals\n")
+    assert "loss" in next(line for line in several.splitlines() if line.endswith("*"))
 
 
 def test_conversations_as_they_are(trained: Path, tmp_path: Path, capsys: Any) -> None:

@@ -65,7 +65,8 @@ def test_a_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     folder = Path(shutil.copytree(GOLDEN / "prepared", tmp_path / "data"))
     assert run(["report", str(folder)]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == (f"{tmp_path}/data.report.html\n", "")
+    assert out == f"{tmp_path}/data.report.html\n"
+    assert all(line.startswith("drawing") for line in err.splitlines())  # on a busy machine
     page = check(Path(out.strip()))
     titles = [heading.text for heading in page.find("h2")]
     assert titles == [
