@@ -27,6 +27,18 @@ GONE = {
     r"passed over": "skipped",
     r"to the letter": "exactly",
     r"not as it was written": "changed after it was written",
+    r"(keys?|number)s? (of \w+ )?that nobody reads": "not used",
+    r"maximum-length examples?": "the longest examples",
+    r"should stand after": "what comes after",
+    r"the loss at each step": "the logged losses",
+    r"images, audio or the like": "not text alone",
+    r"up to, but not including": "less than",
+    r"bound(ed)? by the (lower|upper)|from the lower bound": "from the least",
+    r"Before that: ": "Earlier turns",
+    r"judge it": "evaluate it",
+    r"values too deep": "nested too deeply",
+    r"a search draws": "does not sample",
+    r"weights of four bits": "4-bit weights",
 }
 """What stands in no message, help text, docstring or page, and what stands there instead."""
 GONE_NAMES = (

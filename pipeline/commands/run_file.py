@@ -121,7 +121,7 @@ def _no_yaml(name: str, error: Exception) -> InputError:
     return InputError(
         "a settings file is not YAML",
         where=f"{name}, line {mark.line + 1}" if mark else name,
-        got=getattr(error, "problem", None) or "values too deep inside of one another",
+        got=getattr(error, "problem", None) or "values are nested too deeply",
         do="write KEY: VALUE, one a line, as --write-config does",
     )
 

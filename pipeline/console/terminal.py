@@ -64,7 +64,7 @@ def show(lines: "Sequence[Text]") -> None:
 
     # Keep colours, do without where it fits on the screen, and leave the text there.
     os.environ.setdefault("LESS", "-FRX")
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False)
     with console.pager(styles=True):
         for line in lines:
             console.print(line)

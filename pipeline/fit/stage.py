@@ -121,7 +121,7 @@ def check_processes(config: FitConfig, world: World) -> None:
     """Refuse a number of processes that is not this run's: a function starts none."""
     if config.num_processes not in ("1", "auto", str(world.local_size)):
         raise ConfigError(
-            "a run in this program is in this process",
+            "called from Python, a run stays in this process",
             where="--num-processes",
             got=config.num_processes,
             do="use the command duet fit, which starts them, or start this program with torchrun",

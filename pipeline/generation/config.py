@@ -85,7 +85,7 @@ class GenerationOptions(Settings):
             self.num_beams == 1 or self.temperature == 0,
             "num_beams",
             f"{self.num_beams} with --temperature {self.temperature}",
-            "give one of the two: a search draws nothing",
+            "give one of the two: beam search does not sample",
         )
 
 

@@ -104,7 +104,7 @@ class HubRepo:
             raise
         except Exception as error:  # the client, its storage and the network have their own
             raise OutputError(
-                "the hub did not take the model",
+                "the model cannot be pushed",
                 where=f"{self.name} on the Hugging Face hub",
                 got=_first_words(error),
                 do=do,

@@ -34,7 +34,7 @@ def report(config: ReportConfig) -> Path:
             raise _neither(folder)
     if prepared and len(folders) > 1:
         raise ConfigError(
-            "a page is of one prepared folder, or of runs",
+            "a report shows one prepared folder, or runs",
             where=prepared[0],
             got=f"a prepared folder, and {len(folders) - 1} more",
             do="give it alone",
@@ -43,7 +43,7 @@ def report(config: ReportConfig) -> Path:
     for folder in prepared:
         if folder.resolve() in path.resolve().parents:
             raise ConfigError(
-                "a prepared folder holds what was prepared alone",
+                "nothing else may be written into a prepared folder",
                 where="--output-path",
                 got=path,
                 do="give a path outside of it",

@@ -39,9 +39,9 @@ MEANINGS = {
 _COUNTS = {
     "records": "",
     "rejected": "",
-    "joined": "parts of a conversation, joined to the part before them",
+    "joined": "parts joined to the part before them",
     "conversations": "",
-    "pairs": "a question with what came before it, and its answer",
+    "pairs": "history and question, and the answer",
 }
 _MOST_SHOWN = 20  # of lost characters, of other keys
 

@@ -210,7 +210,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OutputError, match="the hub did not take") as caught:
+    with pytest.raises(OutputError, match="the model cannot be pushed") as caught:
         HubRepo(name="me/out").create()
     assert "refused" in caught.value.got
 
@@ -258,6 +258,6 @@ def test_of_two_processes_one_pushes_and_both_hear_of_a_refusal(
         hub.refuses_commits = refused
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert (done.returncode != 0) == refused, done.stderr
-        assert done.stderr.count("error: the hub did not take the model") == 2 * refused
+        assert done.stderr.count("error: the model cannot be pushed") == 2 * refused
     assert hub.commits == 1
     assert "model.safetensors" in hub.repos["me/out"]

@@ -222,6 +222,13 @@ def test_a_terminal_gets_pages_in_colour(
     assert not is_obeyed(re.sub(r"\x1b\[[0-9;]*m", "", evil))
 
 
+def test_lines_are_broken_between_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = on_terminal(monkeypatch, folder, "--rows", "9", COLUMNS="50", NO_COLOR="1")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", page)
+    assert max(map(len, shown.splitlines())) <= 50
+    assert re.search(r"and an artificial ?\nintelligence assistant", shown)
+
+
 def test_no_color_takes_the_colours_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = on_terminal(monkeypatch, folder, "--rows", "1", NO_COLOR="1")
     codes = {code for group in re.findall(r"\x1b\[([0-9;]*)m", page) for code in group.split(";")}

@@ -34,13 +34,13 @@ class FitOptions(ModelOptions, MonitoringOptions, TrainingOptions):
             not (self.lora_r and self.from_scratch),
             "lora_r",
             self.lora_r,
-            "give 0 with --from-scratch: an adapter wants a model that is saved somewhere",
+            "give 0 with --from-scratch: an adapter needs a base model that is saved",
         )
         require(
             self.quantize is None or self.lora_r > 0,
             "quantize",
             self.quantize,
-            "give --lora-r 16 too, or leave it out: weights of four bits cannot be trained",
+            "give --lora-r 16 too, or leave it out: 4-bit weights cannot be trained",
         )
         for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
             value = getattr(self, name)

@@ -236,7 +236,7 @@ class Checkpointer:
         if blind and not self._said_who_writes:
             self._said_who_writes = True
             note(
-                f"{self._settings.output} is on no disk that all nodes share: checkpoints are "
+                f"{self._settings.output} is not on a disk that all nodes share: checkpoints are "
                 f"written where process 0 runs; to resume, copy them to {', '.join(blind)}, too"
             )
         return [rank for rank, (sees, _) in enumerate(seen) if sees]

@@ -52,7 +52,7 @@ def sharding_of(config: FitConfig, processes: int) -> Sharding | None:
             config.optim if config.optim == "adamw_8bit" else "",
             "bitsandbytes keeps the moments of full tensors, in blocks",
         ),
-        "--quantize": (config.quantize, "FSDP shards no weights of four bits"),
+        "--quantize": (config.quantize, "FSDP cannot shard 4-bit weights"),
         "--auto-batch-size": (
             config.auto_batch_size and not can_run_alone(),
             "a process cannot try a size by itself before torch 2.13",

@@ -148,7 +148,7 @@ def _targets(model: Any, given: Sequence[str] | None) -> list[str]:
         wanted = embeddings.intersection(missing)
         rows = f"; the new rows of {', '.join(sorted(embeddings))} are trained anyway"
         raise ConfigError(
-            "an embedding gets no LoRA" if wanted else "the model has no such layers",
+            "LoRA on embeddings is not supported" if wanted else "the model has no such layers",
             where="--lora-target-modules",
             got=", ".join(missing or named),
             do="give some of " + ", ".join(sorted(linear)) + (rows if wanted else ""),

@@ -107,7 +107,7 @@ def _aligned(pairs: Pairs, common: Pairs, name: str) -> Pairs:
             "the models do not have the same pairs",
             where=name,
             got=f"none of conversation {missing[0][0]}, turn {missing[0][1]}",
-            do="judge it by itself",
+            do="evaluate it by itself",
         )
     return pairs.only([places[key] for key in common.keys()])  # noqa: SIM118
 

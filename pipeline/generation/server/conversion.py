@@ -94,7 +94,7 @@ class Converter:
             temperature=temperature,
             top_p=_given(request.top_p, usual.top_p),
             top_k=_given(request.top_k, usual.top_k),
-            num_beams=usual.num_beams if temperature == 0 else 1,  # a search draws nothing
+            num_beams=usual.num_beams if temperature == 0 else 1,  # beam search does not sample
             repetition_penalty=_given(request.repetition_penalty, usual.repetition_penalty),
             stop=usual.stop if request.stop is None else tuple(request.stop),
         )

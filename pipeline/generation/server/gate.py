@@ -134,7 +134,7 @@ class Gate:
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            await RefusedError(408, "the body did not come").response()(scope, receive, send)
+            await RefusedError(408, "the body did not arrive").response()(scope, receive, send)
             return
         whole: Message | None = {"type": "http.request", "body": bytes(body)}
         del body

@@ -27,7 +27,7 @@ def _only(*allowed: Any) -> AfterValidator:
 
     def check(value: Any) -> Any:
         if value is not None and not any(value == one for one in allowed):
-            raise ValueError("this server does not have it: leave it out")
+            raise ValueError("this server does not support it: leave it out")
         return value
 
     return AfterValidator(check)

@@ -98,10 +98,10 @@ def _check_access(config: ServeConfig) -> None:
     key = config.api_key
     if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip()):
         raise ConfigError(
-            "an API key that no header can hold",
+            "an API key that cannot be sent in an HTTP header",
             where=f"--api-key or {_KEY_VARIABLE}",
-            got="other characters than those of ASCII, or blanks around it",
-            do="give letters, digits and signs",
+            got="characters outside ASCII, or spaces around it",
+            do="give ASCII letters, digits and punctuation",
         )
     if key is None and not _is_loopback(config.host):
         raise ConfigError(

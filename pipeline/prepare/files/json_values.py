@@ -10,7 +10,7 @@ A value that is broken is one fault. Reading resumes at the next line that begin
 ``[`` no further in than the line where the value began: what stands deeper is a piece of it.
 
 Python's own ``json`` is used rather than a faster parser: it reads a real export at 260 MB/s,
-keeps lone surrogates (which others refuse) for us to replace, and lets a number nobody reads be
+keeps lone surrogates (which others refuse) for us to replace, and lets a number that is not used be
 of any size.
 """
 

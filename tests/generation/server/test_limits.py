@@ -174,7 +174,7 @@ def test_a_second_signal_ends_all_at_once(trained: Path, tmp_path: Path, endless
         (["--host", "0.0.0.0"], "DUET_API_KEY"),
         (["--host", "::"], "DUET_API_KEY"),
         (["--host", "a-name"], "DUET_API_KEY"),
-        (["--api-key", "ключ-7"], "no header can hold"),
+        (["--api-key", "ключ-7"], "cannot be sent"),
         (["--max-queue", "0"], "give 1 or more"),
         (["--port", "70000"], "give 65535 or less"),
     ],
