@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.config import PrepareOptions
+from pipeline.config import PrepareConfig, PrepareOptions
 from pipeline.conversation import Role
 from pipeline.prepare.read.html import html_version
 from pipeline.prepare.read.records import roles_with
 from pipeline.store.chunk_cache import CHUNK_SCHEMA
 from pipeline.store.fingerprint import key_of
-from pipeline.tokenizer import TextTokenizer
+from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
@@ -46,8 +46,13 @@ class EncodingSettings:
     """Names these settings, and the versions of the libraries that write the bytes."""
 
 
-def encoding_settings(config: PrepareOptions, tokenizer: TextTokenizer) -> EncodingSettings:
-    """Return what decides how segments become chunks."""
+def load_settings(config: PrepareConfig) -> EncodingSettings:
+    """Load the tokenizer; return what decides how segments become chunks.
+
+    Raises:
+        ModelError, TokenizerError: It cannot be loaded.
+    """
+    tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.chat_template)
     # The libraries that write the bytes belong to the key: a chunk is what would be made now.
     libraries = [version(name) for name in ("pyarrow", "tokenizers")]
     return EncodingSettings(

@@ -28,7 +28,7 @@ from pipeline.prepare.files.sources import (
     recognize,
     states_of,
 )
-from pipeline.prepare.options import encoding_settings, row_options
+from pipeline.prepare.options import row_options
 from pipeline.prepare.prepared_writer import PreparedWriter
 from pipeline.prepare.read.rejections import (
     RejectedFile,
@@ -39,7 +39,6 @@ from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
-from pipeline.tokenizer import load_tokenizer
 
 
 def make_prepared_folder(
@@ -94,17 +93,13 @@ class _Preparation:
     def _run(self, temporary: Path, chunks: ChunkCache, engine: Engine) -> Path:
         self._groups = group_files(self._sources, self._states)
         self._group_of = {file: group for group in self._groups for file in group.files}
-        engine.expect(self._num_bytes(range(len(self._sources))))
-        self._tokenizer = load_tokenizer(
-            self._config.model_name_or_path, self._config.cache_dir, self._config.chat_template
-        )
+        settings = engine.start(self._config, self._num_bytes(range(len(self._sources))))
+        self._tokenizer = settings.tokenizer
         if template := self._tokenizer.template:
             changes = f", which does not take all: {template.changes}" if template.changes else ""
             note(f"the encoder's text is rendered by the model's own chat template{changes}")
-        settings = encoding_settings(self._config, self._tokenizer)
         index = FileIndex(self._cache.folder, settings.key, chunks)
         self._kinds = self._recognize(index)
-        engine.use(settings)
         folder = temporary / "prepared"
         shards = self._write(folder, chunks, engine)
         self._check_unchanged()

@@ -94,7 +94,7 @@ class TextTokenizer:
         """Leave out the backends: pickled, they forget settings; not all need them made again."""
         return {n: value for n, value in vars(self).items() if not n.endswith("backend")}
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A SHA-256 of everything that decides the ids."""
         ids: list[Any] = [self.prefix_ids, self.eos_id, self.unk_id]

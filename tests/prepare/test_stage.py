@@ -20,7 +20,7 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import preparation
+from pipeline.prepare import options
 from pipeline.prepare.engines import local as workers
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import read_manifest
@@ -489,13 +489,13 @@ def _runs(pid: int) -> bool:
 
 def while_reading(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something between the moment at which files are hashed and that at which they are read."""
-    load = preparation.load_tokenizer
+    load = options.load_tokenizer
 
     def act_and_load(*args: Any) -> Any:
         act()
         return load(*args)
 
-    patch.setattr(preparation, "load_tokenizer", act_and_load)
+    patch.setattr(options, "load_tokenizer", act_and_load)
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error_and_nothing_is_published(

@@ -7,6 +7,7 @@ runs in, and with the arguments that it was submitted with.
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pipeline.config import PrepareConfig
 from pipeline.prepare.options import EncodingSettings
 
 Task = Callable[..., Any]
@@ -20,11 +21,19 @@ class Engine(Protocol):
     def slots(self) -> int:
         """How many tasks may be under way: all workers busy, and each with some waiting."""
 
-    def expect(self, num_bytes: int) -> None:
-        """Hear how many bytes of files will be read, before anything else."""
+    def start(self, config: PrepareConfig, num_bytes: int) -> EncodingSettings:
+        """Start the workers and load the tokenizer; before the first task.
 
-    def use(self, settings: EncodingSettings) -> None:
-        """Say how segments are encoded; before the first task."""
+        Args:
+            config: The settings.
+            num_bytes: Of files that will be read.
+
+        Returns:
+            How segments are encoded.
+
+        Raises:
+            ModelError, TokenizerError: The tokenizer cannot be loaded.
+        """
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task; return a function that waits for its result."""

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import PrepareConfig
 from pipeline.errors import DuetError
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.gc_tuning import collect_rarely
-from pipeline.prepare.options import EncodingSettings
+from pipeline.prepare.options import EncodingSettings, load_settings
 from pipeline.store.atomic import hold_folder, write_file
 from pipeline.store.chunk_cache import ChunkCache
 
@@ -52,28 +53,27 @@ class LocalEngine:
         """How many tasks may be under way: all workers busy, and each with two waiting."""
         return _TASKS_A_WORKER * self._workers if self._workers > 1 else 1
 
-    def expect(self, num_bytes: int) -> None:
-        """Start the workers now, if there is work for them: they come up meanwhile."""
+    def start(self, config: PrepareConfig, num_bytes: int) -> EncodingSettings:
+        """Start workers, if there is work for them; one of them loads the tokenizer."""
         if num_bytes < _BYTES_FOR_WORKERS:
             self._workers = 1
-        elif self._workers > 1 and self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                multiprocessing.get_context("spawn"),
-                _start_worker,
-                (self._settings_file, self._cache),
-            )
-            with hidden_main(), _no_dead_worker():
-                for _ in range(self._workers):
-                    self._pool.submit(_import)
-
-    def use(self, settings: EncodingSettings) -> None:
-        """Say how segments are encoded; before the first task."""
-        self._settings = settings
-        if self._workers > 1:
-            # What a process is started with goes through a pipe, and this one would wait for each
-            # worker to come up and empty it: the tokenizer, which is large, goes through a file.
-            write_file(self._settings_file, pickle.dumps(settings), is_durable=False)
+        if self._workers == 1:
+            self._settings = load_settings(config)
+            return self._settings
+        # What a process is started with goes through a pipe, and this one would wait for each
+        # worker to come up and empty it: the tokenizer, which is large, goes through a file.
+        settings_file = self._cache.temporary / "settings.pickle"
+        self._pool = ProcessPoolExecutor(
+            self._workers,
+            multiprocessing.get_context("spawn"),
+            _start_worker,
+            (settings_file, self._cache),
+        )
+        with hidden_main(), _no_dead_worker():
+            settings = self._pool.submit(_load, config)
+            for _ in range(1, self._workers):
+                self._pool.submit(_import)
+            return settings.result()
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task; without workers it is run when its result is asked for."""
@@ -95,13 +95,9 @@ class LocalEngine:
 
     def _encoder_here(self) -> "SegmentEncoder":
         if self._encoder is None:
-            assert self._settings is not None, "use() comes first"
+            assert self._settings is not None, "start() comes first"
             self._encoder = _new_encoder(self._settings, self._cache)
         return self._encoder
-
-    @property
-    def _settings_file(self) -> Path:
-        return self._cache.temporary / "settings.pickle"
 
 
 def usable_cores() -> int:
@@ -154,6 +150,15 @@ def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
 def _import() -> None:
     """Start a process of a pool, and import meanwhile what it will need."""
     import pipeline.prepare.encode.segment_encoder  # noqa: F401
+
+
+def _load(config: PrepareConfig) -> EncodingSettings:
+    """Load the tokenizer, for all workers."""
+    global _encoder
+    settings = load_settings(config)
+    write_file(_settings_file, pickle.dumps(settings), is_durable=False)
+    _encoder = _new_encoder(settings, _cache)
+    return settings
 
 
 def end_with_parent() -> None:

@@ -24,13 +24,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.config import PrepareConfig
 from pipeline.console.logs import note
 from pipeline.errors import ConfigError, DuetError, require_package
 from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.local import end_with_parent, hidden_main, usable_cores
 from pipeline.prepare.files.segments import Piece, Segment
-from pipeline.prepare.options import EncodingSettings
+from pipeline.prepare.options import EncodingSettings, load_settings
 from pipeline.store.atomic import hold_folder, output_errors, write_file
 from pipeline.store.chunk_cache import Chunk, ChunkCache
 
@@ -114,12 +115,11 @@ class RayEngine:
         """How many tasks may be under way: all CPUs busy, and each with one waiting."""
         return 2 * max(self._num_cpus, 1)
 
-    def expect(self, num_bytes: int) -> None:
-        """Do nothing: a cluster that runs has its workers."""
-
-    def use(self, settings: EncodingSettings) -> None:
+    def start(self, config: PrepareConfig, num_bytes: int) -> EncodingSettings:
         """Join the cluster, or start one, and hand it the settings."""
         import ray
+
+        settings = load_settings(config)
 
         self._ray = ray
         self._encoder = SegmentEncoder(settings, self._cache)
@@ -136,6 +136,7 @@ class RayEngine:
         self._remote = ray.remote(**options)(run_on_node)
         if not self._num_cpus:
             note("the Ray cluster has no CPUs yet; waiting for a node")
+        return settings
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task."""
