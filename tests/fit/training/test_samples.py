@@ -269,4 +269,4 @@ def test_what_cannot_be_is_refused_and_a_dry_run_tells_of_them(
     with pytest.raises(ConfigError, match=r"--eval-samples.*give 0 or more"):
         changed(sampled, eval_samples=-1)
     (line,) = [li for li in dry_run(sampled, peak=1e12) if li.startswith("sample answers")]
-    assert "of up to 12 tokens each, at each evaluation" in line
+    assert "per eval set and evaluation, each of up to 12 tokens" in line
