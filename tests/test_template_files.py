@@ -1,6 +1,7 @@
 """What a model's files may say of its template and its control tokens, odd as it may be."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_what_the_decoder_starts_with_is_found_where_transformers_finds_it(
     else:
         change(model / where, decoder_start_token_id=1)
     assert load_tokenizer(str(model)).label_prefix_ids == (2,)
+
+
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+def test_an_answer_begins_with_what_generation_begins_it_with(
+    where: str, tmp_path: Path, tiny_t5: Path
+) -> None:
+    model = gemma_like(tmp_path / "gemma", STRICT)
+    change(model / where, forced_bos_token_id=4)
+    tokenizer = load_tokenizer(str(model))
+    assert row_of(tokenizer, QUESTION)["labels"] == [4, *tokenizer.encode_batch(["a"])[0], 5]
+    shutil.copytree(tiny_t5, tmp_path / "t5")
+    (tmp_path / "t5" / where).touch()
+    said = json.loads((tmp_path / "t5" / where).read_text("utf-8") or "{}")
+    (tmp_path / "t5" / where).write_text(json.dumps(said | {"forced_bos_token_id": 3}), "utf-8")
+    t5, plain = load_tokenizer(str(tmp_path / "t5")), load_tokenizer(str(tiny_t5))
+    labels = row_of(plain, QUESTION)["labels"]
+    assert row_of(t5, QUESTION)["labels"] == [3, *labels]
+    assert t5.fingerprint != plain.fingerprint
 
 
 @pytest.mark.parametrize("is_added", [True, False], ids=["in tokenizer.json", "in the config"])

@@ -68,7 +68,7 @@ def load_tokenizer(
     start_id, is_lossless = None, files is not None
     if files is None:
         files = _other_files(name_or_path, cache_dir)
-        start_id = _decoder_start_id(name_or_path, cache_dir)
+        start_id = _said_id("decoder_start_token_id", name_or_path, cache_dir)
     if (own and not is_fitted(own)) or (said is None and not is_lossless):  # else it has been
         files = guard(files, own or "", name_or_path)
     if used is not None and not is_fitted(used):
@@ -79,7 +79,17 @@ def load_tokenizer(
     special = named_special_tokens(files, name_or_path)
     fitted = None if used is None else read_template(used, special, name_or_path)
     eos, unk = special.get("eos_token"), special.get("unk_token")
-    return TextTokenizer(files, eos, unk, name_or_path, start_id, fitted, is_lossless=is_lossless)
+    forced_id = _said_id("forced_bos_token_id", name_or_path, cache_dir)
+    return TextTokenizer(
+        files,
+        eos,
+        unk,
+        name_or_path,
+        start_id,
+        fitted,
+        is_lossless=is_lossless,
+        forced_id=forced_id,
+    )
 
 
 def template_of(name_or_path: str, cache_dir: str | None = None) -> str | None:
@@ -256,8 +266,8 @@ def _end_ids(name_or_path: str, cache_dir: str | None) -> set[int]:
     return {found for found in (ids if isinstance(ids, list) else [ids]) if isinstance(found, int)}
 
 
-def _decoder_start_id(name_or_path: str, cache_dir: str | None) -> int | None:
-    value = _said("decoder_start_token_id", name_or_path, cache_dir)
+def _said_id(key: str, name_or_path: str, cache_dir: str | None) -> int | None:
+    value = _said(key, name_or_path, cache_dir)
     return value if isinstance(value, int) else None
 
 

@@ -28,6 +28,7 @@ class TextTokenizer:
         unk: The token for what the vocabulary does not know, if there is one.
         where: The model's name, for messages.
         decoder_start_id: What the model's decoder starts with, where its config says.
+        forced_id: What its generation begins each answer with, where it does.
         template: The model's own chat template, where it makes the encoder's text.
         is_lossless: Whether it is the tokenizer of ``lossless.py``; None: look.
 
@@ -44,6 +45,7 @@ class TextTokenizer:
         decoder_start_id: int | None = None,
         template: ModelTemplate | None = None,
         is_lossless: bool | None = None,
+        forced_id: int | None = None,
     ) -> None:
         self.files, self._where = files, where
         self.template = template
@@ -65,8 +67,10 @@ class TextTokenizer:
         """Ids that the tokenizer puts before a text; none for T5."""
         is_start = decoder_start_id is None or decoder_start_id in self.prefix_ids
         self.label_prefix_ids = () if is_start else self.prefix_ids
-        """Those of them before an answer: BART's ``<s>``, whose decoder starts with ``</s>``, but
-        not Gemma's ``<bos>``, which the decoder starts with anyway."""
+        """Ids before an answer: what generation puts there, else those before a text, as BART's
+        ``<s>``, but not Gemma's ``<bos>``, which the decoder starts with anyway."""
+        if forced_id is not None:
+            self.label_prefix_ids = (forced_id,)
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         """One more than the highest id; a vocabulary may have holes."""
         normalizer = self.backend.normalizer
@@ -98,7 +102,7 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """A SHA-256 of everything that decides the ids."""
         ids: list[Any] = [self.prefix_ids, self.eos_id, self.unk_id]
-        ids += [self.label_prefix_ids] if self.prefix_ids else []
+        ids += [self.label_prefix_ids] if self.prefix_ids or self.label_prefix_ids else []
         if self.template is not None or not self.is_lossless:
             ids += ["whole texts", self.template.text if self.template else None]
         ids += [dict(self.template.special)] if self.template else []
