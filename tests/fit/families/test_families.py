@@ -32,6 +32,7 @@ from pipeline.generation.source import SourceEncoder
 from pipeline.prepare.stage import prepare
 from tests.fit.distributed.test_processes import torchrun
 from tests.fit.families.conftest import Family
+from tests.fit.families.models import FAMILIES
 from tests.fit.helpers import MAX_LENGTH, assert_same_weights, log_of
 
 STARTS = {"bart": 2, "bart-untied": 2, "t5gemma": 2, "t5gemma2": 2}
@@ -173,8 +174,8 @@ def test_a_grown_vocabulary_loads_as_it_was(family: Family, tmp_path: Path) -> N
     model = stock(family.model)
     matrices = len(embedding_weights(model))
     tokenizer = AutoTokenizer.from_pretrained(family.model)
-    before = model.get_encoder().get_input_embeddings().weight.detach().clone()
-    known = min(len(tokenizer), len(before))
+    before = [weight.detach().clone() for weight in embedding_weights(model)]
+    known = min(len(tokenizer), len(before[0]))
     words = [f"<word {i}>" for i in range(500)]
     smart_tokenizer_and_embedding_resize({}, words, tokenizer, model)
     model.save_pretrained(tmp_path)
@@ -182,22 +183,23 @@ def test_a_grown_vocabulary_loads_as_it_was(family: Family, tmp_path: Path) -> N
     assert is_tied(loaded) == family.tied
     assert len(embedding_weights(loaded)) == matrices
     new = tokenizer.convert_tokens_to_ids(words[-1])
-    for weight in embedding_weights(loaded):
+    for old, weight in zip(before, embedding_weights(loaded), strict=True):
         assert weight.shape[0] % MULTIPLE == 0
         assert new < weight.shape[0] == loaded.get_output_embeddings().out_features
-    old = stock(family.model).config.tie_word_embeddings
-    assert loaded.config.tie_word_embeddings == old
-    grown = loaded.get_encoder().get_input_embeddings().weight
-    assert torch.equal(grown[:known], before[:known])
-    assert torch.allclose(grown[new], before[:known].mean(dim=0), atol=1e-6)
+        assert torch.equal(weight[:known], old[:known])
+        assert torch.allclose(weight[new], old[:known].mean(dim=0), atol=1e-6)
+    said = stock(family.model).config.tie_word_embeddings
+    assert loaded.config.tie_word_embeddings == said
     ids = torch.tensor([[new, 7, 8]])
     assert loaded(input_ids=ids, labels=ids).loss.isfinite()
 
 
-RESUMED = ["t5gemma", "t5gemma2", "switch", "longt5"]
+RESUMED = {"t5gemma", "t5gemma2", "switch", "longt5"}
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in RESUMED)) for n in FAMILIES]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     name: str, make: Callable[[str], Family], tmp_path: Path
 ) -> None:
@@ -248,7 +250,7 @@ def test_sample_answers_are_those_of_transformers(family: Family, tmp_path: Path
     assert [sample["answer"] for sample in samples] == answers
 
 
-TWO = ["longt5", "switch", "bart", "t5gemma", "t5gemma2", "umt5"]
+TWO = ["longt5", "switch", "bart", "t5gemma", "t5gemma2", "umt5", "mt5", "ul2"]
 
 
 @pytest.mark.slow
