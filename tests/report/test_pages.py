@@ -232,7 +232,7 @@ def check_without_pictures(path: Path) -> Page:
         (["empty"], ["no manifest.json, log.jsonl, trainer_state.json"]),
         (["file"], ["got: a file"]),
         (["run", "empty"], ["where: empty"]),
-        (["data", "run"], ["one prepared folder, or of runs", "give it alone"]),
+        (["data", "run"], ["one prepared folder, or runs", "give it alone"]),
         (["data", "--output-path", "data/x.html"], ["where: --output-path", "outside of it"]),
         (["run", "--output-path", "empty"], ["cannot write", "empty"]),
         (["broken"], ["a file of a run cannot be read", "line 1"]),

@@ -44,7 +44,7 @@ def test_folders_of_older_versions_are_checked_as_far_as_they_can_be(out: Path) 
     assert first == (
         f"{out}: the trained model is an older version's, without checksums.json: not checked"
     )
-    assert second.startswith(f"{out / 'checkpoint-1'}: {len(fields['files'])} files of ")
+    assert second.startswith(f"{out / 'checkpoint-1'}: {len(fields['files'])} files, ")
     shutil.rmtree(out / "checkpoint-1")
     with pytest.raises(InputError, match=r"without checksums\.json, as older versions wrote it"):
         check(out)
