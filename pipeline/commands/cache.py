@@ -18,13 +18,13 @@ from pipeline.config import CacheConfig
 from pipeline.console.units import file_size
 from pipeline.errors import InputError, PreparedFolderError
 from pipeline.json_object import read_json_object
-from pipeline.store.atomic import output_errors
+from pipeline.store.atomic import output_errors, unfinished_files
 from pipeline.store.chunk_cache import FILENAME as CHUNK_FILENAME
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import FILENAME, read_manifest
 from pipeline.store.seals import read_checked
 
-_HOUR, _DAY = 3_600, 86_400
+_DAY = 86_400
 
 
 def cache(config: CacheConfig) -> Iterator[str]:
@@ -122,16 +122,11 @@ def _chunks(folder: Path) -> list[_KeptChunk]:
 def _leftovers(folder: Path) -> list[Path]:
     """Return the temporary folders of runs, of which some may be running."""
     replaced = [*folder.glob(".*.old"), *folder.glob(".chunks/??/.*.old")]
-    unfinished = filter(_is_old, folder.glob(".index/.*.tmp"))
+    unfinished = [
+        path for name in ("", "files") for path in unfinished_files(folder / ".index" / name)
+    ]
     # .parts is what versions before the chunk cache kept.
     return sorted([*folder.glob(".tmp-*-*"), *folder.glob(".parts"), *replaced, *unfinished])
-
-
-def _is_old(path: Path) -> bool:
-    """Return whether a small file has lain there so long that no run is at it any more."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_mtime < time.time() - _HOUR
-    return False
 
 
 def _delete_leftover(folder: Path, path: Path, dry_run: bool) -> bool:

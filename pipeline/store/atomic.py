@@ -5,10 +5,13 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import OutputError
+
+_HOUR = 3_600
 
 
 def write_file(path: Path, content: bytes | str, *, is_durable: bool = True) -> None:
@@ -38,6 +41,20 @@ def write_file(path: Path, content: bytes | str, *, is_durable: bool = True) -> 
                 sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    """Return what calls of ``write_file`` that were killed left in a folder.
+
+    Only what is an hour old: by then nobody writes it, on this machine or, of a shared disk, on
+    another one, whose processes cannot be asked.
+    """
+    found = list[Path]()
+    for path in folder.glob(".*.*-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and path.stat().st_mtime < time.time() - _HOUR:
+                found.append(path)
+    return found
 
 
 def append_durably(path: Path, text: str) -> None:

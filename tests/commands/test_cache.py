@@ -76,17 +76,20 @@ def test_prune_forgets_files_whose_chunks_are_gone_and_what_older_versions_kept(
     output: Path,
 ) -> None:
     (output / ".parts" / "3f").mkdir(parents=True)
-    unfinished, fresh = (output / ".index" / f".{name}.json.1-2.tmp" for name in "xy")
-    for path in (unfinished, fresh):
+    fresh, *unfinished = (
+        output / ".index" / f"{name}.json.1-2.tmp" for name in (".x", ".y", "files/.z")
+    )
+    for path in (fresh, *unfinished):
         path.write_text("half")
-    os.utime(unfinished, (0, 0))
-    entries = sorted((output / ".index" / "files").iterdir())
+    for path in unfinished:
+        os.utime(path, (0, 0))
+    entries = sorted((output / ".index" / "files").glob("*.json"))
     assert len(entries) == 2
     shutil.rmtree(chunks(output)[0].parent)
     assert cache(output, "prune", "--dry-run") == 0
     assert (output / ".parts").exists()
     assert cache(output, "prune") == 0
-    assert [unfinished.exists(), fresh.exists()] == [False, True]
+    assert [path.exists() for path in (fresh, *unfinished)] == [True, False, False]
     assert not (output / ".parts").exists()
     assert len(list((output / ".index" / "files").iterdir())) == 1
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.store.atomic import locked_folder, output_errors
+from pipeline.store.atomic import locked_folder, output_errors, unfinished_files
 
 
 @contextlib.contextmanager
@@ -39,3 +39,5 @@ def delete_leftovers(output: Path) -> None:
     for pattern in (".checkpoint-*.tmp", ".checkpoint-*.old", ".trained.*.tmp"):
         for folder in output.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
+    for path in unfinished_files(output):
+        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -594,8 +595,11 @@ def test_a_checkpoint_that_was_being_deleted_is_a_leftover(
         patch.setattr(checkpoints.shutil, "rmtree", stop)
         delete_oldest(tmp_path, 2, 1)
     assert [path.name[:13] for path in tmp_path.iterdir()] == [".checkpoint-1"]
+    for name in ("old", "new"):
+        (tmp_path / f".{name}.jsonl.1-2.tmp").write_text("half", "utf-8")
+    os.utime(tmp_path / ".old.jsonl.1-2.tmp", (0, 0))
     delete_leftovers(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".new.jsonl.1-2.tmp"]  # another writes it
 
 
 def test_two_runs_do_not_write_into_one_folder(run: FitConfig) -> None:
