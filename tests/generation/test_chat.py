@@ -107,7 +107,7 @@ def test_commands(
     lines = ["/undo", "Hi", "And you?", "/undo", f"/save {path}", "/new", f"/load {path}"]
     lines += ["And you?", "/retry", "/system Be odd.", "/new", "Hi", "/load nowhere", "/what"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    assert run(["chat", str(trained), "--max-new-tokens", "4"]) == 0
+    assert run(["chat", str(trained), "--max-new-tokens", "12"]) == 0
     out, err = capsys.readouterr()
     hi, you, again, retried, odd = out.splitlines()
     assert you == again == retried, "the same question after the same turns, greedily"
