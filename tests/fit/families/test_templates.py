@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Tokenizer
 
 from pipeline.cli import run as run_command
 from pipeline.config import PrepareConfig
@@ -115,3 +115,27 @@ def test_the_tagged_text_can_be_asked_for(make: Callable[[str], Family], tmp_pat
     messages = [{"role": "user", "content": "Hi"}]
     text = stock.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text.endswith("### Human: Hi\n### Assistant:")
+
+
+def test_a_t5_is_trained_on_the_chat_tokens_that_it_was_given(
+    make: Callable[[str], Family], tmp_path: Path
+) -> None:
+    """They keep their ids and rows; the lossless tokenizer has other pieces there."""
+    family, model = make("flan-t5"), tmp_path / "model"
+    shutil.copytree(family.model, model)
+    stock: Any = T5Tokenizer.from_pretrained(model)
+    tokens = ["<|im_start|>", "<|im_end|>"]
+    stock.add_special_tokens({"additional_special_tokens": tokens})
+    stock.chat_template = FREE.replace("<start_of_turn>", tokens[0]).replace(
+        "<end_of_turn>", tokens[1]
+    )
+    stock.save_pretrained(model)
+    data = prepared(model, tmp_path)
+    run = family.run(tmp_path / "out", data_path=str(data), model_name_or_path=str(model))
+    out = fit(dataclasses.replace(run, max_steps=1, learning_rate=1e-12))
+    loaded: Any = AutoTokenizer.from_pretrained(out)
+    row = datasets.load_from_disk(str(data))["train"][0]
+    for token in tokens:
+        ids = {t.convert_tokens_to_ids(token) for t in (stock, loaded)}
+        assert len(ids) == 1 and ids < set(row["input_ids"])
+    assert prepared(out, tmp_path) == data
