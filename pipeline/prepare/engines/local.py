@@ -65,7 +65,7 @@ class LocalEngine:
         settings_file = self._cache.temporary / "settings.pickle"
         self._pool = ProcessPoolExecutor(
             self._workers,
-            multiprocessing.get_context("spawn"),
+            multiprocessing.get_context(_start_method()),
             _start_worker,
             (settings_file, self._cache),
         )
@@ -105,6 +105,17 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _start_method() -> str:
+    """Return how workers start: forked, they need not import again what this process has.
+
+    That is safe where it has one thread, those of libraries counted.
+    """
+    with contextlib.suppress(OSError):  # elsewhere than on Linux
+        if len(list(Path("/proc/self/task").iterdir())) == 1:
+            return "fork"
+    return "spawn"
 
 
 @contextlib.contextmanager
