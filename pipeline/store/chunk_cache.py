@@ -41,6 +41,8 @@ class Chunk:
     content: dict[str, Any]
     """What was counted making it; ``prepare`` knows what stands in it."""
     schema_version: int = CHUNK_SCHEMA
+    is_checked: bool = dataclasses.field(default=True, compare=False)
+    """Whether its files are what was written, as far as this run knows."""
 
 
 class ChunkCache:
@@ -61,24 +63,19 @@ class ChunkCache:
             if fields is None:
                 return None
             files = {name: ShardFile(**file) for name, file in fields.pop("files").items()}
-            chunk = Chunk(files=files, **fields)
+            chunk = Chunk(files=files, is_checked=False, **fields)
             sizes = [(self.path(key) / name).stat().st_size == f.bytes for name, f in files.items()]
             if chunk.key == key and chunk.schema_version == CHUNK_SCHEMA and all(sizes):
                 return chunk
         return None
 
     def take(self, key: str) -> Chunk | None:
-        """Return a chunk that is there and whole, pinned; else None."""
+        """Return a chunk that is there, pinned, and not yet read to check it; else None."""
         chunk = self.find(key)
-        if chunk is None:
-            return None
-        try:
-            self.pin(chunk)
-        except FileNotFoundError:
-            return None
-        if self.is_whole(chunk):
-            return chunk
-        self.unpin(chunk)
+        with contextlib.suppress(FileNotFoundError):
+            if chunk is not None:
+                self.pin(chunk)
+                return chunk
         return None
 
     def pin(self, chunk: Chunk) -> None:
@@ -151,6 +148,7 @@ class ChunkCache:
         Once it is in place, another run may replace it, or prune it: this run has it pinned.
         """
         fields = {field.name: getattr(chunk, field.name) for field in dataclasses.fields(chunk)}
+        del fields["is_checked"]
         fields["files"] = {name: dataclasses.asdict(file) for name, file in chunk.files.items()}
         write_checked(temporary / FILENAME, fields)
         self.unpin(chunk)

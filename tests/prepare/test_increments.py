@@ -11,6 +11,7 @@ import pytest
 
 import pipeline
 from pipeline.config import PrepareConfig
+from pipeline.store import chunk_cache
 from tests.conftest import record
 from tests.prepare.helpers import contents, cut_at, generated, leftovers, write
 
@@ -124,6 +125,22 @@ def test_options_that_decide_the_rows_share_no_chunk(
     assert contents(second) == contents(prepare(path, output="cold", **options))
 
 
+def test_of_what_is_kept_only_what_is_published_is_read(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk without its repeats is kept beside the whole one, which nobody needs then."""
+    records = generated(30, 7)
+    path = write(tmp_path / "x.jsonl", [*records, *records[::2], *records])
+    prepare(path)
+    hashed, hash_file = list[Path](), chunk_cache.sha256_of_file
+    monkeypatch.setattr(
+        chunk_cache, "sha256_of_file", lambda path: hashed.append(path) or hash_file(path)
+    )
+    folder = prepare(path, write(tmp_path / "y.jsonl", [record("new", "the of", "and a")]))
+    published = len(list(folder.glob("*/*.arrow")))
+    assert 0 < len([p for p in hashed if p.suffix == ".arrow"]) <= published
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -138,7 +155,8 @@ def test_damaged_chunks_are_made_again(
     records = generated(60, 7)
     path = write(tmp_path / "x.jsonl", records)
     prepare(path)
-    damaged = sorted((tmp_path / "processed" / ".chunks").glob(pattern))[::2]
+    step = 1 if damage is flip else 2  # a chunk, and what it is without repeats: both or one
+    damaged = sorted((tmp_path / "processed" / ".chunks").glob(pattern))[::step]
     assert len(damaged) > 2
     for file in damaged:
         damage(file)

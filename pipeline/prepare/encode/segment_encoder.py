@@ -50,34 +50,49 @@ class SegmentEncoder:
         with reading_at(whole.source.path) as read_at:
             return find_anchors(read_at, start, end, usual)
 
-    def encode(self, segment: Segment) -> Chunk | None:
+    def encode(self, segment: Segment, *, anew: bool = False) -> Chunk | None:
         """Return the chunk of a segment, which is pinned; None where the segment is not clean.
+
+        Args:
+            segment: The segment.
+            anew: Make it, whatever is kept.
 
         Raises:
             InputError: A file cannot be read, or changed.
             OutputError: The chunk cannot be written.
         """
-        if segment.known is not None and (chunk := self.cache.take(segment.known)):
-            return chunk
+        if segment.known is not None and not anew and (kept := self.cache.take(segment.known)):
+            return kept
         readers = [PieceReader(piece) for piece in segment.pieces]
         if not all(reader.find_bounds() for reader in readers):
             return None
         digests = [reader.digest() for reader in readers]
         key = key_of(self._settings.key, segment.split, digests)
-        return self.cache.take(key) or self._make(segment, readers, digests, key)
+        if not anew and (kept := self.cache.take(key)):
+            return kept
+        return self._make(segment, readers, digests, key)
 
-    def edit(self, chunk: Chunk, change: Edit, split: str | None) -> Chunk:
-        """Return a pinned chunk as the segments around its own want it; that one is pinned, too.
+    def edit(self, segment: Segment, chunk: Chunk, change: Edit) -> Chunk:
+        """Return a pinned chunk as the segments around its own want it, whole and pinned, too.
 
         Args:
-            chunk: What its segment gives by itself.
+            segment: The segment.
+            chunk: What it gives by itself.
             change: What is to be different.
-            split: The split that the segment's files were given for; None: a hash decides.
         """
-        start = change.start and packed(change.start)
+        split, start = segment.split, change.start and packed(change.start)
         key = key_of(chunk.key, split, start, change.drops_last, change.repeats)
-        if kept := self.cache.take(key):
-            return kept
+        if change and (kept := self.cache.take(key)):
+            if self.cache.is_whole(kept):
+                return kept
+            self.cache.unpin(kept)
+        if not (chunk.is_checked or self.cache.is_whole(chunk)):
+            self.cache.unpin(chunk)
+            made = self.encode(segment, anew=True)
+            assert made is not None, "it was clean before"
+            chunk = made
+        if not change:
+            return chunk
         with self.cache.new(self.schema) as writer:
             rows = ChunkRows(lambda: self.pair_encoder, self._settings, split, writer)
             return writer.publish(key, edited(chunk, change, self.cache, rows))

@@ -93,9 +93,9 @@ class OrderedChunks:
         """Start to change what the segments around one change of its chunk."""
         if self._dedup:
             read.edit.repeats = tuple(self._repeats(read))
-        if not read.edit:
+        if not read.edit and read.chunk.is_checked:
             return lambda: read.chunk
-        return self._engine.submit(tasks.edit, read.chunk, read.edit, read.segment.split)
+        return self._engine.submit(tasks.edit, read.segment, read.chunk, read.edit)
 
     def _repeats(self, read: _Read) -> Iterator[int]:
         """Yield the conversations that repeat an earlier one."""

@@ -27,9 +27,9 @@ def encode(encoder: "SegmentEncoder", segment: Segment) -> Chunk | None:
     return encoder.encode(segment)
 
 
-def edit(encoder: "SegmentEncoder", chunk: Chunk, change: Edit, split: str | None) -> Chunk:
-    """Return a chunk as the segments around its own want it."""
-    return encoder.edit(chunk, change, split)
+def edit(encoder: "SegmentEncoder", segment: Segment, chunk: Chunk, change: Edit) -> Chunk:
+    """Return a segment's chunk as the segments around its own want it."""
+    return encoder.edit(segment, chunk, change)
 
 
 def tokenizer_files(encoder: "SegmentEncoder") -> dict[str, bytes]:
