@@ -80,6 +80,7 @@ def visible(output: Path) -> list[Path]:
 
 
 def leftovers(output: Path) -> list[str]:
-    """Return what a run that ended should have taken away."""
+    """Return what a run that ended should have taken away; but for the command's own settings."""
     found = [*output.glob(".tmp-*"), *output.rglob(".*.old"), *output.rglob(".*.tmp")]
-    return [str(path.relative_to(output)) for path in found]
+    names = [str(path.relative_to(output)) for path in found]
+    return [name for name in names if "/.config.yaml." not in name]
