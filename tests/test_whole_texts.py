@@ -120,6 +120,6 @@ def test_answers_that_lose_characters_are_not_kept(tmp_path: Path) -> None:
     try:
         lost = unknowns.lost([f"{i} the sea " * 40 for i in range(300)])
         del lost
-        assert tracemalloc.get_traced_memory()[0] < 20_000  # of 100,000 characters
+        assert tracemalloc.get_traced_memory()[0] < 50_000  # of 120,000 characters
     finally:
         tracemalloc.stop()

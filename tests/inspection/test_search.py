@@ -59,6 +59,7 @@ def test_joined_pieces_are_searched_as_texts_are(
     assert len([*search(table, range(table.num_rows), "answer", tiny_tokenizer)]) == 15
 
 
+@pytest.mark.slow
 def test_the_real_vocabulary_too(real_tokenizer: TextTokenizer) -> None:
     check(real_tokenizer, pa.uint16())
 

@@ -162,6 +162,7 @@ class _Chunk:
     brackets: int
     resumed: bool
     content: dict[str, Any]
+    is_checked: bool = True
 
 
 class _ReadingEngine:

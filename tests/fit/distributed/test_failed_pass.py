@@ -53,6 +53,7 @@ def gradients(config: FitConfig, fails_on: tuple[int, ...] | None, result: Path)
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_after_a_probe_that_failed_gradients_are_those_without_it(
     config: FitConfig, still: Path, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_they_are_answers_of_the_saved_model_and_training_is_the_same_to_the_bit
     assert [(s.step, s.answer) for s in shown] == [(s["step"], s["answer"]) for s in samples]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_the_file_of_a_whole_one(sampled: FitConfig, tmp_path: Path) -> None:
     config = changed(sampled, eval_steps=1, save_steps=3, output_dir=str(tmp_path / "killed"))
     path = tmp_path / "killed" / "samples.jsonl"
