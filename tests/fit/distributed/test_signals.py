@@ -247,14 +247,19 @@ def test_processes_end_an_evaluation_together(
 def poisoned(still: Path, prepared: Path, tmp_path: Path) -> tuple[Path, int]:
     """A model with a vector that is no number, of a token that few rows have; and the token."""
     dataset = SupervisedDataset(prepared)
-    inputs = [set(dataset[i]["input_ids"].tolist()) for i in range(len(dataset))]
-    counts = {token: sum(token in row for row in inputs) for token in set.union(*inputs)}
+    rows = [tokens_of(dataset, i) for i in range(len(dataset))]
+    counts = {token: sum(token in row for row in rows) for token in set.union(*rows)}
     token = min(counts, key=lambda token: (counts[token], token))
     folder = with_config(still, tmp_path / "poisoned")
     weights = load_file(folder / "model.safetensors")
     weights["shared.weight"][token] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder, token
+
+
+def tokens_of(dataset: SupervisedDataset, row: int) -> set[int]:
+    """Return what the model looks up, in both stacks."""
+    return {*dataset[row]["input_ids"].tolist(), *dataset[row]["labels"].tolist()}
 
 
 def rows_to_blame(config: FitConfig, token: int, tokenizer: TextTokenizer) -> tuple[int, list[int]]:
@@ -267,7 +272,7 @@ def rows_to_blame(config: FitConfig, token: int, tokenizer: TextTokenizer) -> tu
         parts = [
             part for balanced in micro_batcher.balance(plan.rows_of(step), 1) for part in balanced
         ]
-        bad = [part for part in parts if any(token in dataset[int(i)]["input_ids"] for i in part)]
+        bad = [part for part in parts if any(token in tokens_of(dataset, int(i)) for i in part)]
         if bad:
             assert len(bad) < len(parts)
             return step + 1, sorted(np.concatenate(bad).tolist())
