@@ -1,7 +1,6 @@
 """Which settings decide the rows: what a fingerprint is made of, beside the records."""
 
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import PrepareConfig, PrepareOptions
@@ -44,6 +43,8 @@ class EncodingSettings:
     clean_html: bool = False
     key: str = ""
     """Names these settings, and the versions of the libraries that write the bytes."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of this program and of those libraries."""
 
 
 def load_settings(config: PrepareConfig) -> EncodingSettings:
@@ -52,9 +53,12 @@ def load_settings(config: PrepareConfig) -> EncodingSettings:
     Raises:
         ModelError, TokenizerError: It cannot be loaded.
     """
+    from importlib.metadata import version  # late: a process that is given the settings needs none
+
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.chat_template)
+    versions = {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")}
     # The libraries that write the bytes belong to the key: a chunk is what would be made now.
-    libraries = [version(name) for name in ("pyarrow", "tokenizers")]
+    libraries = [versions[name] for name in ("pyarrow", "tokenizers")]
     return EncodingSettings(
         tokenizer,
         config.model_max_length,
@@ -66,4 +70,5 @@ def load_settings(config: PrepareConfig) -> EncodingSettings:
         dedup=config.dedup,
         clean_html=config.clean_html,
         key=key_of(row_options(config), tokenizer.fingerprint, CHUNK_SCHEMA, libraries),
+        versions=versions,
     )

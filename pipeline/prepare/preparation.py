@@ -1,7 +1,7 @@
 """One preparation: plan, encode, put together, publish."""
 
 import platform
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.prepare.engines.ordering import Done, OrderedChunks
 from pipeline.prepare.files.file_index import FileIndex
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.planning import Planner, group_files
-from pipeline.prepare.files.segments import PieceReader, changed
+from pipeline.prepare.files.segments import PieceReader, Segment, changed
 from pipeline.prepare.files.sources import (
     FileState,
     Source,
@@ -93,15 +93,17 @@ class _Preparation:
     def _run(self, temporary: Path, chunks: ChunkCache, engine: Engine) -> Path:
         self._groups = group_files(self._sources, self._states)
         self._group_of = {file: group for group in self._groups for file in group.files}
-        settings = engine.start(self._config, self._num_bytes(range(len(self._sources))))
-        self._tokenizer = settings.tokenizer
+        engine.start(self._config, self._num_bytes(range(len(self._sources))))
+        index = FileIndex(self._cache.folder, lambda: engine.settings().key, chunks)
+        self._kinds = self._recognize(index)
+        segments = self._planner(engine).segments(self._groups)  # while the tokenizer is loaded
+        self._settings = engine.settings()
+        self._tokenizer = self._settings.tokenizer
         if template := self._tokenizer.template:
             changes = f", which does not take all: {template.changes}" if template.changes else ""
             note(f"the encoder's text is rendered by the model's own chat template{changes}")
-        index = FileIndex(self._cache.folder, settings.key, chunks)
-        self._kinds = self._recognize(index)
         folder = temporary / "prepared"
-        shards = self._write(folder, chunks, engine)
+        shards = self._write(folder, chunks, engine, segments)
         self._check_unchanged()
         index.remember(self._groups, self._sources, self._states, self._kinds)
         if not any(shard.rows for shard in shards if shard.split == TRAIN):
@@ -135,19 +137,24 @@ class _Preparation:
     def _num_bytes(self, files: Any) -> int:
         return sum(self._states[file][0] for file in files)
 
-    def _write(self, folder: Path, chunks: ChunkCache, engine: Engine) -> list[Shard]:
-        """Write the shards, the tokenizer and what was rejected."""
-        has_eval = bool(self._config.eval_fraction) or any(s.split == EVAL for s in self._sources)
-        splits = [TRAIN, EVAL] if has_eval else [TRAIN]
-        prepared = PreparedWriter(folder, splits, self._tokenizer.vocab_size)
-        planner = Planner(
+    def _planner(self, engine: Engine) -> Planner:
+        return Planner(
             self._sources,
             self._states,
             self._kinds,
             lambda *stretch: engine.submit(tasks.anchors, *stretch),
+            lambda *table: engine.submit(tasks.row_ranges, *table),
         )
+
+    def _write(
+        self, folder: Path, chunks: ChunkCache, engine: Engine, segments: Iterator[Segment]
+    ) -> list[Shard]:
+        """Write the shards, the tokenizer and what was rejected."""
+        has_eval = bool(self._config.eval_fraction) or any(s.split == EVAL for s in self._sources)
+        splits = [TRAIN, EVAL] if has_eval else [TRAIN]
+        prepared = PreparedWriter(folder, splits, self._tokenizer.vocab_size)
         tokenizer = engine.submit(tasks.tokenizer_files)
-        ordered = OrderedChunks(engine, planner.segments(self._groups), dedup=self._config.dedup)
+        ordered = OrderedChunks(engine, segments, dedup=self._config.dedup)
         read = [i for i, kind in enumerate(self._kinds) if kind is not None]
         with (
             RejectedFile(folder / REJECTED) as rejected,
@@ -241,6 +248,5 @@ class _Preparation:
             unused_keys=stats.records.unused_keys(),
             tokens=stats.tokens() | {"vocab_size": self._tokenizer.vocab_size},
             shards=shards,
-            versions={"python": platform.python_version()}
-            | {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")},
+            versions={"python": platform.python_version()} | self._settings.versions,
         )

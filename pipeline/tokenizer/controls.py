@@ -10,13 +10,14 @@ these from the rest; all other texts keep their ids.
 
 import json
 from collections.abc import Iterable
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TokenizerError
 from pipeline.tokenizer.files import CONFIG, Files, parse_tokenizer, read_json
 from pipeline.tokenizer.vocabulary import KINDS, SPACE, kind_of, parting_pattern
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def control_tokens(spec: dict[str, Any]) -> list[str]:
@@ -100,7 +101,7 @@ def _unknown(spec: dict[str, Any]) -> list[str]:
     return [str(model["unk_token"])] if model.get("unk_token") else []
 
 
-def _gives(backend: Tokenizer, vocabulary: dict[str, int], token: str) -> bool:
+def _gives(backend: "Tokenizer", vocabulary: dict[str, int], token: str) -> bool:
     ids = {vocabulary[name] for name in (token, SPACE + token) if name in vocabulary}
     return any(
         ids.intersection(backend.encode(text, add_special_tokens=False).ids)

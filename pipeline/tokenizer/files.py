@@ -5,13 +5,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TokenizerError
 from pipeline.hub.download import find_model_file
 from pipeline.json_object import read_json_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Files = dict[str, bytes]
 """File names and contents."""
@@ -121,12 +122,15 @@ def _text_of(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def parse_tokenizer(text: str, where: object) -> Tokenizer:
+def parse_tokenizer(text: str, where: object) -> "Tokenizer":
     """Return the fast tokenizer that a ``tokenizer.json`` describes; it neither cuts nor pads.
 
     Raises:
         TokenizerError: It cannot be read; ``where`` names it.
     """
+    # Imported late: a process that only hands a tokenizer on does without it.
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exception

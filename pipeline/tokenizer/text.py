@@ -5,9 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TokenizerError
 from pipeline.json_object import read_json_object
@@ -15,6 +13,9 @@ from pipeline.tokenizer import lossless
 from pipeline.tokenizer.files import Files, parse_tokenizer
 from pipeline.tokenizer.model_template import ModelTemplate
 from pipeline.tokenizer.vocabulary import SPACE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class TextTokenizer:
@@ -79,7 +80,7 @@ class TextTokenizer:
         )
 
     @functools.cached_property
-    def backend(self) -> Tokenizer:
+    def backend(self) -> "Tokenizer":
         """The fast tokenizer."""
         backend = self._new_backend()
         # Otherwise "</s>" in a text would be the id of </s>.
@@ -87,11 +88,11 @@ class TextTokenizer:
         return backend
 
     @functools.cached_property
-    def _rendered_backend(self) -> Tokenizer:
+    def _rendered_backend(self) -> "Tokenizer":
         """The same, to which control tokens are what they say."""
         return self._new_backend()
 
-    def _new_backend(self) -> Tokenizer:
+    def _new_backend(self) -> "Tokenizer":
         return parse_tokenizer(self.files["tokenizer.json"].decode("utf-8"), self._where)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def read_in_pieces(path: Path) -> Found:
 
     sources = find_sources([str(path)])
     states = states_of(sources)
-    planner = Planner(sources, states, recognize(sources, [None]), find)
+    planner = Planner(sources, states, recognize(sources, [None]), find, find)
     engine: Any = _ReadingEngine()
     segments = planner.segments(group_files(sources, states))
     found, brackets, resumed = Found(), 0, False

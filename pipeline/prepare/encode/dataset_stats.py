@@ -1,11 +1,11 @@
 """What a preparation counts on the way, of one segment or of all, as the manifest has it."""
 
 import math
+import operator
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.prepare.encode.pairs import PairCounts
@@ -120,9 +120,10 @@ def pair_counts_as_json(counts: PairCounts) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _sum(counts: Iterable[int], more: Iterable[int]) -> list[int]:
+def _sum(counts: list[int], more: list[int]) -> list[int]:
     """Return the sum of two histograms, of which one may be longer."""
-    return [a + b for a, b in zip_longest(counts, more, fillvalue=0)]
+    shorter, longer = sorted((counts, more), key=len)
+    return [*map(operator.add, shorter, longer), *longer[len(shorter) :]]
 
 
 def _percentiles(counts: list[int]) -> dict[str, int]:

@@ -6,7 +6,7 @@ ends, hashes it, and takes the chunk that is kept under that hash, or reads, joi
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment
 from pipeline.prepare.files.streams import reading_at
+from pipeline.prepare.files.tables import row_ranges
 from pipeline.prepare.options import EncodingSettings
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record
@@ -38,17 +39,21 @@ class SegmentEncoder:
     """Encodes segments in this process.
 
     Args:
-        settings: The settings.
+        load: Returns the settings; called when the first segment comes.
         cache: Where chunks are kept.
     """
 
-    def __init__(self, settings: EncodingSettings, cache: ChunkCache) -> None:
-        self._settings, self.cache = settings, cache
+    def __init__(self, load: Callable[[], EncodingSettings], cache: ChunkCache) -> None:
+        self._load, self.cache = load, cache
 
     def anchors(self, whole: Piece, start: int, end: int, usual: int) -> list[Anchor]:
         """Return the anchors in a stretch of a file."""
         with reading_at(whole.source.path) as read_at:
             return find_anchors(read_at, start, end, usual)
+
+    def row_ranges(self, whole: Piece, usual: int) -> list[tuple[int, int]]:
+        """Return the ranges of rows that a table is read in."""
+        return row_ranges(whole.source.path, whole.kind, usual)
 
     def encode(self, segment: Segment, *, anew: bool = False) -> Chunk | None:
         """Return the chunk of a segment, which is pinned; None where the segment is not clean.
@@ -67,7 +72,7 @@ class SegmentEncoder:
         if not all(reader.find_bounds() for reader in readers):
             return None
         digests = [reader.digest() for reader in readers]
-        key = key_of(self._settings.key, segment.split, digests)
+        key = key_of(self.settings.key, segment.split, digests)
         if not anew and (kept := self.cache.take(key)):
             return kept
         return self._make(segment, readers, digests, key)
@@ -94,15 +99,15 @@ class SegmentEncoder:
         if not change:
             return chunk
         with self.cache.new(self.schema) as writer:
-            rows = ChunkRows(lambda: self.pair_encoder, self._settings, split, writer)
+            rows = ChunkRows(lambda: self.pair_encoder, self.settings, split, writer)
             return writer.publish(key, edited(chunk, change, self.cache, rows))
 
     def _make(
         self, segment: Segment, readers: list[PieceReader], digests: list[str], key: str
     ) -> Chunk | None:
         with self.cache.new(self.schema) as writer:
-            reading = _Reading(self._settings, readers, writer)
-            rows = ChunkRows(lambda: self.pair_encoder, self._settings, segment.split, writer)
+            reading = _Reading(self.settings, readers, writer)
+            rows = ChunkRows(lambda: self.pair_encoder, self.settings, segment.split, writer)
             for group in _groups(reading.kept()):
                 rows.encode(group)
             if not all(reader.is_clean for reader in readers):
@@ -116,17 +121,17 @@ class SegmentEncoder:
     @property
     def schema(self) -> pa.Schema:
         """The columns of the rows."""
-        return row_schema(self._settings.tokenizer.vocab_size)
+        return row_schema(self.settings.tokenizer.vocab_size)
 
-    @property
+    @functools.cached_property
     def settings(self) -> EncodingSettings:
         """The settings."""
-        return self._settings
+        return self._load()
 
     @functools.cached_property
     def pair_encoder(self) -> PairEncoder:
         """What encodes conversations; made for the first that is to be encoded."""
-        settings = self._settings
+        settings = self.settings
         return make_pair_encoder(
             settings.tokenizer,
             settings.model_max_length,

@@ -21,18 +21,19 @@ class Engine(Protocol):
     def slots(self) -> int:
         """How many tasks may be under way: all workers busy, and each with some waiting."""
 
-    def start(self, config: PrepareConfig, num_bytes: int) -> EncodingSettings:
-        """Start the workers and load the tokenizer; before the first task.
+    def start(self, config: PrepareConfig, num_bytes: int) -> None:
+        """Start the workers, which begin to load the tokenizer; before the first task.
 
         Args:
             config: The settings.
             num_bytes: Of files that will be read.
+        """
 
-        Returns:
-            How segments are encoded.
+    def settings(self) -> EncodingSettings:
+        """Return how segments are encoded, once the tokenizer is there; before the first segment.
 
         Raises:
-            ModelError, TokenizerError: The tokenizer cannot be loaded.
+            ModelError, TokenizerError: It cannot be loaded.
         """
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:

@@ -53,13 +53,13 @@ class LocalEngine:
         """How many tasks may be under way: all workers busy, and each with two waiting."""
         return _TASKS_A_WORKER * self._workers if self._workers > 1 else 1
 
-    def start(self, config: PrepareConfig, num_bytes: int) -> EncodingSettings:
+    def start(self, config: PrepareConfig, num_bytes: int) -> None:
         """Start workers, if there is work for them; one of them loads the tokenizer."""
         if num_bytes < _BYTES_FOR_WORKERS:
             self._workers = 1
+        self._load: Callable[[], EncodingSettings] = lambda: load_settings(config)
         if self._workers == 1:
-            self._settings = load_settings(config)
-            return self._settings
+            return
         # What a process is started with goes through a pipe, and this one would wait for each
         # worker to come up and empty it: the tokenizer, which is large, goes through a file.
         settings_file = self._cache.temporary / "settings.pickle"
@@ -69,18 +69,31 @@ class LocalEngine:
             _start_worker,
             (settings_file, self._cache),
         )
-        with hidden_main(), _no_dead_worker():
-            settings = self._pool.submit(_load, config)
-            for _ in range(1, self._workers):
-                self._pool.submit(_import)
-            return settings.result()
+        self._load = self._submit(_load, config)
+        for _ in range(1, self._workers):
+            self._submit(_import)
+
+    def settings(self) -> EncodingSettings:
+        """Return how segments are encoded; without workers, the tokenizer is loaded here."""
+        if self._settings is None:
+            self._settings = self._load()
+        return self._settings
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task; without workers it is run when its result is asked for."""
         if self._pool is None:
             return lambda: task(self._encoder_here(), *args)
+        return self._submit(_run, task, args)
+
+    def close(self) -> None:
+        """Let the workers go, without waiting for what they have not started."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        assert self._pool is not None, "start() comes first"
         with hidden_main(), _no_dead_worker():
-            future = self._pool.submit(_run, task, args)
+            future = self._pool.submit(function, *args)
 
         def result() -> Any:
             with _no_dead_worker():
@@ -88,15 +101,9 @@ class LocalEngine:
 
         return result
 
-    def close(self) -> None:
-        """Let the workers go, without waiting for what they have not started."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
     def _encoder_here(self) -> "SegmentEncoder":
         if self._encoder is None:
-            assert self._settings is not None, "start() comes first"
-            self._encoder = _new_encoder(self._settings, self._cache)
+            self._encoder = _new_encoder(self.settings, self._cache)
         return self._encoder
 
 
@@ -131,14 +138,15 @@ def _no_dead_worker() -> Iterator[None]:
         ) from error
 
 
-# One a worker process: where its settings will be, its cache, and its encoder, made when the
-# first task comes.
+# One a worker process: where its settings will be, or they themselves in the one that loaded them;
+# its cache; and its encoder, made when the first task comes.
 _settings_file: Path
+_settings: EncodingSettings | None = None
 _cache: ChunkCache
 _encoder: "SegmentEncoder | None" = None
 
 
-def _new_encoder(settings: EncodingSettings, cache: ChunkCache) -> "SegmentEncoder":
+def _new_encoder(settings: Callable[[], EncodingSettings], cache: ChunkCache) -> "SegmentEncoder":
     # Imported late: a process that only puts together does without it.
     from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 
@@ -165,11 +173,10 @@ def _import() -> None:
 
 def _load(config: PrepareConfig) -> EncodingSettings:
     """Load the tokenizer, for all workers."""
-    global _encoder
-    settings = load_settings(config)
-    write_file(_settings_file, pickle.dumps(settings), is_durable=False)
-    _encoder = _new_encoder(settings, _cache)
-    return settings
+    global _settings
+    _settings = load_settings(config)
+    write_file(_settings_file, pickle.dumps(_settings), is_durable=False)
+    return _settings
 
 
 def end_with_parent() -> None:
@@ -183,8 +190,16 @@ def end_with_parent() -> None:
 def _run(task: Task, args: tuple[Any, ...]) -> Any:
     global _encoder
     if _encoder is None:
-        _encoder = _new_encoder(pickle.loads(_settings_file.read_bytes()), _cache)
+        _encoder = _new_encoder(_settings_here, _cache)
     return task(_encoder, *args)
+
+
+def _settings_here() -> EncodingSettings:
+    """Return the settings; the parent hands out no segment before they are there."""
+    if _settings is not None:
+        return _settings
+    found: EncodingSettings = pickle.loads(_settings_file.read_bytes())
+    return found
 
 
 @contextlib.contextmanager

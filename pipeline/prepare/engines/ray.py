@@ -115,14 +115,12 @@ class RayEngine:
         """How many tasks may be under way: all CPUs busy, and each with one waiting."""
         return 2 * max(self._num_cpus, 1)
 
-    def start(self, config: PrepareConfig, num_bytes: int) -> EncodingSettings:
-        """Join the cluster, or start one, and hand it the settings."""
+    def start(self, config: PrepareConfig, num_bytes: int) -> None:
+        """Load the tokenizer, join the cluster, or start one, and hand it the settings."""
         import ray
 
-        settings = load_settings(config)
-
-        self._ray = ray
-        self._encoder = SegmentEncoder(settings, self._cache)
+        self._ray, settings = ray, load_settings(config)
+        self._encoder = SegmentEncoder(lambda: settings, self._cache)
         token, marker = os.urandom(8).hex(), self._cache.temporary / "marker"
         write_file(marker, token, is_durable=False)
         with _clear_errors(ray.exceptions):
@@ -136,7 +134,10 @@ class RayEngine:
         self._remote = ray.remote(**options)(run_on_node)
         if not self._num_cpus:
             note("the Ray cluster has no CPUs yet; waiting for a node")
-        return settings
+
+    def settings(self) -> EncodingSettings:
+        """Return how segments are encoded."""
+        return self._encoder.settings
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task."""
@@ -259,7 +260,7 @@ def _encoder(driver_has: dict[str, str], context: Any) -> tuple[SegmentEncoder, 
                 temporary = tempfile.TemporaryDirectory(prefix="duet-")
             own = Path(temporary.name)
             cache = ChunkCache(own / "chunks", own / "temporary")
-        _worker = context.hex(), SegmentEncoder(settings, cache), shares_cache, temporary
+        _worker = context.hex(), SegmentEncoder(lambda: settings, cache), shares_cache, temporary
     return _worker[1], _worker[2]
 
 

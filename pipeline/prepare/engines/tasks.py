@@ -22,6 +22,11 @@ def anchors(
     return encoder.anchors(whole, start, end, usual)
 
 
+def row_ranges(encoder: "SegmentEncoder", whole: Piece, usual: int) -> list[tuple[int, int]]:
+    """Return the ranges of rows that a table is read in."""
+    return encoder.row_ranges(whole, usual)
+
+
 def encode(encoder: "SegmentEncoder", segment: Segment) -> Chunk | None:
     """Return the chunk of a segment; None where the segment is not clean."""
     return encoder.encode(segment)

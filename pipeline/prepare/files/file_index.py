@@ -1,13 +1,13 @@
 """What earlier runs read of files that are still the same, so that these are not opened again.
 
-    .index/files/4a…json   {"kinds": ["json"], "segments": [[pieces, key of the chunk], …]}
+    .index/files/4a…-9c…json   {"kinds": ["json"], "segments": [[pieces, key of the chunk], …]}
 
 Whether a file is the same is told by its path, size, times and number on the disk. One that
 changed a moment ago is not trusted: it might have changed again, within the clock's last tick.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,15 @@ class FileIndex:
 
     Args:
         folder: The ``--output-dir``.
-        settings_key: Names what decides how segments become chunks.
+        settings_key: Returns what names all that decides how segments become chunks. It is asked
+            only about files that some run has read: others need not wait for the tokenizer.
         chunks: Where chunks are kept.
     """
 
-    def __init__(self, folder: Path, settings_key: str, chunks: ChunkCache) -> None:
-        self._folder, self._settings_key, self._chunks = (
-            folder / ".index/files",
-            settings_key,
-            chunks,
-        )
+    def __init__(self, folder: Path, settings_key: Callable[[], str], chunks: ChunkCache) -> None:
+        self._folder, self._chunks = folder / ".index/files", chunks
+        self._settings_key = settings_key
+        self._read_before = {path.name.partition("-")[0] for path in self._folder.glob("*.json")}
 
     def find(
         self, group: Group, sources: Sequence[Source], states: Sequence[FileState]
@@ -50,7 +49,10 @@ class FileIndex:
         unknown: list[str | None] = [None] * len(group.files)
         if not all(is_settled(states[i]) for i in group.files):
             return unknown
-        found = read_checked(self._path(group, sources, states))
+        name = _name(group, sources, states)
+        if name not in self._read_before:
+            return unknown
+        found = read_checked(self._path(name))
         if found is None:
             return unknown
         segments = list[Segment]()
@@ -82,7 +84,7 @@ class FileIndex:
                         for segment, key in group.segments
                     ],
                 }
-                path = self._path(group, sources, states)
+                path = self._path(_name(group, sources, states))
                 # In the run's own folder first: what is half there goes with it.
                 written = self._chunks.temporary / path.name
                 with _note_errors(), output_errors(path):
@@ -90,12 +92,8 @@ class FileIndex:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     written.replace(path)
 
-    def _path(self, group: Group, sources: Sequence[Source], states: Sequence[FileState]) -> Path:
-        files = [
-            [sources[i].identity(), states[i], sources[i].split, sources[i].is_named]
-            for i in group.files
-        ]
-        return self._folder / f"{key_of(files, self._settings_key)}.json"
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}-{self._settings_key()}.json"
 
     def _piece(
         self,
@@ -109,6 +107,12 @@ class FileIndex:
         file = group.files[number]
         piece = Piece(file, sources[file], kinds[number], states[file])
         return replace(piece, **{name: packed[name] for name in _FIELDS})
+
+
+def _name(group: Group, sources: Sequence[Source], states: Sequence[FileState]) -> str:
+    """Return what names the files of a group, as they are."""
+    files = ((sources[i], states[i]) for i in group.files)
+    return key_of([[s.identity(), state, s.split, s.is_named] for s, state in files])
 
 
 def _packed(group: Group, piece: Piece) -> dict[str, Any]:

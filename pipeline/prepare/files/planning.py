@@ -6,6 +6,7 @@ disk, its segments and their chunks are known, and none of its files is opened.
 """
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ _AHEAD = 4  # blocks that are looked through before they are needed
 FindAnchors = Callable[[Piece, int, int, int], Callable[[], list[Anchor]]]
 """Starts to look for the anchors of a stretch of a file, of segments of a usual size; returns a
 function that waits for them."""
+FindRows = Callable[[Piece, int], Callable[[], list[tuple[int, int]]]]
+"""The same for the ranges of a table's rows."""
 
 
 @dataclass(slots=True)
@@ -78,7 +81,8 @@ class Planner:
         sources: The files.
         states: What they were like when the run began.
         kinds: How each is read; None: it is skipped.
-        find: Starts to look for anchors.
+        find_anchors: Starts to look for the places where JSON may be cut.
+        find_rows: The same of tables.
     """
 
     def __init__(
@@ -86,12 +90,19 @@ class Planner:
         sources: Sequence[Source],
         states: Sequence[FileState],
         kinds: Sequence[Kind | None],
-        find: FindAnchors,
+        find_anchors: FindAnchors,
+        find_rows: FindRows,
     ) -> None:
-        self._sources, self._states, self._kinds, self._find = sources, states, kinds, find
+        self._sources, self._states, self._kinds = sources, states, kinds
+        self._find_anchors, self._find_rows = find_anchors, find_rows
 
     def segments(self, groups: Sequence[Group]) -> Iterator[Segment]:
-        """Yield the segments of groups of files, in order."""
+        """Yield the segments of groups of files, in order; look for the first at once."""
+        segments = self._segments(groups)
+        first = list(itertools.islice(segments, 1))
+        return itertools.chain(first, segments)
+
+    def _segments(self, groups: Sequence[Group]) -> Iterator[Segment]:
         for group in groups:
             if group.known is not None:
                 yield from group.known
@@ -114,9 +125,7 @@ class Planner:
         elif whole.kind == "packed json":
             yield from _cut_packed(whole)
         else:
-            from pipeline.prepare.files.tables import row_ranges  # late: it needs Arrow
-
-            ranges = row_ranges(whole.source.path, whole.kind, anchors_module.USUAL)
+            ranges = self._find_rows(whole, anchors_module.USUAL)()
             rows = max(ranges[-1][1], 1)
             for start, end in ranges:
                 is_last = end == ranges[-1][1]
@@ -145,7 +154,7 @@ class Planner:
         under_way = deque[Callable[[], list[Anchor]]]()
         for start in range(0, whole.end, _BLOCK):
             end = min(start + _BLOCK, whole.end)
-            under_way.append(self._find(whole, start, end, anchors_module.USUAL))
+            under_way.append(self._find_anchors(whole, start, end, anchors_module.USUAL))
             if len(under_way) > _AHEAD:
                 yield from under_way.popleft()()
         while under_way:

@@ -250,7 +250,7 @@ def test_a_packed_text_without_a_place_to_cut_at_is_read_to_its_end(
     (tmp_path / "x.gz").write_bytes(gzip.compress(text.encode(), 0))
     sources = find_sources([str(tmp_path / "x.gz")])
     states = states_of(sources)
-    planner = planning.Planner(sources, states, recognize(sources, [None]), find)
+    planner = planning.Planner(sources, states, recognize(sources, [None]), find, find)
     pieces = [p for s in planner.segments(planning.group_files(sources, states)) for p in s.pieces]
     assert b"".join(piece.content or b"" for piece in pieces) == text.encode()
 

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.tokenizer import TextTokenizer
-from pipeline.tokenizer.lossless import is_lossless
 from pipeline.tokenizer.vocabulary import SPACE
 
 IntArray = npt.NDArray[np.int64]
@@ -237,11 +236,13 @@ def _build_trie(codes: npt.NDArray[np.int32], width: int) -> tuple[npt.NDArray[n
 
 def unigram_table(tokenizer: TextTokenizer) -> UnigramTable | None:
     """Return the table of a lossless T5 tokenizer; None where its ids cannot be found this way."""
-    # The backend's own scores: its parser reads those in the file a bit differently from Python's.
-    spec = json.loads(tokenizer.backend.to_str())
-    # Of a vocabulary with bytes, 250,000 pieces would be a table of hundreds of megabytes.
-    if not is_lossless(spec) or spec["model"]["byte_fallback"]:
+    if not tokenizer.is_lossless:
         return None
-    pieces = [(piece, float(score)) for piece, score in spec["model"]["vocab"]]
+    # The backend's own scores: its parser reads those in the file a bit differently from Python's.
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    # Of a vocabulary with bytes, 250,000 pieces would be a table of hundreds of megabytes.
+    if model["byte_fallback"]:
+        return None
+    pieces = [(piece, float(score)) for piece, score in model["vocab"]]
     table = UnigramTable(pieces, tokenizer.normalize)
     return table if table.has_space else None
