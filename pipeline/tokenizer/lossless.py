@@ -36,8 +36,6 @@ from pipeline.tokenizer.vocabulary import (
     protobuf,
 )
 
-_BYTES = frozenset(BYTES)
-
 
 def is_lossless(spec: dict[str, Any]) -> bool:
     """Return whether a ``tokenizer.json`` is this tokenizer already."""
@@ -106,10 +104,10 @@ def build_spiece(vocabulary: Vocabulary) -> bytes:
     """
     spm = protobuf()
     proto = spm.ModelProto()
-    whole, controls = vocabulary.with_new_pieces(), set(vocabulary.controls)
-    for i, (piece, score) in enumerate(whole.pieces):
-        kind = _kind_of(piece, spm, is_control=i in controls, has_bytes=whole.has_bytes)
-        proto.pieces.add(piece=piece, score=score, type=kind)
+    whole = vocabulary.with_new_pieces()
+    kinds, normal = _special_kinds(vocabulary, spm), spm.ModelProto.SentencePiece.NORMAL
+    for piece, score in whole.pieces:
+        proto.pieces.add(piece=piece, score=score, type=kinds.get(piece, normal))
     trainer = proto.trainer_spec
     trainer.model_type, trainer.vocab_size = spm.TrainerSpec.UNIGRAM, len(whole.pieces)
     trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = "<pad>", "</s>", "<unk>"
@@ -130,16 +128,15 @@ def build_spiece(vocabulary: Vocabulary) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def _kind_of(piece: str, spm: Any, *, is_control: bool, has_bytes: bool) -> int:
+def _special_kinds(vocabulary: Vocabulary, spm: Any) -> dict[str, int]:
+    """Return the kinds of the pieces that are no ordinary ones."""
     kinds = spm.ModelProto.SentencePiece
-    if piece == "<unk>":
-        return int(kinds.UNKNOWN)
-    if is_control or is_sentinel(piece):
-        return int(kinds.CONTROL)
-    if has_bytes and piece in _BYTES:
-        return int(kinds.BYTE)
     # The map does not see what is the user's: a newline must be a piece like any other.
-    return int(kinds.USER_DEFINED if piece in NEW_PIECES[2:] else kinds.NORMAL)
+    found = dict.fromkeys(NEW_PIECES[2:], kinds.USER_DEFINED)
+    found |= dict.fromkeys(BYTES if vocabulary.has_bytes else (), kinds.BYTE)
+    controls = [vocabulary.pieces[i][0] for i in vocabulary.controls]
+    sentinels = [piece for piece, _ in vocabulary.pieces if is_sentinel(piece)]
+    return found | dict.fromkeys([*controls, *sentinels], kinds.CONTROL) | {"<unk>": kinds.UNKNOWN}
 
 
 def _normalizer(charsmap: bytes) -> dict[str, Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MIN, USUAL = 1 << 20, 1 << 22
 _STRONGER = 8  # one anchor of so many is a strong one
 _HASHED = 64
+_BLOCK = 1 << 22  # bytes that are looked through at once
 _AT_ONCE = 1 << 16  # braces: a text may be nothing else
 REACH = 1 << 16
 """How far before a stretch the choice of its anchors looks."""
@@ -60,6 +61,12 @@ def find_anchors(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anch
         end: The byte after the stretch.
         usual: The size of most segments.
     """
+    # Block by block, in the same memory: fresh pages for all of it cost more than the search.
+    blocks = ((at, min(at + _BLOCK, end)) for at in range(start, end, _BLOCK))
+    return [anchor for block in blocks for anchor in _find_in_block(read_at, *block, usual)]
+
+
+def _find_in_block(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anchor]:
     import numpy as np  # late: whoever only chooses does without it
 
     base = max(start - REACH - _HASHED, 0)

@@ -91,11 +91,14 @@ def reading_at(path: AnyPath) -> Iterator[Callable[[int, int], bytes]]:
         if not isinstance(path, Path):
             yield range_reader(path)
             return
-        with open_file(path) as file:
+        with path.open("rb", buffering=0) as file:  # read in large pieces, and each once
 
             def read_at(start: int, size: int) -> bytes:
                 file.seek(start)
-                return file.read(size)
+                found = file.read(size)
+                while len(found) < size and (more := file.read(size - len(found))):
+                    found += more
+                return found
 
             yield read_at
     except OSError as error:
