@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--map-runs", type=int, default=2, help="it takes minutes")
     parser.add_argument("--write", type=Path, help="folder for prepare.md and prepare.svg")
     args = parser.parse_args()
+    # What is installed has its bytecode: no side compiles its modules at each start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     records = all_records(args.export)
     results = []
     with tempfile.TemporaryDirectory(dir=args.export.parent) as folder:

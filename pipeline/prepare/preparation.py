@@ -18,14 +18,13 @@ from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.engines.gc_tuning import rare_collections
 from pipeline.prepare.engines.ordering import Done, OrderedChunks
 from pipeline.prepare.files.file_index import FileIndex
-from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.file_kind import Kind, recognize
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.segments import PieceReader, Segment, changed
 from pipeline.prepare.files.sources import (
     FileState,
     Source,
     note_held_out,
-    recognize,
     states_of,
 )
 from pipeline.prepare.options import row_options

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 
 from pipeline.prepare.engines.ordering import OrderedChunks
 from pipeline.prepare.files.anchors import Anchor, find_anchors
+from pipeline.prepare.files.file_kind import recognize
 from pipeline.prepare.files.json_values import Fault, NumberText, Record, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.reading import find_files, read_files
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
-from pipeline.prepare.files.sources import find_sources, recognize, states_of
+from pipeline.prepare.files.sources import find_sources, states_of
 from tests import forms
 from tests.prepare import test_fuzz
 from tests.prepare.helpers import cut_at

@@ -23,7 +23,8 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 import pipeline
 from pipeline.config import FitConfig, PrepareConfig, TrainConfig
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.prepare.files.sources import find_sources, recognize
+from pipeline.prepare.files.file_kind import recognize
+from pipeline.prepare.files.sources import find_sources
 from pipeline.store import remote as remote_module
 from pipeline.store.manifest import read_manifest
 from tests.conftest import SAMPLE, record

@@ -1,9 +1,14 @@
 """What a file is, by its content and never by its suffix: records of some kind, or no data."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeGuard, get_args
+from typing import Literal, cast, get_args
 
+from pipeline.console.logs import note
+from pipeline.errors import InputError
+from pipeline.prepare.files.sources import Source
 from pipeline.prepare.files.streams import (
     BrokenStreamError,
     is_packed,
@@ -64,9 +69,31 @@ NO_DATA = (*_BINARIES.values(), _TAR, _EMPTY, _BROKEN, _WIDE, _LFS, _PAGE, _CSV,
 """Everything that a file without records may be."""
 
 
-def is_kind(name: str) -> TypeGuard[Kind]:
-    """Return whether a word names a kind."""
-    return name in get_args(Kind)
+def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Kind | None]:
+    """Return how each file is read; None for those of folders and globs that are no data.
+
+    Args:
+        sources: The files.
+        known: What earlier runs found them to be, kinds or other words; such a file is not opened.
+
+    Raises:
+        InputError: A file that was named is no data, or a folder holds none.
+    """
+    kinds = list[Kind | None]()
+    for source, kind in zip(sources, known, strict=True):
+        if kind is not None:
+            kinds.append(cast(Kind, kind) if kind in get_args(Kind) else None)
+            continue
+        found = kind_of(source.path, is_named=source.is_named)
+        if isinstance(found, NoData) and source.is_named:
+            raise InputError(
+                "not a file of records", where=source.path, got=found.what, do=found.do
+            )
+        if isinstance(found, NoData):
+            note(f"skipped, {found.what}: {source.name}")
+        kinds.append(None if isinstance(found, NoData) else found)
+    _check_each_gives_one(sources, kinds)
+    return kinds
 
 
 def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
@@ -134,3 +161,18 @@ def _no_data(text: bytes, stripped: bytes) -> NoData:
         if mark in first and mark in second.partition(b"\n")[0]:
             return _CSV
     return _TEXT
+
+
+def _check_each_gives_one(sources: Sequence[Source], kinds: Sequence[Kind | None]) -> None:
+    counts = Counter[str]()
+    for source, kind in zip(sources, kinds, strict=True):
+        counts[source.given] += kind is not None
+    for given, count in counts.items():
+        if not count:
+            others = sum(source.given == given for source in sources)
+            raise InputError(
+                "no file of records",
+                where=given,
+                got=f"{others} other file{'s' if others > 1 else ''}",
+                do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
+            )

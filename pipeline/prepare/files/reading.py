@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.file_kind import Kind, recognize
 from pipeline.prepare.files.json_values import Fault, Record, end_fault
 from pipeline.prepare.files.segments import Piece, PieceReader
-from pipeline.prepare.files.sources import Source, find_sources, recognize
+from pipeline.prepare.files.sources import Source, find_sources
 
 DataFile = tuple[Source, Kind]
 """A file of records, and how it is read."""

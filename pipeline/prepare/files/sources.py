@@ -18,7 +18,6 @@ from pathlib import Path
 from pipeline.config.fields import is_url
 from pipeline.console.logs import note
 from pipeline.errors import InputError
-from pipeline.prepare.files.file_kind import Kind, NoData, is_kind, kind_of
 from pipeline.store import remote
 from pipeline.store.remote import AnyPath
 
@@ -98,33 +97,6 @@ def find_sources(data_path: Sequence[str], held_out: Sequence[str] = ()) -> list
     ]
 
 
-def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Kind | None]:
-    """Return how each file is read; None for those of folders and globs that are no data.
-
-    Args:
-        sources: The files.
-        known: What earlier runs found them to be, kinds or other words; such a file is not opened.
-
-    Raises:
-        InputError: A file that was named is no data, or a folder holds none.
-    """
-    kinds = list[Kind | None]()
-    for source, kind in zip(sources, known, strict=True):
-        if kind is not None:
-            kinds.append(kind if is_kind(kind) else None)
-            continue
-        found = kind_of(source.path, is_named=source.is_named)
-        if isinstance(found, NoData) and source.is_named:
-            raise InputError(
-                "not a file of records", where=source.path, got=found.what, do=found.do
-            )
-        if isinstance(found, NoData):
-            note(f"skipped, {found.what}: {source.name}")
-        kinds.append(None if isinstance(found, NoData) else found)
-    _check_each_gives_one(sources, kinds)
-    return kinds
-
-
 def note_held_out(sources: Sequence[Source]) -> None:
     """Say that some files of folders look like those that a model should not be trained on."""
     # Most paths have no such word anywhere, and a search is faster than to take them apart.
@@ -133,21 +105,6 @@ def note_held_out(sources: Sequence[Source]) -> None:
     if held_out:
         shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if held_out[3:] else "")
         note(f"used for training like the other files: {shown}; --eval-data-path keeps them apart")
-
-
-def _check_each_gives_one(sources: Sequence[Source], kinds: Sequence[Kind | None]) -> None:
-    counts = Counter[str]()
-    for source, kind in zip(sources, kinds, strict=True):
-        counts[source.given] += kind is not None
-    for given, count in counts.items():
-        if not count:
-            others = sum(source.given == given for source in sources)
-            raise InputError(
-                "no file of records",
-                where=given,
-                got=f"{others} other file{'s' if others > 1 else ''}",
-                do="give the folder that holds the export: JSON, JSON Lines, Parquet or Arrow",
-            )
 
 
 def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:

@@ -20,7 +20,8 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.prepare.files import anchors, planning
 from pipeline.prepare.files.anchors import choose_anchors, find_anchors, record_after
-from pipeline.prepare.files.sources import find_sources, recognize, states_of
+from pipeline.prepare.files.file_kind import recognize
+from pipeline.prepare.files.sources import find_sources, states_of
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import open_split
 from tests.conftest import record

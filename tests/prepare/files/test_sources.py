@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.prepare.files.sources import find_sources, note_held_out, recognize
+from pipeline.prepare.files.file_kind import recognize
+from pipeline.prepare.files.sources import find_sources, note_held_out
 
 
 @pytest.fixture
