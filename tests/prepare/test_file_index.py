@@ -1,6 +1,7 @@
 """Files that did not change are not opened again, and what comes out is what a cold run gives."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 
 import pipeline
 from pipeline.config import PrepareConfig
-from pipeline.prepare.files import streams
+from pipeline.prepare.engines.base import Task
+from pipeline.prepare.engines.local import LocalEngine
+from pipeline.prepare.options import EncodingSettings
 from tests.prepare.helpers import contents, cut_at, generated, write
 
 
@@ -26,17 +29,17 @@ def prepared(model: Path, output: Path, *paths: Path) -> Path:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the input files that are opened."""
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The names of the input files that are opened: those that lie in the test's own folder."""
     names = list[str]()
-    open_file = streams.open_file
+    open_path = Path.open
 
-    def note(path: Any) -> Any:
-        names.append(path.name)
-        return open_file(path)
+    def note(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.parent == tmp_path:
+            names.append(path.name)
+        return open_path(path, *args, **kwargs)
 
-    for module in ("streams", "file_kind", "tables"):
-        monkeypatch.setattr(f"pipeline.prepare.files.{module}.open_file", note)
+    monkeypatch.setattr(Path, "open", note)
     return names
 
 
@@ -73,3 +76,30 @@ def test_new_records_in_the_middle_make_few_chunks_anew(
     after = {p.parent.name for p in (tmp_path / "out" / ".chunks").glob("*/*/chunk.json")}
     assert 1 <= len(after - before) <= 2
     assert contents(grown) == contents(prepared(tiny_t5, tmp_path / "cold", path))
+
+
+def test_nobody_waits_for_the_tokenizer_to_look_through_a_file_that_is_new(
+    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_at(monkeypatch)
+    events = list[str]()
+
+    class Engine(LocalEngine):
+        def settings(self) -> EncodingSettings:
+            events.append("settings")
+            return super().settings()
+
+        def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
+            events.append(task.__name__)
+            return super().submit(task, *args)
+
+    monkeypatch.setattr(
+        "pipeline.prepare.preparation.make_engine", lambda _, cache: Engine(cache, num_workers=1)
+    )
+    old = write(tmp_path / "old.jsonl", generated(100, 1))
+    time.sleep(0.1)
+    prepared(tiny_t5, tmp_path / "out", old)
+    assert events.index("anchors") < events.index("settings") < events.index("encode")
+    events.clear()  # what was read before may have been read with other settings
+    prepared(tiny_t5, tmp_path / "out", old, write(tmp_path / "new.jsonl", generated(20, 2)))
+    assert events[0] == "settings"
