@@ -81,7 +81,12 @@ def fit(config: FitConfig, *, callback: TrainerCallback | None = None) -> Path:
     output, stop, table = Path(config.output_dir), None, list[str]()
     with hidden_sharding(), join_processes(world, bf16=config.bf16) as accelerator:
         check_device(model, accelerator.device)
-        check_model(model, data.tokenizer, any_template=data.has_chosen_template)
+        check_model(
+            model,
+            data.tokenizer,
+            longest=data.longest_rows,
+            any_template=data.has_chosen_template,
+        )
         hosts = HostGroup.join()
         if repo:
             hosts.run_on_first(repo.create)
@@ -164,7 +169,7 @@ def check_push(config: FitConfig) -> HubRepo:
     """Return where the trained model is pushed to; refuse what would be of no use there."""
     repo = HubRepo.from_options(config, Path(config.output_dir))
     if config.lora_r:
-        base = base_name(config.model_name_or_path)
+        base = base_name(config.model_name_or_path, config.cache_dir)
         if Path(base).is_dir():
             raise ConfigError(
                 "an adapter of a model that others do not have",

@@ -13,10 +13,12 @@ from pipeline.console.logs import note
 from pipeline.errors import ConfigError, DuetError, InputError, ModelError, require_package
 from pipeline.export import export
 from pipeline.fit.flops import ModelFlops
+from pipeline.fit.model.checks import check_writes
 from pipeline.fit.model.fast_paths.layers import fuse_layers
 from pipeline.fit.model.fingerprint import name_of_weights
 from pipeline.fit.model.loading import load_trained
 from pipeline.fit.model.lora import ADAPTER_FILES, is_adapter
+from pipeline.fit.model.sizes import UNLIMITED, most_positions
 from pipeline.fit.model.token_ids import eos_ids
 from pipeline.generation.config import GenerationOptions
 from pipeline.generation.engine.answer import Sampling
@@ -45,6 +47,8 @@ class TrainedModel:
     source: SourceEncoder
     target_length: int
     """Most tokens of an answer in its training."""
+    most_new_tokens: int
+    """Most tokens of an answer that it has positions for."""
     eos_ids: frozenset[int]
     decoder: Decoder
     tokenizer_folder: str
@@ -55,10 +59,21 @@ class TrainedModel:
         return Engine(self.decoder, self.tokenizer, eos_ids=self.eos_ids, max_waiting=max_waiting)
 
     def sampling(self, options: GenerationOptions, *, seed: int | None = None) -> Sampling:
-        """Return how an answer is written by some settings."""
-        length = options.max_new_tokens
+        """Return how an answer is written by some settings.
+
+        Raises:
+            ConfigError: It would be longer than the model has positions for.
+        """
+        length = self.target_length if options.max_new_tokens is None else options.max_new_tokens
+        if length > self.most_new_tokens:
+            raise ConfigError(
+                "the model has too few positions for such an answer",
+                where="--max-new-tokens",
+                got=f"{length:,}, and {self.most_new_tokens:,} positions",
+                do=f"give at most {self.most_new_tokens}",
+            )
         return Sampling(
-            max_new_tokens=self.target_length if length is None else length,
+            max_new_tokens=length,
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
@@ -84,6 +99,7 @@ def open_model(folder: Path, options: GenerationOptions) -> TrainedModel:
         exported = folder if is_exported else _exported(folder)
         return _described(folder, tokenizer, _ctranslate2(exported, tokenizer, options), None)
     model = load_trained(folder).eval()
+    check_writes(model, folder, "train another kind of model, or use another transformers")
     return _described(folder, tokenizer, transformers_decoder(model, options), model)
 
 
@@ -143,12 +159,15 @@ def _described(
     folder: Path, tokenizer: TextTokenizer, decoder: Decoder, model: Any
 ) -> TrainedModel:
     saved = read_json_object(tokenizer.files.get("tokenizer_config.json", b"{}"))
-    window = saved_length(saved)
+    # Exported models are T5s.
+    source_most, target_most = most_positions(model.config) if model else (UNLIMITED, UNLIMITED)
+    window = min(saved_length(saved), source_most)
     return TrainedModel(
         name=str(folder),
         tokenizer=tokenizer,
         source=SourceEncoder(tokenizer, window),
-        target_length=_target_length(folder, window),
+        target_length=min(_target_length(folder, window), target_most),
+        most_new_tokens=target_most,
         eos_ids=eos_ids(tokenizer, model),
         decoder=decoder,
         tokenizer_folder=str(folder),

@@ -13,6 +13,8 @@ from pipeline.errors import ModelError
 def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = None) -> Path | None:
     """Return the path of a model's file, or None where the model has no such file.
 
+    Without the hub, a model in the cache has the files that are there with its ``config.json``.
+
     Raises:
         ModelError: The folder does not exist and the hub does not have, or give, the model; or the
             file may not be read.
@@ -26,7 +28,7 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
             path.open("rb").close()  # here, as some libraries call what they may not read missing
             return path
     # Imported late: only names of the hub need it.
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -41,6 +43,8 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
     except HFValidationError:
         got = "neither a folder nor a name of the form OWNER/NAME"
     except LocalEntryNotFoundError:
+        if isinstance(try_to_load_from_cache(name_or_path, "config.json", cache_dir), str):
+            return None
         got = "no such folder, not in the hub's cache, and the hub cannot be reached"
     except EntryNotFoundError:
         return None

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from pipeline.cli import run
 from pipeline.config import PrepareConfig
-from pipeline.errors import ConfigError, ModelError, PreparedFolderError
+from pipeline.errors import ConfigError, InputError, ModelError, PreparedFolderError
 from pipeline.fit.data.dataset import SupervisedDataset
 from pipeline.fit.data.loader import micro_batcher_for
 from pipeline.fit.model.loss import SummedTokenLoss
@@ -204,11 +204,19 @@ def test_conversations_as_they_are(trained: Path, tmp_path: Path, capsys: Any) -
 
 
 def test_bad_input_is_one_line(
-    trained: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     golden = Path(__file__).parents[1] / "golden" / "prepared"
     with pytest.raises(ModelError, match="another model"):
         evaluate(EvalConfig(models=(str(trained),), data_path=(str(golden),)))
+    capsys.readouterr()
+    with pytest.raises(InputError, match="no trained model"):
+        evaluate(EvalConfig(models=(str(trained), str(tmp_path)), data_path=(str(prepared),)))
+    assert not capsys.readouterr().err, "not after the first one is judged"
     config = PrepareConfig(
         data_path=(str(SAMPLE),), model_name_or_path=str(trained), output_dir=str(tmp_path),
         num_workers=1,

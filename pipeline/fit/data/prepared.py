@@ -39,6 +39,13 @@ class PreparedData:
         return self.train.manifest.config.get("chat_template") == "duet"
 
     @property
+    def longest_rows(self) -> tuple[int, int]:
+        """Tokens of the longest encoder row, and of the longest decoder row."""
+        datasets = [each for each in (self.train, self.eval, *self.named_eval.values()) if each]
+        encoder, decoder = (max(int(each.lengths[i].max()) for each in datasets) for i in (0, 1))
+        return encoder, decoder
+
+    @property
     def target_length(self) -> int:
         """Most tokens of an answer in the training."""
         settings = self.train.manifest.config

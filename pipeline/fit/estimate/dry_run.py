@@ -47,7 +47,12 @@ def dry_run(config: FitConfig, processes: int = 1, peak: float | None = None) ->
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = config.model
-    check_model(settings, data.tokenizer, any_template=data.has_chosen_template)
+    check_model(
+        settings,
+        data.tokenizer,
+        longest=data.longest_rows,
+        any_template=data.has_chosen_template,
+    )
     model = model_structure(settings, data.tokenizer)
     micro_batcher = micro_batcher_for(
         data.train,

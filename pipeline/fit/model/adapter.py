@@ -64,20 +64,24 @@ def _is_same(given: Any, saved: Any) -> bool:
     return bool(given == saved)
 
 
-def base_name(name: str) -> str:
+def base_name(name: str, cache_dir: str | None) -> str:
     """Return the folder or hub name of an adapter's base; of a model, its own."""
-    return find_base(Path(name)) if is_adapter(Path(name)) else name
+    return find_base(Path(name), cache_dir) if is_adapter(Path(name)) else name
 
 
-def find_base(adapter: Path) -> str:
+def find_base(adapter: Path, cache_dir: str | None = None) -> str:
     """Return the folder or hub name of the model that an adapter was trained on.
+
+    Args:
+        adapter: Its folder.
+        cache_dir: Where files from the hub are kept; None: the Hugging Face cache.
 
     Raises:
         ModelError: The adapter's config does not tell, or it is not where that says.
     """
     base = _read(adapter).get("base_model_name_or_path")
     try:
-        found = base and find_model_file(base, "config.json")
+        found = base and find_model_file(base, "config.json", cache_dir)
         got = "no config.json"
     except ModelError as error:
         found, got = None, error.got

@@ -34,7 +34,7 @@ def architecture(name: str, cache_dir: str | None) -> str:
     A run whose output folder is the model's own writes ``config.json`` there anew, with defaults
     filled in and the embedding grown: what is hashed is the same before and after.
     """
-    settings = load_config(base_name(name), cache_dir)
+    settings = load_config(base_name(name, cache_dir), cache_dir)
     shape = {field: getattr(settings, field, None) for field in _SHAPE.split()}
     for side in ("encoder", "decoder"):
         if (own := side_config(settings, side)) is not settings:
@@ -48,7 +48,7 @@ def base_weights(name: str, cache_dir: str | None) -> str:
     An adapter resumes on these alone.
     """
     with model_errors(name):
-        weights = name_of_weights(base_name(name), cache_dir)
+        weights = name_of_weights(base_name(name, cache_dir), cache_dir)
         if is_adapter(Path(name)):
             weights = key_of([weights, sha256_of_file(Path(name) / ADAPTER_FILES[0])])
         return weights

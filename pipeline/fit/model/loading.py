@@ -57,7 +57,8 @@ def build_model(
             another vocabulary.
         ConfigError: The adapter's settings do not fit the model.
     """
-    name, hosts = base_name(settings.name), hosts or HostGroup()
+    name = base_name(settings.name, settings.cache_dir)
+    hosts = hosts or HostGroup()
     resumed = checkpoint if settings.lora is None else None
 
     def load() -> Any:
@@ -88,7 +89,7 @@ def build_model(
 
 def model_structure(settings: ModelSettings, tokenizer: TextTokenizer) -> Any:
     """Return the model that ``build_model`` would, on the device ``meta``; no weights are read."""
-    name = base_name(settings.name)
+    name = base_name(settings.name, settings.cache_dir)
     with torch.device("meta"):
         model = init_model(name, tokenizer.vocab_size, cache_dir=settings.cache_dir)
         if not settings.from_scratch and is_tied(model) and has_own_head(name, model):

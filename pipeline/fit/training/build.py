@@ -33,9 +33,11 @@ from pipeline.fit.estimate.memory_probe import (
     warm_up_ddp_buckets,
 )
 from pipeline.fit.flops import training_passes
+from pipeline.fit.model.checks import check_writes
 from pipeline.fit.model.fast_paths.compile import compile_layers
 from pipeline.fit.model.loading import build_model
 from pipeline.fit.model.loss import SummedTokenLoss
+from pipeline.fit.model.sizes import most_positions
 from pipeline.fit.schedule import RunPlan
 from pipeline.fit.training.best_model import BestModelTracker
 from pipeline.fit.training.evaluate import Evaluator
@@ -89,6 +91,8 @@ def build_trainer(
     model = _load_model(config.model, data.tokenizer, checkpoint, hosts)
     loss = SummedTokenLoss(model, config.label_smoothing_factor)
     wrapped = _wrap(loss, ctx.sharding, accelerator)
+    if config.eval_samples and ctx.sharding is None:
+        check_writes(model, "--eval-samples", "leave it out, or train another kind of model")
     if config.torch_compile:
         compile_layers(model, compile_backend)
     optimizer = make_optimizer(model, config.optimizer)
@@ -171,7 +175,7 @@ def build_trainer(
                 evaluator=evaluator,
                 count=config.eval_samples,
                 batch_size=config.per_device_eval_batch_size,
-                max_new_tokens=data.target_length,
+                max_new_tokens=min(data.target_length, most_positions(model.config)[1]),
                 is_compiled=config.torch_compile,
             )
             for evaluator in (evaluators if config.eval_samples else ())

@@ -20,7 +20,13 @@ from pipeline.generation.evaluate.intervals import Draws
 from pipeline.generation.evaluate.losses import losses_of
 from pipeline.generation.evaluate.metrics import Metric, answer_metrics, require_metrics
 from pipeline.generation.evaluate.pairs import Pairs, opened_pairs
-from pipeline.generation.model import TrainedModel, baseline_model, device, open_model
+from pipeline.generation.model import (
+    TrainedModel,
+    baseline_model,
+    check_trained,
+    device,
+    open_model,
+)
 from pipeline.generation.progress import AnswerProgress
 
 _LENGTHS = (("up to 64 tokens", 0, 64), ("65 to 256", 65, 256), ("more", 257, 1 << 31))
@@ -67,6 +73,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _candidates(config: EvalConfig) -> list[_Candidate]:
     names = list(dict.fromkeys(config.models))
+    for name in names:  # before the first one is judged, which takes long
+        check_trained(Path(name))
 
     def trained(name: str) -> Callable[[], tuple[TrainedModel, Any]]:
         def load() -> tuple[TrainedModel, Any]:

@@ -486,6 +486,22 @@ def test_training_starts_from_a_saved_adapter(
     fit(changed(second, max_steps=2))  # finished: nothing to do
 
 
+def test_a_base_is_found_in_the_folder_for_files_of_the_hub(
+    small: FitConfig, tiny: Path, tmp_path: Path
+) -> None:
+    cache, commit = tmp_path / "hub", "0" * 40
+    repo = cache / "models--org--tiny"
+    shutil.copytree(tiny, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    first = fit(changed(small, model_name_or_path="org/tiny", cache_dir=str(cache), max_steps=1))
+    assert find_base(first, str(cache)) == "org/tiny"
+    second = changed(small, model_name_or_path=str(first), output_dir=str(tmp_path / "second"))
+    fit(changed(second, cache_dir=str(cache), max_steps=1))
+    with pytest.raises(ModelError, match="cannot be found"):
+        fit(changed(second, output_dir=str(tmp_path / "third"), max_steps=1))
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
