@@ -1,15 +1,10 @@
 """Which settings decide the rows: what a fingerprint is made of, beside the records."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import PrepareConfig, PrepareOptions
-from pipeline.conversation import Role
+from pipeline.config import PrepareOptions
 from pipeline.prepare.read.html import html_version
-from pipeline.prepare.read.records import roles_with
-from pipeline.store.chunk_cache import CHUNK_SCHEMA
-from pipeline.store.fingerprint import key_of
-from pipeline.tokenizer import TextTokenizer, load_tokenizer
 
 
 def row_options(config: PrepareOptions) -> dict[str, Any]:
@@ -29,46 +24,15 @@ def row_options(config: PrepareOptions) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodingSettings:
-    """All that decides how segments become chunks."""
+class EncodingInfo:
+    """How segments are encoded, for a process that only puts together what others encode."""
 
-    tokenizer: TextTokenizer
-    model_max_length: int
-    target_length: int
-    eval_fraction: float
-    last_turn_only: bool = False
-    roles: dict[str, Role] = field(default_factory=dict)
-    join_parts: bool = True
-    dedup: bool = True
-    clean_html: bool = False
-    key: str = ""
-    """Names these settings, and the versions of the libraries that write the bytes."""
-    versions: dict[str, str] = field(default_factory=dict)
+    key: str
+    """Names all that decides it, the versions of the libraries that write the bytes among it."""
+    tokenizer: str
+    """The tokenizer's fingerprint."""
+    vocab_size: int
+    template: str | None
+    """Of the model's own chat template, if that makes the encoder's text: what it does not take."""
+    versions: dict[str, str]
     """Of this program and of those libraries."""
-
-
-def load_settings(config: PrepareConfig) -> EncodingSettings:
-    """Load the tokenizer; return what decides how segments become chunks.
-
-    Raises:
-        ModelError, TokenizerError: It cannot be loaded.
-    """
-    from importlib.metadata import version  # late: a process that is given the settings needs none
-
-    tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.chat_template)
-    versions = {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")}
-    # The libraries that write the bytes belong to the key: a chunk is what would be made now.
-    libraries = [versions[name] for name in ("pyarrow", "tokenizers")]
-    return EncodingSettings(
-        tokenizer,
-        config.model_max_length,
-        config.target_length,
-        config.eval_fraction,
-        last_turn_only=config.train_turns == "last",
-        roles=roles_with(config.extra_roles()),
-        join_parts=config.join_parts,
-        dedup=config.dedup,
-        clean_html=config.clean_html,
-        key=key_of(row_options(config), tokenizer.fingerprint, CHUNK_SCHEMA, libraries),
-        versions=versions,
-    )

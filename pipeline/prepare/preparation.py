@@ -93,14 +93,13 @@ class _Preparation:
         self._groups = group_files(self._sources, self._states)
         self._group_of = {file: group for group in self._groups for file in group.files}
         engine.start(self._config, self._num_bytes(range(len(self._sources))))
-        index = FileIndex(self._cache.folder, lambda: engine.settings().key, chunks)
+        index = FileIndex(self._cache.folder, lambda: engine.info().key, chunks)
         self._kinds = self._recognize(index)
         segments = self._planner(engine).segments(self._groups)  # while the tokenizer is loaded
-        self._settings = engine.settings()
-        self._tokenizer = self._settings.tokenizer
-        if template := self._tokenizer.template:
-            changes = f", which does not take all: {template.changes}" if template.changes else ""
-            note(f"the encoder's text is rendered by the model's own chat template{changes}")
+        self._info = engine.info()
+        if (changes := self._info.template) is not None:
+            more = f", which does not take all: {changes}" if changes else ""
+            note(f"the encoder's text is rendered by the model's own chat template{more}")
         folder = temporary / "prepared"
         shards = self._write(folder, chunks, engine, segments)
         self._check_unchanged()
@@ -110,7 +109,7 @@ class _Preparation:
         fingerprint = key_of(
             self._collected.content.hexdigest(),
             row_options(self._config),
-            self._tokenizer.fingerprint,
+            self._info.tokenizer,
             SCHEMA_VERSION,
         )
         with self._cache.lock(fingerprint):
@@ -151,7 +150,7 @@ class _Preparation:
         """Write the shards, the tokenizer and what was rejected."""
         has_eval = bool(self._config.eval_fraction) or any(s.split == EVAL for s in self._sources)
         splits = [TRAIN, EVAL] if has_eval else [TRAIN]
-        prepared = PreparedWriter(folder, splits, self._tokenizer.vocab_size)
+        prepared = PreparedWriter(folder, splits, self._info.vocab_size)
         tokenizer = engine.submit(tasks.tokenizer_files)
         ordered = OrderedChunks(engine, segments, dedup=self._config.dedup)
         read = [i for i, kind in enumerate(self._kinds) if kind is not None]
@@ -245,7 +244,7 @@ class _Preparation:
             files_passed_over=sum(kind is None for kind in self._kinds),
             counts=self._collected.counts(),
             unused_keys=stats.records.unused_keys(),
-            tokens=stats.tokens() | {"vocab_size": self._tokenizer.vocab_size},
+            tokens=stats.tokens() | {"vocab_size": self._info.vocab_size},
             shards=shards,
-            versions={"python": platform.python_version()} | self._settings.versions,
+            versions={"python": platform.python_version()} | self._info.versions,
         )

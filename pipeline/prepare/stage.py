@@ -9,6 +9,7 @@ from pipeline.config import PrepareConfig
 from pipeline.config.fields import is_url
 from pipeline.console.logs import note
 from pipeline.errors import ConfigError
+from pipeline.hub.model_files import source_files
 from pipeline.model_kind import check_model_kind
 from pipeline.prepare.cache import PreparedCache, lock_in
 from pipeline.prepare.files.sources import FileState, Source, find_sources, states_of
@@ -19,7 +20,6 @@ from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
 from pipeline.store.remote import info, remote_path
 from pipeline.store.summary import summary
 from pipeline.store.uploading import upload
-from pipeline.tokenizer import source_files
 
 
 def prepare(config: PrepareConfig) -> Path | str:

@@ -6,7 +6,8 @@ tokenizer, unchanged but that no text gives a control id. What is saved beside t
 ``AutoTokenizer`` loads; its chat template is the one that makes the rows.
 """
 
-from pipeline.tokenizer.files import TOKENIZER_FILES, VOCABULARY_FILES, copy_tokenizer, source_files
+from pipeline.hub.model_files import TOKENIZER_FILES, VOCABULARY_FILES
+from pipeline.tokenizer.files import copy_tokenizer
 from pipeline.tokenizer.loading import TemplateChoice, load_tokenizer, template_of, tokenizer_of
 from pipeline.tokenizer.model_template import RefusedError
 from pipeline.tokenizer.preamble import own_part
@@ -21,7 +22,6 @@ __all__ = [
     "copy_tokenizer",
     "load_tokenizer",
     "own_part",
-    "source_files",
     "template_of",
     "tokenizer_of",
 ]

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TokenizerError
-from pipeline.tokenizer.files import CONFIG, Files, parse_tokenizer, read_json
+from pipeline.hub.model_files import CONFIG
+from pipeline.tokenizer.files import Files, parse_tokenizer, read_json
 from pipeline.tokenizer.vocabulary import KINDS, SPACE, kind_of, parting_pattern
 
 if TYPE_CHECKING:

@@ -7,14 +7,11 @@ from typing import Any, Literal
 
 from pipeline.errors import TokenizerError
 from pipeline.hub.download import find_model_file
+from pipeline.hub.model_files import CONFIG, SPECIAL, TEMPLATE, VOCABULARY_FILES
 from pipeline.template import chat_template, is_chat_template
 from pipeline.tokenizer import lossless
 from pipeline.tokenizer.controls import control_tokens, guard
 from pipeline.tokenizer.files import (
-    CONFIG,
-    SPECIAL,
-    TEMPLATE,
-    VOCABULARY_FILES,
     Files,
     added_tokens,
     converted_files,

@@ -11,7 +11,7 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.local import LocalEngine
-from pipeline.prepare.options import EncodingSettings
+from pipeline.prepare.options import EncodingInfo
 from tests.prepare.helpers import contents, cut_at, generated, write
 
 
@@ -85,9 +85,9 @@ def test_nobody_waits_for_the_tokenizer_to_look_through_a_file_that_is_new(
     events = list[str]()
 
     class Engine(LocalEngine):
-        def settings(self) -> EncodingSettings:
-            events.append("settings")
-            return super().settings()
+        def info(self) -> EncodingInfo:
+            events.append("info")
+            return super().info()
 
         def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
             events.append(task.__name__)
@@ -99,7 +99,7 @@ def test_nobody_waits_for_the_tokenizer_to_look_through_a_file_that_is_new(
     old = write(tmp_path / "old.jsonl", generated(100, 1))
     time.sleep(0.1)
     prepared(tiny_t5, tmp_path / "out", old)
-    assert events.index("anchors") < events.index("settings") < events.index("encode")
+    assert events.index("anchors") < events.index("info") < events.index("encode")
     events.clear()  # what was read before may have been read with other settings
     prepared(tiny_t5, tmp_path / "out", old, write(tmp_path / "new.jsonl", generated(20, 2)))
-    assert events[0] == "settings"
+    assert events[0] == "info"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pipeline
 from pipeline.config import PrepareConfig
 from pipeline.conversation import split_part_id
 from pipeline.errors import InputError, OutputError
-from pipeline.prepare import options
+from pipeline.prepare.encode import settings
 from pipeline.prepare.engines import local as workers
 from pipeline.store.chunk_cache import iterate_chunks
 from pipeline.store.manifest import read_manifest
@@ -256,9 +257,17 @@ def test_one_worker_and_two_give_the_same_bytes(
         patch.setattr(workers, "ProcessPoolExecutor", None)  # all in this process
         one = prepare(SAMPLE, num_workers=1, eval_fraction=0.2, output_dir=str(tmp_path / "one"))
     assert len(list(iterate_chunks(tmp_path / "one" / ".chunks"))) > 4
+    pools = list[int]()
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, size: int, *args: Any) -> None:
+            pools.append(size)
+            super().__init__(size, *args)
+
     with monkeypatch.context() as patch:
-        patch.setattr(workers.LocalEngine, "_encoder_here", None)  # none in this process
+        patch.setattr(workers, "ProcessPoolExecutor", Pool)
         two = prepare(SAMPLE, num_workers=2, eval_fraction=0.2, output_dir=str(tmp_path / "two"))
+    assert pools == [2]
     assert one.name == two.name == whole.name
     assert shard_bytes(one) == shard_bytes(two)
     for split in ("train", "eval"):
@@ -437,17 +446,18 @@ print(code, sorted({{*heavy}} & set(sys.modules)))
 def test_a_script_without_a_main_guard_can_use_workers(tiny_t5: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"""
+import sys
 import pipeline
 from pipeline.prepare.engines import local as workers
 {code_for_small()}
-workers.LocalEngine._encoder_here = None
 print("started")
 pipeline.prepare(pipeline.PrepareConfig(
     data_path={str(SAMPLE)!r}, model_name_or_path={str(tiny_t5)!r}, num_workers=2,
     output_dir={str(tmp_path / "processed")!r}))
+print(*{{"numpy", "tokenizers"}} & {{*sys.modules}})
 """)
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert result.stdout == "started\n"
+    assert result.stdout == "started\n\n", "once, and nothing is encoded in the parent"
 
 
 def test_workers_end_when_the_run_is_killed(tiny_t5: Path, tmp_path: Path) -> None:
@@ -488,14 +498,14 @@ def _runs(pid: int) -> bool:
 
 
 def while_reading(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something between the moment at which files are hashed and that at which they are read."""
-    load = options.load_tokenizer
+    """Do something between the moment at which files are looked at and that at which they are read."""
+    load = settings.load_tokenizer
 
     def act_and_load(*args: Any) -> Any:
         act()
         return load(*args)
 
-    patch.setattr(options, "load_tokenizer", act_and_load)
+    patch.setattr(settings, "load_tokenizer", act_and_load)
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error_and_nothing_is_published(

@@ -9,7 +9,7 @@ from pipeline.prepare.encode.chunk_content import EVAL, TRAIN
 from pipeline.prepare.encode.dataset_stats import DatasetStats
 from pipeline.prepare.encode.encoders import PairEncoder
 from pipeline.prepare.encode.pairs import PairCounts
-from pipeline.prepare.options import EncodingSettings
+from pipeline.prepare.encode.settings import EncodingSettings
 from pipeline.store.chunk_cache import ChunkWriter
 
 

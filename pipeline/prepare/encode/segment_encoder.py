@@ -17,12 +17,12 @@ from pipeline.prepare.encode.chunk_edits import edited
 from pipeline.prepare.encode.chunk_rows import ChunkRows
 from pipeline.prepare.encode.dataset_stats import pair_counts_as_json
 from pipeline.prepare.encode.encoders import PairEncoder, make_pair_encoder
+from pipeline.prepare.encode.settings import EncodingSettings
 from pipeline.prepare.files.anchors import Anchor, find_anchors
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment
 from pipeline.prepare.files.streams import reading_at
 from pipeline.prepare.files.tables import row_ranges
-from pipeline.prepare.options import EncodingSettings
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record
 from pipeline.prepare.read.rejections import content_of, rejection_line
@@ -72,7 +72,7 @@ class SegmentEncoder:
         if not all(reader.find_bounds() for reader in readers):
             return None
         digests = [reader.digest() for reader in readers]
-        key = key_of(self.settings.key, segment.split, digests)
+        key = key_of(self.settings.info.key, segment.split, digests)
         if not anew and (kept := self.cache.take(key)):
             return kept
         return self._make(segment, readers, digests, key)

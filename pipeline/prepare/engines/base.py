@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipeline.config import PrepareConfig
-from pipeline.prepare.options import EncodingSettings
+from pipeline.prepare.options import EncodingInfo
 
 Task = Callable[..., Any]
 """Takes a SegmentEncoder first."""
@@ -29,7 +29,7 @@ class Engine(Protocol):
             num_bytes: Of files that will be read.
         """
 
-    def settings(self) -> EncodingSettings:
+    def info(self) -> EncodingInfo:
         """Return how segments are encoded, once the tokenizer is there; before the first segment.
 
         Raises:

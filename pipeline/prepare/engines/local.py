@@ -21,12 +21,13 @@ from pipeline.config import PrepareConfig
 from pipeline.errors import DuetError
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.gc_tuning import collect_rarely
-from pipeline.prepare.options import EncodingSettings, load_settings
+from pipeline.prepare.options import EncodingInfo
 from pipeline.store.atomic import hold_folder, write_file
 from pipeline.store.chunk_cache import ChunkCache
 
 if TYPE_CHECKING:
     from pipeline.prepare.encode.segment_encoder import SegmentEncoder
+    from pipeline.prepare.encode.settings import EncodingSettings
 
 # Below this, starting workers takes as long as the work.
 _BYTES_FOR_WORKERS = 1 << 22
@@ -44,7 +45,6 @@ class LocalEngine:
 
     def __init__(self, cache: ChunkCache, num_workers: int) -> None:
         self._cache, self._workers = cache, num_workers
-        self._settings: EncodingSettings | None = None
         self._encoder: SegmentEncoder | None = None
         self._pool: ProcessPoolExecutor | None = None
 
@@ -57,8 +57,8 @@ class LocalEngine:
         """Start workers, if there is work for them; one of them loads the tokenizer."""
         if num_bytes < _BYTES_FOR_WORKERS:
             self._workers = 1
-        self._load: Callable[[], EncodingSettings] = lambda: load_settings(config)
         if self._workers == 1:
+            self._encoder = _new_encoder(lambda: _load_settings(config), self._cache)
             return
         # What a process is started with goes through a pipe, and this one would wait for each
         # worker to come up and empty it: the tokenizer, which is large, goes through a file.
@@ -69,20 +69,18 @@ class LocalEngine:
             _start_worker,
             (settings_file, self._cache),
         )
-        self._load = self._submit(_load, config)
+        self._loaded = self._submit(_load, config)
         for _ in range(1, self._workers):
             self._submit(_import)
 
-    def settings(self) -> EncodingSettings:
+    def info(self) -> EncodingInfo:
         """Return how segments are encoded; without workers, the tokenizer is loaded here."""
-        if self._settings is None:
-            self._settings = self._load()
-        return self._settings
+        return self._encoder.settings.info if self._encoder is not None else self._loaded()
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task; without workers it is run when its result is asked for."""
         if self._pool is None:
-            return lambda: task(self._encoder_here(), *args)
+            return lambda: task(self._encoder, *args)
         return self._submit(_run, task, args)
 
     def close(self) -> None:
@@ -100,11 +98,6 @@ class LocalEngine:
                 return future.result()
 
         return result
-
-    def _encoder_here(self) -> "SegmentEncoder":
-        if self._encoder is None:
-            self._encoder = _new_encoder(self.settings, self._cache)
-        return self._encoder
 
 
 def usable_cores() -> int:
@@ -138,19 +131,25 @@ def _no_dead_worker() -> Iterator[None]:
         ) from error
 
 
-# One a worker process: where its settings will be, or they themselves in the one that loaded them;
-# its cache; and its encoder, made when the first task comes.
+# One a worker process: where the settings will be, and they themselves in the one that loaded them;
+# its cache; and its encoder, made for the first task.
 _settings_file: Path
-_settings: EncodingSettings | None = None
+_settings: "EncodingSettings | None" = None
 _cache: ChunkCache
 _encoder: "SegmentEncoder | None" = None
 
 
-def _new_encoder(settings: Callable[[], EncodingSettings], cache: ChunkCache) -> "SegmentEncoder":
-    # Imported late: a process that only puts together does without it.
+# Imported late: a process that only puts together does without the tokenizer, NumPy and Arrow.
+def _new_encoder(load: "Callable[[], EncodingSettings]", cache: ChunkCache) -> "SegmentEncoder":
     from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 
-    return SegmentEncoder(settings, cache)
+    return SegmentEncoder(load, cache)
+
+
+def _load_settings(config: PrepareConfig) -> "EncodingSettings":
+    from pipeline.prepare.encode.settings import load_settings
+
+    return load_settings(config)
 
 
 def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
@@ -171,12 +170,12 @@ def _import() -> None:
     import pipeline.prepare.encode.segment_encoder  # noqa: F401
 
 
-def _load(config: PrepareConfig) -> EncodingSettings:
+def _load(config: PrepareConfig) -> EncodingInfo:
     """Load the tokenizer, for all workers."""
     global _settings
-    _settings = load_settings(config)
+    _settings = _load_settings(config)
     write_file(_settings_file, pickle.dumps(_settings), is_durable=False)
-    return _settings
+    return _settings.info
 
 
 def end_with_parent() -> None:
@@ -190,12 +189,12 @@ def end_with_parent() -> None:
 def _run(task: Task, args: tuple[Any, ...]) -> Any:
     global _encoder
     if _encoder is None:
-        _encoder = _new_encoder(_settings_here, _cache)
+        _encoder = _new_encoder(_settings_of_all, _cache)
     return task(_encoder, *args)
 
 
-def _settings_here() -> EncodingSettings:
-    """Return the settings; the parent hands out no segment before they are there."""
+def _settings_of_all() -> "EncodingSettings":
+    """Return the settings: they are there when a segment comes, as the parent waits for them."""
     if _settings is not None:
         return _settings
     found: EncodingSettings = pickle.loads(_settings_file.read_bytes())

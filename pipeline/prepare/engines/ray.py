@@ -28,10 +28,11 @@ from pipeline.config import PrepareConfig
 from pipeline.console.logs import note
 from pipeline.errors import ConfigError, DuetError, require_package
 from pipeline.prepare.encode.segment_encoder import SegmentEncoder
+from pipeline.prepare.encode.settings import load_settings
 from pipeline.prepare.engines.base import Task
 from pipeline.prepare.engines.local import end_with_parent, hidden_main, usable_cores
 from pipeline.prepare.files.segments import Piece, Segment
-from pipeline.prepare.options import EncodingSettings, load_settings
+from pipeline.prepare.options import EncodingInfo
 from pipeline.store.atomic import hold_folder, output_errors, write_file
 from pipeline.store.chunk_cache import Chunk, ChunkCache
 
@@ -135,9 +136,9 @@ class RayEngine:
         if not self._num_cpus:
             note("the Ray cluster has no CPUs yet; waiting for a node")
 
-    def settings(self) -> EncodingSettings:
+    def info(self) -> EncodingInfo:
         """Return how segments are encoded."""
-        return self._encoder.settings
+        return self._encoder.settings.info
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task."""
