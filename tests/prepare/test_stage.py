@@ -498,7 +498,7 @@ def _runs(pid: int) -> bool:
 
 
 def while_reading(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something between the moment at which files are looked at and that at which they are read."""
+    """Do something after the moment at which files are looked at, and before they are read."""
     load = settings.load_tokenizer
 
     def act_and_load(*args: Any) -> Any:
