@@ -32,8 +32,25 @@ class FileSeal:
 
 
 def sealed_json(fields: Mapping[str, Any]) -> str:
-    """Return an object as JSON; its last entry, ``checksum``, is the SHA-256 of it without that."""
-    return _with_checksum(json.dumps(fields, indent=2, ensure_ascii=False, default=asdict))
+    """Return an object as JSON; its last entry, ``checksum``, is the SHA-256 of it without that.
+
+    Each entry has a line, and so has what is in it: ``json`` itself would give one to each number.
+    """
+    lines = ",\n".join(f"  {_dumps(name)}: {_lines_of(value)}" for name, value in fields.items())
+    return _with_checksum(f"{{\n{lines}\n}}")
+
+
+def _lines_of(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        inner = (f"{_dumps(name)}: {_dumps(entry)}" for name, entry in value.items())
+        return "{\n    " + ",\n    ".join(inner) + "\n  }"
+    if isinstance(value, list) and value:
+        return "[\n    " + ",\n    ".join(map(_dumps, value)) + "\n  ]"
+    return _dumps(value)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=asdict)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:

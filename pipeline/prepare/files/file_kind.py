@@ -21,7 +21,9 @@ Kind = Literal["json", "packed json", "parquet", "arrow"]
 """How a file is read. ``packed json`` can only be read from its start: it is compressed, or in
 UTF-16 or UTF-32."""
 
-_SNIFF = 1 << 16
+_FIRST, _SNIFF = 1 << 12, 1 << 16
+_PLAIN_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n,]*(?:\{[^\x00]|\[[^\]\"{\x00]*[\"{])")
+"""What most files begin with: no more need be read of them."""
 _ARROW_STREAM = re.compile(rb"\xff{4}[\x08-\xff][\x00-\xff]{2}\x00", re.DOTALL)
 _LINE_OF_A_VALUE = re.compile(rb"(?m)^[{\[]")
 _MARKDOWN = re.compile(rb"\[!?\[?[^\]\"{]*\]\(")
@@ -107,7 +109,10 @@ def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
         InputError: It cannot be opened.
     """
     with open_file(path) as file:
-        head = file.read(_SNIFF)
+        head = file.read(_FIRST)
+        if _PLAIN_JSON.match(head):
+            return "json"
+        head += file.read(_SNIFF - len(head))
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1") or _ARROW_STREAM.match(head):
