@@ -120,11 +120,10 @@ def _chunks(folder: Path) -> list[_KeptChunk]:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Return the temporary folders of runs, of which some may be running."""
+    """Return the temporary folders of runs, of which some may be running, and unfinished files."""
     replaced = [*folder.glob(".*.old"), *folder.glob(".chunks/??/.*.old")]
-    unfinished = [
-        path for name in ("", "files") for path in unfinished_files(folder / ".index" / name)
-    ]
+    written = folder / ".index", folder / ".index" / "files", *folder.glob("[!.]*/")
+    unfinished = [path for place in written for path in unfinished_files(place)]
     # .parts is what versions before the chunk cache kept.
     return sorted([*folder.glob(".tmp-*-*"), *folder.glob(".parts"), *replaced, *unfinished])
 

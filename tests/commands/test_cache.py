@@ -76,8 +76,12 @@ def test_prune_forgets_files_whose_chunks_are_gone_and_what_older_versions_kept(
     output: Path,
 ) -> None:
     (output / ".parts" / "3f").mkdir(parents=True)
+    index, prepared = output / ".index", folders(output)[0]
     fresh, *unfinished = (
-        output / ".index" / f"{name}.json.1-2.tmp" for name in (".x", ".y", "files/.z")
+        index / ".x.json.1-2.tmp",
+        index / ".y.json.1-2.tmp",
+        index / "files" / ".z.json.1-2.tmp",
+        prepared / ".config.yaml.1-2.tmp",
     )
     for path in (fresh, *unfinished):
         path.write_text("half")
@@ -89,7 +93,7 @@ def test_prune_forgets_files_whose_chunks_are_gone_and_what_older_versions_kept(
     assert cache(output, "prune", "--dry-run") == 0
     assert (output / ".parts").exists()
     assert cache(output, "prune") == 0
-    assert [path.exists() for path in (fresh, *unfinished)] == [True, False, False]
+    assert [path.exists() for path in (fresh, *unfinished)] == [True, False, False, False]
     assert not (output / ".parts").exists()
     assert len(list((output / ".index" / "files").iterdir())) == 1
 

@@ -20,7 +20,7 @@ from pipeline.errors import DuetError, ModelError, TokenizerError
 from pipeline.fit.model.embedding import embedding_weights, is_tied, num_rows
 from pipeline.fit.model.loading import build_model, quiet_transformers
 from pipeline.fit.model.token_ids import model_token_ids
-from pipeline.hub.download import counted_weights
+from pipeline.hub.download import counted_weights, find_model_file
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from pipeline.tokenizer.vocabulary import NEW_PIECES
 from scripts.tiny_t5 import make_tiny_t5
@@ -420,6 +420,19 @@ def test_what_is_no_model_is_named_in_one_line(
     assert words in str(caught.value)
     assert "model" in caught.value.where
     assert "\n" not in str(caught.value)
+
+
+def test_a_cached_model_needs_no_hub(tiny: Path, tmp_path: Path) -> None:
+    """What is not beside its config was not there when the hub could be asked."""
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny, snapshot)
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text("0" * 40)
+    found = find_model_file("org/tiny", "config.json", str(tmp_path))
+    assert found == snapshot / "config.json"
+    assert find_model_file("org/tiny", "added_tokens.json", str(tmp_path)) is None
+    with pytest.raises(ModelError, match="cannot be found"):
+        find_model_file("org/other", "config.json", str(tmp_path))
 
 
 def test_a_name_that_is_neither_folder_nor_hub_name(
