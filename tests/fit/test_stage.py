@@ -223,7 +223,7 @@ def test_everything_is_said_on_stderr(
     assert "note: --tf32 is ignored: this device does not support it" in lines
     assert sum("--fsdp is ignored" in line for line in lines) == 1
     assert sum(line.startswith("step 3/6: loss ") for line in lines) == 1
-    assert [line.count("eval loss") for line in lines if "eval loss" in line] == [1]
+    assert [line.count("eval_loss ") for line in lines if ": eval_loss " in line] == [1]
 
 
 def test_a_bar_on_a_terminal(

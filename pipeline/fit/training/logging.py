@@ -20,23 +20,18 @@ from pipeline.fit.training.trackers import Trackers
 from pipeline.store.atomic import output_errors, write_file
 from pipeline.store.summary import table_row
 
-_WORDS: dict[str, Callable[[float], str]] = {
-    "loss": "loss {:.4g}".format,
-    "grad_norm": "grad norm {:.4g}".format,
-    "learning_rate": "learning rate {:.4g}".format,
-    "eval_loss": "eval loss {:.4g}".format,
-    "eval_bits_per_byte": "bits per byte {:.4g}".format,
-    "train_loss": "mean loss {:.4g}".format,
-    "train_runtime": lambda seconds: f"in {duration(seconds)}",
-    "target_tokens_per_second": "{:,.0f} target tokens/s".format,
-    "mfu": lambda share: f"MFU {percent(share)}",
-    "mfu_datasheet": lambda share: f"MFU by data sheet {percent(share)}",
-    "padding_share": lambda share: f"padding {percent(share)}",
-    "data_wait_share": lambda share: f"data wait {percent(share)}",
-    "peak_memory_gib": "memory {:.1f} GiB".format,
-    "seconds_left": lambda seconds: f"{duration(seconds)} left",
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "target_tokens_per_second": "{:,.0f}".format,
+    "mfu": percent,
+    "mfu_datasheet": percent,
+    "padding_share": percent,
+    "data_wait_share": percent,
+    "peak_memory_gib": "{:.1f}".format,
+    "seconds_left": duration,
+    "eval_runtime": duration,
+    "train_runtime": duration,
 }
-"""What an entry's values are shown as, in this order."""
+"""How values of an entry are shown that are no plain numbers."""
 
 
 LOG_FILE = "log.jsonl"
@@ -103,12 +98,11 @@ class Reporter:
             self._trackers.log_table("eval/samples", samples, step=step)
 
     def _line(self, values: Mapping[str, float]) -> str:
-        shown = [words(values[name]) for name, words in _WORDS.items() if name in values]
-        shown += [
-            f"{name.replace('_', ' ')} {value:.4g}"
+        shown = (
+            f"{name} {_FORMATS.get(name, '{:.4g}'.format)(value)}"
             for name, value in values.items()
-            if name.startswith("eval_") and name.endswith("_loss") and name not in _WORDS
-        ]
+            if name != "step"
+        )
         return f"step {values['step']}/{self._total}: " + ", ".join(shown)
 
 

@@ -236,7 +236,7 @@ def test_processes_end_an_evaluation_together(
             ranks.wait_for("step 3/4: ")
             os.kill(ranks.processes[-1].pid or 0, signal.SIGTERM)
         assert ranks.end() == [143 if stop else 0] * count, ranks.said()
-        assert ranks.said().count("eval loss") == 2 * (not stop)
+        assert ranks.said().count("eval_loss ") == 2 * (not stop)
         if stop:
             assert [path.name for path in parts.glob("*checkpoint-*")] == ["checkpoint-3"]
     assert log_of(whole) == log_of(parts)
