@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.config import PrepareOptions
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role
-from pipeline.prepare.files.json_values import Fault, NumberText
+from pipeline.prepare.files.elements import NumberText
+from pipeline.prepare.files.json_values import Fault
 from pipeline.prepare.files.reading import DataFile, read_files
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError

@@ -10,6 +10,7 @@ files/           paths -> files, files -> segments, a segment -> the JSON values
   planning         files           -> segments
   segments         a segment       -> records and faults
   json_values      text            -> the values in it          (tables: rows of Parquet and Arrow)
+  elements         a value         -> the records that it is made of
   text_window      bytes           -> the text around the place that is read
   streams          a file          -> its bytes, unpacked
 read/            a record -> a conversation, or the reason why it is none; parts -> conversations

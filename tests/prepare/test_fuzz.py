@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from pipeline.conversation import Conversation
 from pipeline.prepare.encode.encoders import PairEncoder, make_pair_encoder
 from pipeline.prepare.encode.pairs import PairCounts
-from pipeline.prepare.files.json_values import DECODER
+from pipeline.prepare.files.elements import DECODER
 from pipeline.prepare.read.joining import join_parts
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from pipeline.prepare.engines.ordering import OrderedChunks
 from pipeline.prepare.files.anchors import Anchor, find_anchors
+from pipeline.prepare.files.elements import NumberText
 from pipeline.prepare.files.file_kind import recognize
-from pipeline.prepare.files.json_values import Fault, NumberText, Record, end_fault
+from pipeline.prepare.files.json_values import Fault, Record, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.reading import find_files, read_files
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
@@ -71,8 +72,12 @@ LAYOUTS = {
     "arrays behind one another": Layout(start="[", between=",", end="]", per_array=2),
     "arrays in an array": Layout(start="[[", between=",", end="]]"),
     "data": Layout(start='{"version": 1, "data": [', between=", ", end="]}"),
+    "data on lines": Layout(start='{"data": [\n', between=",\n", end='\n], "end": 1}\n'),
 }
-ON_LINES = ("lines", "lines, trailing commas", "pretty objects", "array of lines", "pretty array")
+ON_LINES = (
+    *("lines", "lines, trailing commas", "pretty objects", "array of lines", "pretty array"),
+    "data on lines",
+)
 """In which a line begins with each record: so reading can resume behind a broken one."""
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
@@ -255,7 +260,7 @@ def test_any_layout_gives_all_values(
 @fuzz
 @given(
     records=forms.RECORDS,
-    layout=st.sampled_from([*(name for name in LAYOUTS if name != "data")]),
+    layout=st.sampled_from([*LAYOUTS]),
     packing=st.sampled_from([*PACKINGS]),
     share=st.floats(0, 1),
 )

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.conversation import split_part_id
-from pipeline.prepare.files.json_values import DECODER, TURN_KEYS, is_turn, may_go_on
+from pipeline.prepare.files.elements import DECODER, TURN_KEYS, is_turn
+from pipeline.prepare.files.json_values import may_go_on
 
 if TYPE_CHECKING:
     import numpy as np

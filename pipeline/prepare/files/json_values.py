@@ -7,29 +7,26 @@ So arrays, arrays one after another, JSON Lines (with trailing commas too), one 
 pretty-printed objects are all the same to it.
 
 A value that is broken is one fault. Reading resumes at the next line that begins with ``{`` or
-``[`` no further in than the line where the value began: what stands deeper is a piece of it.
-
-Python's own ``json`` is used rather than a faster parser: it reads a real export at 260 MB/s,
-keeps lone surrogates (which others refuse) for us to replace, and lets a number that is not used be
-of any size.
+``[`` no further in than the line where the value began: what stands deeper is a piece of it. Of a
+broken object whose ``data`` holds the records, they are read one by one instead.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from pipeline.prepare.files.elements import (
+    DECODER,
+    NumberText,
+    elements_of,
+    is_turn,
+    start_of_data,
+)
 from pipeline.prepare.files.text_window import INDENT, SEPARATORS, TextWindow
 
-TURN_KEYS = ("conversations", "conversation", "messages")
-"""Where a record has its turns."""
-
 _MOST_KEPT = 1 << 16  # characters of a broken value; the rest of a file may be one
-
-
-class NumberText(str):
-    """A JSON number as it was written."""
 
 
 @dataclass(slots=True)
@@ -50,42 +47,6 @@ class Fault:
     detail: str
     text: str | None = None
 
-
-def is_turn(value: object) -> bool:
-    """Return whether a value is one turn of a conversation, and no record.
-
-    >>> is_turn({"from": "human", "value": "Hi"}), is_turn({"role": "x", "messages": []})
-    (True, False)
-    """
-    return (
-        isinstance(value, dict)
-        and ("from" in value or "role" in value)
-        and not any(key in value for key in TURN_KEYS)
-    )
-
-
-def elements_of(value: Any) -> Iterable[Any] | None:
-    """Return the records that a value is made of; None where it is one by itself.
-
-    >>> elements_of({"version": 1, "data": [{"id": 7}]})
-    [{'id': 7}]
-    """
-    if isinstance(value, list):
-        return None if value and is_turn(value[0]) else value
-    if isinstance(value, dict) and all(value.get(key) in (None, []) for key in TURN_KEYS):
-        data = value.get("data")
-        if isinstance(data, list) and data and all(isinstance(e, (dict, list)) for e in data):
-            return [data] if is_turn(data[0]) else data
-    return None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-DECODER = json.JSONDecoder(
-    parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant
-)
 
 # What a number, a word or an escape looks like when the text ends inside it.
 _BEGUN = re.compile(
@@ -147,6 +108,7 @@ class ValueReader:
         self._window = TextWindow(iter(chunks), indent_before)
         self._ends_file, self._error = ends_file, error
         self._position, self._is_cut = 0, False
+        self._opened_data = list[int]()  # the brackets that were open before each broken object
         self.brackets = 0
         """Brackets that were opened, less those that were closed."""
         self.is_resumed = False
@@ -160,15 +122,17 @@ class ValueReader:
             if mark == "]":
                 self.brackets -= 1
                 window.at += 1
+                yield from self._end_of_data()
             elif mark == "[" and not self._is_list_of_turns():
                 self.brackets += 1
                 window.at += 1
             else:
                 found = self._value()
-                if found is None:
+                if found is not None:
+                    yield from self._numbered(found)
+                elif not self._ends_file:
                     self.is_clean = False
                     return
-                yield from self._numbered(found)
         error = self._error()
         if error is not None and not self._is_cut:
             self._is_cut = self.is_resumed = True
@@ -205,7 +169,7 @@ class ValueReader:
             window.grow()
 
     def _value(self) -> Record | Fault | None:
-        """Decode the value at the window's place; None where the stretch ends inside it."""
+        """Decode the value here; None where the stretch ends in it, or its records come next."""
         window = self._window
         while True:
             try:
@@ -214,13 +178,15 @@ class ValueReader:
                 if window.ended or not may_go_on(error):
                     if window.ended and not self._ends_file and may_go_on(error):
                         return None
+                    if self._opens_data():
+                        return None
                     is_cut = window.ended and ends_early(error)
                     detail = error.msg.removesuffix(" at")  # the place is not told
                     return self._fault("cut_off" if is_cut else "broken_json", detail)
             except ValueError as error:
-                return self._fault("broken_json", str(error))
+                return None if self._opens_data() else self._fault("broken_json", str(error))
             except RecursionError:
-                return self._skip_nested()
+                return None if self._opens_data() else self._skip_nested()
             else:
                 # A bare number near the window's end may go on in what follows.
                 is_number = isinstance(value, NumberText)
@@ -228,12 +194,48 @@ class ValueReader:
                     return self._record(value, end)
             window.grow()
 
-    def _record(self, value: Any, end: int) -> Record | Fault:
+    def _opens_data(self) -> bool:
+        """Return whether what is broken holds records, and go to the first of them.
+
+        Where the file goes on after the stretch, all is left to whoever reads to its end.
+        """
         window = self._window
-        text, window.at = window.text[window.at : end], end
-        if window.has_escapes and (escaped := _ESCAPED_BYTE.search(text)):
-            return _invalid(text, escaped)
-        return Record(0, value, text)
+        start = start_of_data(window.text, window.at)
+        if start is None:
+            return False
+        if self._ends_file:
+            window.at = start
+            self._opened_data.append(self.brackets)
+            self.brackets += 2
+        return True
+
+    def _end_of_data(self) -> Iterator[Record | Fault]:
+        """Pass over what follows the records of a broken object, if they end here."""
+        if not self._opened_data or self.brackets != self._opened_data[-1] + 1:
+            return
+        self._opened_data.pop()
+        window = self._window
+        while (mark := window.skip_separators()) == '"':
+            for _ in ("key", "value"):
+                found = self._value()
+                if not isinstance(found, Record):
+                    yield from () if found is None else self._numbered(found)
+                    return
+                if window.skip_separators() == ":":
+                    window.at += 1
+                    window.skip_separators()
+        if mark == "}":
+            window.at += 1
+            self.brackets -= 1
+
+    def _record(self, value: Any, end: int) -> Record | Fault | None:
+        window = self._window
+        text = window.text[window.at : end]
+        escaped = _ESCAPED_BYTE.search(text) if window.has_escapes else None
+        if escaped and self._opens_data():
+            return None
+        window.at = end
+        return _invalid(text, escaped) if escaped else Record(0, value, text)
 
     def _fault(self, reason: str, detail: str) -> Fault | None:
         """Pass over a broken value; None where the stretch ends before reading can resume."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.prepare.files.elements import elements_of
 from pipeline.prepare.files.file_kind import Kind
-from pipeline.prepare.files.json_values import Fault, Record, elements_of
+from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.files.streams import open_file, read_range
 from pipeline.store.fingerprint import sha256_of_file
 from pipeline.store.remote import AnyPath

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn, has_visible
-from pipeline.prepare.files.json_values import NumberText
+from pipeline.prepare.files.elements import NumberText
 from pipeline.prepare.read.forms import form_of, holds_records, nearest_form, turns_in, unread_form
 from pipeline.prepare.read.html import HTML_STARTS, html_to_markdown, looks_like_html
 from pipeline.prepare.read.ids import ID_KEYS, content_id, has_id, id_of

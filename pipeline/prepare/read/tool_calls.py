@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from pipeline.prepare.files.json_values import DECODER
+from pipeline.prepare.files.elements import DECODER
 from pipeline.prepare.read.values import is_text, json_line, kind_of, parsed, wrong_shape
 
 CALL_KEYS = ("tool_calls", "function_call")

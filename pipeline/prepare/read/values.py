@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, TypeGuard
 
-from pipeline.prepare.files.json_values import DECODER, NumberText
+from pipeline.prepare.files.elements import DECODER, NumberText
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")

@@ -250,6 +250,52 @@ def test_values_stand_one_after_another(tmp_path: Path, text: str, chunk_size: i
     assert [value["id"] for value in values(read(tmp_path / "x.json"))] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    ("text", "ids", "rejected"),
+    [
+        ('{"version": 1, "data": [{a}, {b}, {"id"', "ab", [(2, "cut_off")]),
+        ('{"data": [{a}, {b}', "ab", [(2, "cut_off")]),
+        ('{"data": [{a}, {b}],', "ab", [(2, "cut_off")]),
+        ('{"data": [{a}, {b}], "end"', "ab", [(2, "cut_off")]),
+        ('{"data": [{a}, {b}], "end": [1,', "ab", [(2, "cut_off")]),
+        ('{"data": [\n{a},\n{"id": NaN},\n{b}\n], "end": 1}\n{c}', "abc", [(1, "broken_json")]),
+        ('[{"data": [[{a}], {b}, {"x": y}\n]},\n{c}]', "abc", [(2, "broken_json")]),
+        ('{"data": [{a}, {b}], "end": NaN}\n{c}', "abc", [(2, "broken_json")]),
+        ('{"data": [{a}, {"x": "\udcff"}, {b}], "end": 1}\n{c}', "abc", [(1, "invalid_utf8")]),
+        ('{"data": [{a}], "messages": [{"role": "user"\n{c}', "c", [(0, "broken_json")]),
+        (
+            '{"messages": [{"role": "user"}], "data": [{a}, {"x": y}]}\n{c}',
+            "c",
+            [(0, "broken_json")],
+        ),
+        ('{"data": [{"role": "user", "content": "q"}, {"ro', "", [(0, "cut_off")]),
+    ],
+)
+def test_a_broken_object_gives_each_whole_record_of_its_data(
+    tmp_path: Path, text: str, ids: str, rejected: list[tuple[int, str]], chunk_size: int
+) -> None:
+    records = {name: json.dumps(record(name, name)) for name in "abc"}
+    (tmp_path / "x.json").write_text(_filled(text, records), errors="surrogateescape")
+    found = read(tmp_path / "x.json")
+    assert [value["id"] for value in values(found)] == list(ids)
+    assert faults(found) == rejected
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_of_records_that_is_cut_anywhere_gives_those_before(
+    tmp_path: Path, indent: int | None
+) -> None:
+    many = [record(str(i), f"q {i}", "a") for i in range(4)]
+    text = json.dumps({"version": 1, "data": many}, indent=indent)
+    ends = [text.index(f'"q {i}"') for i in range(4)]
+    for cut in range(text.index("[") + 2, len(text), 7):
+        (tmp_path / "x.json").write_text(text[:cut])
+        found = read(tmp_path / "x.json")
+        assert values(found) == many[: len(values(found))]
+        assert len(values(found)) >= sum(end < cut for end in ends) - 1
+        assert faults(found) == [(len(values(found)), "cut_off")]
+
+
 def _filled(text: str, records: dict[str, str]) -> str:
     text = text.replace("{{", "{").replace("}}", "}")
     for name, value in records.items():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.conversation import Conversation, Role, Turn
-from pipeline.prepare.files.json_values import DECODER, NumberText
+from pipeline.prepare.files.elements import DECODER, NumberText
 from pipeline.prepare.read.records import RecordCounts, parse_record, roles_with
 from pipeline.prepare.read.values import RejectedError
 
