@@ -58,6 +58,25 @@ def test_of_two_files_of_which_one_is_new_the_other_is_not_opened(
     assert contents(both) == contents(prepared(tiny_t5, tmp_path / "cold", old, new))
 
 
+def test_a_file_without_records_is_named_in_each_run(
+    tiny_t5: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut_at(monkeypatch)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "README.md").write_text("# Chats")
+    write(folder / "a.jsonl", generated(100, 1))
+    time.sleep(0.1)  # else it might have changed within the clock's last tick
+    prepared(tiny_t5, tmp_path / "out", folder)
+    assert "skipped, text that is not JSON: README.md" in capsys.readouterr().err
+    new = write(tmp_path / "new.jsonl", generated(20, 2))
+    prepared(tiny_t5, tmp_path / "out", folder, new)
+    assert "skipped, no records in it: README.md" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("nameless", [False, True])
 def test_new_records_in_the_middle_make_few_chunks_anew(
     tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool

@@ -84,7 +84,10 @@ def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Ki
     kinds = list[Kind | None]()
     for source, kind in zip(sources, known, strict=True):
         if kind is not None:
-            kinds.append(cast(Kind, kind) if kind in get_args(Kind) else None)
+            is_read = kind in get_args(Kind)
+            if not is_read:
+                note(f"skipped, no records in it: {source.name}")
+            kinds.append(cast(Kind, kind) if is_read else None)
             continue
         found = kind_of(source.path, is_named=source.is_named)
         if isinstance(found, NoData) and source.is_named:
