@@ -26,7 +26,7 @@ DECODER = json.JSONDecoder(
     parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse_constant
 )
 
-_KEY = re.compile(r'\s*[{,]\s*"([^"\\]*)"\s*:\s*')
+_KEY = re.compile(r'\s*,?\s*"([^"\\]*)"\s*:\s*')
 _ARRAY_OF_VALUES = re.compile(r"\[\s*[{\[]")
 
 
@@ -68,7 +68,7 @@ def start_of_data(text: str, at: int) -> int | None:
     >>> start_of_data('{"version": 1, "data": [{"id": 7}, {"id"', 0)
     24
     """
-    found = None
+    found, at = None, at + 1
     while match := _KEY.match(text, at):
         key = match[1]
         if key == "data":

@@ -260,6 +260,7 @@ def test_values_stand_one_after_another(tmp_path: Path, text: str, chunk_size: i
         ('{"data": [{a}, {b}], "end": [1,', "ab", [(2, "cut_off")]),
         ('{"data": [\n{a},\n{"id": NaN},\n{b}\n], "end": 1}\n{c}', "abc", [(1, "broken_json")]),
         ('[{"data": [[{a}], {b}, {"x": y}\n]},\n{c}]', "abc", [(2, "broken_json")]),
+        ('{"data": [{a}]\n{b}\n{c}', "abc", [(3, "cut_off")]),
         ('{"data": [{a}, {b}], "end": NaN}\n{c}', "abc", [(2, "broken_json")]),
         ('{"data": [{a}, {"x": "\udcff"}, {b}], "end": 1}\n{c}', "abc", [(1, "invalid_utf8")]),
         ('{"data": [{a}], "messages": [{"role": "user"\n{c}', "c", [(0, "broken_json")]),
