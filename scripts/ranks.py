@@ -16,7 +16,12 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("pipeline.fit.stage", "accelerate", "transformers.models.t5.modeling_t5")
+PRELOADED = (
+    "pipeline.fit.stage",
+    "accelerate",
+    "transformers.models.t5.modeling_t5",
+    "transformers.optimization",  # with peft and bitsandbytes: half of what is imported
+)
 
 
 class RankError(Exception):

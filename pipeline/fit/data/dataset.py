@@ -21,6 +21,7 @@ from pipeline.console.units import round_up
 from pipeline.errors import ConfigError, PreparedFolderError
 from pipeline.fit.data.collate import IGNORED, Batch
 from pipeline.fit.data.sampler import IntArray
+from pipeline.store.arrow_numpy import as_numpy
 from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.shards import open_split
 
@@ -169,8 +170,8 @@ class ListColumn:
     def __init__(self, chunks: Iterable[pa.ListArray]) -> None:
         self.chunks = [chunk for chunk in chunks if len(chunk)]
         # A chunk's offsets are into its whole buffer of values, also where the chunk is a slice.
-        self._offsets = [chunk.offsets.to_numpy() for chunk in self.chunks]
-        self._values = [chunk.values.to_numpy() for chunk in self.chunks]
+        self._offsets = [as_numpy(chunk.offsets) for chunk in self.chunks]
+        self._values = [as_numpy(chunk.values) for chunk in self.chunks]
         self._starts = np.cumsum([0] + [len(chunk) for chunk in self.chunks])
 
     def __getitem__(self, row: int) -> npt.NDArray[np.integer[npt.NBitBase]]:
