@@ -1,10 +1,7 @@
-"""Servers as a user starts them: processes of their own."""
+"""Servers in processes of their own, as a user has them."""
 
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +10,9 @@ from typing import Any, Self
 import pytest
 from openai import OpenAI
 
+from pipeline.cli import main
 from pipeline.tokenizer import TextTokenizer
+from scripts.ranks import Ranks
 from scripts.tiny_t5 import SAMPLE, read_texts
 
 KEY = "a-key-of-the-tests-7319"
@@ -24,21 +23,14 @@ ENDLESS = 500
 class Server:
     """A running ``duet serve``."""
 
-    def __init__(self, folder: Path, log: Path, *flags: str, key: str | None = None) -> None:
-        self.log, self.key = log, key
-        command = [sys.executable, "-m", "pipeline", "serve", str(folder), "--port", "0", *flags]
-        env = os.environ | ({"DUET_API_KEY": key} if key else {})
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
-        self.url = self._url()
-
-    def _url(self) -> str:
-        for _ in range(1200):
-            if found := re.search(r"answers at (http://\S+:\d+)/", self.log.read_text()):
-                return found[1]
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
+    def __init__(self, model: Path, folder: Path, *flags: str, key: str | None = None) -> None:
+        self.key = key
+        command = ["serve", str(model), "--port", "0", *flags]
+        environment = {"DUET_API_KEY": key} if key else {}
+        self._ranks = Ranks(1, main, command, folder=folder, environment=environment)
+        self.said = self._ranks.said
+        self._ranks.wait_for("answers at")
+        self.url = re.findall(r"answers at (http://\S+:\d+)/", self.said())[0]
 
     def client(self, **settings: Any) -> OpenAI:
         """Return OpenAI's client of it, which tries each request once."""
@@ -65,28 +57,40 @@ class Server:
 
     def memory(self, kind: str = "VmRSS") -> int:
         """Return the bytes that it takes; ``VmHWM``: that it took at most."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self._pid}/status").read_text()
         found = re.search(rf"{kind}:\s+(\d+) kB", status)
         assert found
         return int(found[1]) * 1024
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._pid, number)
+
+    def is_running(self) -> bool:
+        return self._ranks.processes[0].is_alive()
+
+    def wait(self, timeout: float = 60) -> int | None:
+        """Return the exit code, when it has ended; None if it had to be killed then."""
+        return self._ranks.end(timeout)[0]
+
+    @property
+    def _pid(self) -> int:
+        return self._ranks.processes[0].pid or 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.wait(timeout=0)
 
 
 @pytest.fixture(scope="session")
 def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that wants a key."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with Server(trained, log, "--max-new-tokens", str(ENDLESS), key=KEY) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with Server(trained, folder, "--max-new-tokens", str(ENDLESS), key=KEY) as running:
         yield running
-        assert KEY not in log.read_text()
-        assert "Traceback" not in log.read_text(), log.read_text()
+        assert KEY not in running.said()
+        assert "Traceback" not in running.said(), running.said()
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,7 @@ MIB = 1024**2
 @pytest.fixture(scope="module")
 def small(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that writes two long answers at once, lets four wait, and wants no key."""
-    log = tmp_path_factory.mktemp("small") / "log"
-    with Server(trained, log, *FEW, *TWO_AT_ONCE) as server:
+    with Server(trained, tmp_path_factory.mktemp("small"), *FEW, *TWO_AT_ONCE) as server:
         yield server
 
 
@@ -113,7 +112,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(small: Serve
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(text)
     assert httpx2.get(f"{small.url}/health").json() == {"status": "ok"}
-    assert "Traceback" not in small.log.read_text()
+    assert "Traceback" not in small.said()
 
 
 def test_without_a_key_a_server_is_asked_for_as_localhost_alone(small: Server) -> None:
@@ -131,7 +130,7 @@ def test_sigterm_lets_answers_end_and_takes_no_more(small: Server, endless: str)
     asking = threading.Thread(target=lambda: got.append(long_answer(small, endless)))
     asking.start()
     small.wait_until("duet_answers_running", lambda value: value == 1)
-    small.process.send_signal(signal.SIGTERM)
+    small.send_signal(signal.SIGTERM)
     for _ in range(200):
         late = long_answer(small, "x")
         if late.status_code != 200:
@@ -144,28 +143,27 @@ def test_sigterm_lets_answers_end_and_takes_no_more(small: Server, endless: str)
     asking.join()
     assert got[0].status_code == 200
     assert got[0].json()["usage"]["completion_tokens"] == ENDLESS
-    assert small.process.wait(timeout=30) == 0
-    log = small.log.read_text()
-    assert "Traceback" not in log
+    assert small.wait(timeout=30) == 0
+    assert "Traceback" not in small.said()
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{small.url}/health")
 
 
 @pytest.mark.slow
 def test_a_second_signal_ends_all_at_once(trained: Path, tmp_path: Path, endless: str) -> None:
-    with Server(trained, tmp_path / "log", *FEW) as server:
+    with Server(trained, tmp_path, *FEW) as server:
         got: list[httpx2.Response] = []
         asking = threading.Thread(target=lambda: got.append(long_answer(server, endless)))
         asking.start()
         server.wait_until("duet_answers_running", lambda value: value == 1)
-        server.process.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGINT)
         time.sleep(0.3)
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGINT)
+        assert server.is_running()
+        server.send_signal(signal.SIGINT)
         asking.join(timeout=30)
         assert got[0].status_code == 503
-        assert server.process.wait(timeout=30) == 130
-        assert "Traceback" not in server.log.read_text()
+        assert server.wait(timeout=30) == 130
+        assert "Traceback" not in server.said()
 
 
 @pytest.mark.parametrize(
