@@ -21,7 +21,7 @@ class _SettingsBeside(TrainerCallback):
         self._text = run_file_of(command, config)
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        if World.from_environment().is_main:
+        if trainer.hosts.rank == 0:
             write_file(self._path, self._text)
 
 

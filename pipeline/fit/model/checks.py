@@ -64,24 +64,24 @@ def check_writes(model: Any, where: object, do: str) -> None:
     In 5.23 that is ProphetNet, whose positions are refused from the second id on.
 
     Args:
-        model: With its weights.
+        model: With its weights; with an adapter, too.
         where: What it is to write for.
         do: What to do without.
 
     Raises:
         ModelError: Two ids cannot be written.
     """
-    if most_positions(model.config) == (
-        UNLIMITED,
-        UNLIMITED,
-    ):  # T5's kin, and others that are tested
-        return
+    if most_positions(model.config) == (UNLIMITED, UNLIMITED):
+        return  # T5's kin and others, which are known to write
     source = torch.full((1, 1), model.config.pad_token_id or 0, device=model.device)
     training = model.training
     try:
         with quiet_transformers():
             model.eval().generate(
-                source, attention_mask=torch.ones_like(source), min_new_tokens=2, max_new_tokens=2
+                input_ids=source,
+                attention_mask=torch.ones_like(source),
+                min_new_tokens=2,
+                max_new_tokens=2,
             )
     except Exception as error:
         raise ModelError(
