@@ -20,9 +20,18 @@ _PIECE = 1 << 10
 _CHUNK = 1 << 20
 _RANGE = 1 << 23  # of a remote file, in one request
 
+_LONGEST_WINDOW = 1 << 31  # of zstd, as `zstd --ultra --long=31` writes it
+
+
+def _zstd() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
+
+
 _UNPACKERS: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
-    b"\x28\xb5\x2f\xfd": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    b"\x28\xb5\x2f\xfd": _zstd,
+    # Frames that are skipped: pzstd writes one before each of data.
+    **{bytes([first]) + b"\x2a\x4d\x18": _zstd for first in range(0x50, 0x60)},
     b"\xfd7zXZ\x00": lzma.LZMADecompressor,
     b"BZh": bz2.BZ2Decompressor,
 }

@@ -48,11 +48,25 @@ def chunk_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return int(request.param)
 
 
+def _with_long_window(data: bytes) -> bytes:
+    """Pack as ``zstd --long=30`` does from a pipe: the size is not known."""
+    settings = zstandard.ZstdCompressionParameters(window_log=30, enable_ldm=True, hash_log=10)
+    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gzip": gzip.compress,
     "two gzip members": lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:]),
     "zstd": zstandard.ZstdCompressor().compress,
+    "zstd, long window": _with_long_window,
+    "zstd, frames to skip": lambda data: (
+        b"\x50\x2a\x4d\x18\x04\0\0\0size"
+        + zstandard.compress(data[:50])
+        + b"\x5f\x2a\x4d\x18\0\0\0\0"
+        + zstandard.compress(data[50:])
+    ),
     "xz": lzma.compress,
     "bz2": bz2.compress,
 }
