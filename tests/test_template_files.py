@@ -296,3 +296,24 @@ def test_what_answers_starts_as_training_did(tmp_path: Path) -> None:
     again = load_tokenizer(str(tmp_path / "saved"))
     found = SourceEncoder(again, 512).ids(Conversation("x", QUESTION[:1]))
     assert found == row_of(tokenizer, QUESTION)["input_ids"]
+
+
+def test_a_piece_that_is_marked_as_a_control_token_comes_out_of_no_text(
+    tiny_t5: Path, tmp_path: Path
+) -> None:
+    files = load_tokenizer(str(tiny_t5)).saved_files(model_max_length=512)
+    spec, config = json.loads(files["tokenizer.json"]), json.loads(files["tokenizer_config.json"])
+    pieces = [piece for piece, _ in spec["model"]["vocab"]]
+    word = next(p for p in pieces if p[0] == "\u2581" and len(p) > 3 and p[1:].isalpha())
+    token: dict[str, Any] = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    spec["added_tokens"].append(
+        token | {"id": pieces.index(word), "content": word, "special": True}
+    )
+    spec["added_tokens"].sort(key=lambda added: added["id"])
+    config["chat_template"] = FREE
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(tmp_path), None, "duet")
+    row = row_of(tokenizer, [Turn(H, f"who {word[1:]}"), Turn(A, f"so {word[1:]} it")])
+    assert pieces.index(word) not in row["labels"] + row["input_ids"]
+    assert row["labels"] == [*tokenizer.encode_batch([f"so {word[1:]} it"])[0], tokenizer.eos_id]

@@ -157,7 +157,8 @@ def _forget_files(folder: Path, dry_run: bool) -> None:
     kept = {path.name for path in iterate_chunks(folder / ".chunks")}
     for path in folder.glob(".index/files/*.json"):
         entry = read_checked(path) or {"segments": [[[], ""]]}
-        if not dry_run and not all(key in kept for _, key in entry["segments"]):
+        is_readable = "-" in path.name  # earlier versions named them otherwise
+        if not dry_run and not (is_readable and all(k in kept for _, k in entry["segments"])):
             path.unlink(missing_ok=True)
 
 

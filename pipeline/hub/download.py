@@ -1,6 +1,7 @@
 """A model's files, in a folder or on the Hugging Face hub (its local cache first)."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pipeline.errors import ModelError
 def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = None) -> Path | None:
     """Return the path of a model's file, or None where the model has no such file.
 
-    Without the hub, a model in the cache has the files that are there with its ``config.json``.
+    Where the hub is out of reach, a model in the cache has the files that are there with its
+    ``config.json``. A hub that answers, and fails to give one file, is no such hub.
 
     Raises:
         ModelError: The folder does not exist and the hub does not have, or give, the model; or the
@@ -43,7 +45,8 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
     except HFValidationError:
         got = "neither a folder nor a name of the form OWNER/NAME"
     except LocalEntryNotFoundError:
-        if isinstance(try_to_load_from_cache(name_or_path, "config.json", cache_dir), str):
+        is_cached = isinstance(try_to_load_from_cache(name_or_path, "config.json", cache_dir), str)
+        if is_cached and _is_out_of_reach(name_or_path):
             return None
         got = "no such folder, not in the hub's cache, and the hub cannot be reached"
     except EntryNotFoundError:
@@ -56,6 +59,21 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
         got=got,
         do="give a folder with config.json and a tokenizer, or a hub name",
     )
+
+
+@functools.cache
+def _is_out_of_reach(name: str) -> bool:
+    """Return whether the hub gives nothing of a model, be it that this machine is offline."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except HfHubHTTPError:  # it answers
+        return False
+    except Exception:  # whatever the network raises
+        return True
+    return False
 
 
 @contextlib.contextmanager

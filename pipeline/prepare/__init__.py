@@ -23,7 +23,7 @@ engines/         where that is done: here, in other processes, on a Ray cluster
 preparation.py   chunks          -> the prepared folder          (collected: what is counted)
 cache.py         finds an earlier preparation, locks a new one
 stage.py         finds that folder, or has it made; copies it to a URL
-options.py       which settings decide the rows
+options.py       which settings decide the rows (encode/settings.py: with the tokenizer)
 memory.py        the same in memory, nothing on disk
 """
 

@@ -29,10 +29,11 @@ class EncodingInfo:
 
     key: str
     """Names all that decides it, the versions of the libraries that write the bytes among it."""
-    tokenizer: str
-    """The tokenizer's fingerprint."""
+    tokenizer_fingerprint: str
     vocab_size: int
-    template: str | None
-    """Of the model's own chat template, if that makes the encoder's text: what it does not take."""
+    is_rendered: bool
+    """Whether the model's own chat template makes the encoder's text."""
+    template_changes: str
+    """What that one does not take as it is."""
     versions: dict[str, str]
     """Of this program and of those libraries."""

@@ -97,7 +97,8 @@ class _Preparation:
         self._kinds = self._recognize(index)
         segments = self._planner(engine).segments(self._groups)  # while the tokenizer is loaded
         self._info = engine.info()
-        if (changes := self._info.template) is not None:
+        if self._info.is_rendered:
+            changes = self._info.template_changes
             more = f", which does not take all: {changes}" if changes else ""
             note(f"the encoder's text is rendered by the model's own chat template{more}")
         folder = temporary / "prepared"
@@ -109,7 +110,7 @@ class _Preparation:
         fingerprint = key_of(
             self._collected.content.hexdigest(),
             row_options(self._config),
-            self._info.tokenizer,
+            self._info.tokenizer_fingerprint,
             SCHEMA_VERSION,
         )
         with self._cache.lock(fingerprint):

@@ -35,6 +35,7 @@ def sealed_json(fields: Mapping[str, Any]) -> str:
     """Return an object as JSON; its last entry, ``checksum``, is the SHA-256 of it without that.
 
     Each entry has a line, and so has what is in it: ``json`` itself would give one to each number.
+    Names are texts.
     """
     lines = ",\n".join(f"  {_dumps(name)}: {_lines_of(value)}" for name, value in fields.items())
     return _with_checksum(f"{{\n{lines}\n}}")

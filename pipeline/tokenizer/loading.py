@@ -62,12 +62,14 @@ def load_tokenizer(
         )
     used = None if template == "duet" else own
     files = _lossless_files(name_or_path, cache_dir, used or "")
-    start_id, is_lossless = None, files is not None
+    start_id: int | None = None
+    is_lossless: bool | None = files is not None
     if files is None:
         files = _other_files(name_or_path, cache_dir)
         start_id = _said_id("decoder_start_token_id", name_or_path, cache_dir)
     if (own and not is_fitted(own)) or (said is None and not is_lossless):  # else it has been
-        files = guard(files, own or "", name_or_path)
+        guarded = guard(files, own or "", name_or_path)
+        files, is_lossless = guarded, is_lossless if guarded is files else None  # to be looked at
     if used is not None and not is_fitted(used):
         ends = _end_ids(name_or_path, cache_dir)
         files, used = _with_model_template(files, used, name_or_path, ends)

@@ -105,9 +105,9 @@ def build_spiece(vocabulary: Vocabulary) -> bytes:
     spm = protobuf()
     proto = spm.ModelProto()
     whole = vocabulary.with_new_pieces()
-    kinds, normal = _special_kinds(vocabulary, spm), spm.ModelProto.SentencePiece.NORMAL
+    special, normal = _special_kinds(vocabulary, spm), spm.ModelProto.SentencePiece.NORMAL
     for piece, score in whole.pieces:
-        proto.pieces.add(piece=piece, score=score, type=kinds.get(piece, normal))
+        proto.pieces.add(piece=piece, score=score, type=special.get(piece, normal))
     trainer = proto.trainer_spec
     trainer.model_type, trainer.vocab_size = spm.TrainerSpec.UNIGRAM, len(whole.pieces)
     trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = "<pad>", "</s>", "<unk>"

@@ -7,6 +7,7 @@ ends, hashes it, and takes the chunk that is kept under that hash, or reads, joi
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +50,9 @@ class SegmentEncoder:
     def anchors(self, whole: Piece, start: int, end: int, usual: int) -> list[Anchor]:
         """Return the anchors in a stretch of a file."""
         with reading_at(whole.source.path) as read_at:
-            return find_anchors(read_at, start, end, usual)
+            if isinstance(whole.source.path, Path):
+                return find_anchors(read_at, start, end, usual)
+            return find_anchors(read_at, start, end, usual, at_once=end - start)
 
     def row_ranges(self, whole: Piece, usual: int) -> list[tuple[int, int]]:
         """Return the ranges of rows that a table is read in."""

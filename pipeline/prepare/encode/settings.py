@@ -40,9 +40,10 @@ def load_settings(config: PrepareConfig) -> EncodingSettings:
     libraries = [versions[name] for name in ("pyarrow", "tokenizers")]
     info = EncodingInfo(
         key=key_of(row_options(config), tokenizer.fingerprint, CHUNK_SCHEMA, libraries),
-        tokenizer=tokenizer.fingerprint,
+        tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
-        template=tokenizer.template.changes if tokenizer.template is not None else None,
+        is_rendered=tokenizer.template is not None,
+        template_changes=tokenizer.template.changes if tokenizer.template is not None else "",
         versions=versions,
     )
     return EncodingSettings(

@@ -46,6 +46,7 @@ class LocalEngine:
     def __init__(self, cache: ChunkCache, num_workers: int) -> None:
         self._cache, self._workers = cache, num_workers
         self._encoder: SegmentEncoder | None = None
+        self._loaded: Callable[[], EncodingInfo] | None = None
         self._pool: ProcessPoolExecutor | None = None
 
     @property
@@ -75,7 +76,10 @@ class LocalEngine:
 
     def info(self) -> EncodingInfo:
         """Return how segments are encoded; without workers, the tokenizer is loaded here."""
-        return self._encoder.settings.info if self._encoder is not None else self._loaded()
+        if self._loaded is not None:
+            return self._loaded()
+        assert self._encoder is not None, "start() comes first"
+        return self._encoder.settings.info
 
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task; without workers it is run when its result is asked for."""

@@ -120,7 +120,8 @@ class RayEngine:
         """Load the tokenizer, join the cluster, or start one, and hand it the settings."""
         import ray
 
-        self._ray, settings = ray, load_settings(config)
+        settings = load_settings(config)
+        self._ray = ray
         self._encoder = SegmentEncoder(lambda: settings, self._cache)
         token, marker = os.urandom(8).hex(), self._cache.temporary / "marker"
         write_file(marker, token, is_durable=False)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 MIN, USUAL = 1 << 20, 1 << 22
 _STRONGER = 8  # one anchor of so many is a strong one
 _HASHED = 64
-_BLOCK = 1 << 22  # bytes that are looked through at once
 _AT_ONCE = 1 << 16  # braces: a text may be nothing else
 REACH = 1 << 16
 """How far before a stretch the choice of its anchors looks."""
@@ -53,7 +52,9 @@ _RECORD_KEYS = frozenset(
 )
 
 
-def find_anchors(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anchor]:
+def find_anchors(
+    read_at: ReadAt, start: int, end: int, usual: int, at_once: int = 1 << 22
+) -> list[Anchor]:
     """Return the anchors of a stretch, in order; the same whatever stretches a text is cut into.
 
     Args:
@@ -61,9 +62,10 @@ def find_anchors(read_at: ReadAt, start: int, end: int, usual: int) -> list[Anch
         start: A byte of it.
         end: The byte after the stretch.
         usual: The size of most segments.
+        at_once: How many bytes are looked through at once. Fresh memory for a whole stretch costs
+            more than the search; of a file that is elsewhere, each read is a request.
     """
-    # Block by block, in the same memory: fresh pages for all of it cost more than the search.
-    blocks = ((at, min(at + _BLOCK, end)) for at in range(start, end, _BLOCK))
+    blocks = ((at, min(at + at_once, end)) for at in range(start, end, at_once))
     return [anchor for block in blocks for anchor in _find_in_block(read_at, *block, usual)]
 
 
