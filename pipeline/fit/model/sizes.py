@@ -38,7 +38,7 @@ def most_positions(config: Any) -> tuple[int, int]:
     if config.model_type == "prophetnet":
         # Counted from the id after the padding's; the last one predicts from the next position,
         # and on a GPU rows are padded to multiples of 8.
-        return UNLIMITED, (config.max_position_embeddings - config.pad_token_id - 2) // 8 * 8
+        return UNLIMITED, (config.max_position_embeddings - (config.pad_token_id or 0) - 2) // 8 * 8
     if config.model_type in _FIXED:
         return config.max_position_embeddings, config.max_position_embeddings
     return UNLIMITED, UNLIMITED

@@ -490,12 +490,12 @@ def test_a_base_is_found_in_the_folder_for_files_of_the_hub(
     small: FitConfig, tiny: Path, tmp_path: Path
 ) -> None:
     cache, commit = tmp_path / "hub", "0" * 40
-    repo = cache / "models--org--tiny"
+    repo = cache / "models--org--cached"
     shutil.copytree(tiny, repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
-    first = fit(changed(small, model_name_or_path="org/tiny", cache_dir=str(cache), max_steps=1))
-    assert find_base(first, str(cache)) == "org/tiny"
+    first = fit(changed(small, model_name_or_path="org/cached", cache_dir=str(cache), max_steps=1))
+    assert find_base(first, str(cache)) == "org/cached"
     second = changed(small, model_name_or_path=str(first), output_dir=str(tmp_path / "second"))
     fit(changed(second, cache_dir=str(cache), max_steps=1))
     with pytest.raises(ModelError, match="cannot be found"):
