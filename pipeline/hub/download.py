@@ -1,7 +1,6 @@
 """A model's files, in a folder or on the Hugging Face hub (its local cache first)."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -9,6 +8,9 @@ from typing import Any
 
 from pipeline.console.progress import Wait
 from pipeline.errors import ModelError
+
+_OUT_OF_REACH = set[str]()
+"""Cached models whose hub was found so: asking it again takes half a minute a file."""
 
 
 def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = None) -> Path | None:
@@ -41,12 +43,16 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
     # It would announce each retry; what comes of them is said once, below.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return Path(hf_hub_download(name_or_path, filename, cache_dir=cache_dir))
+        is_lost = name_or_path in _OUT_OF_REACH
+        return Path(
+            hf_hub_download(name_or_path, filename, cache_dir=cache_dir, local_files_only=is_lost)
+        )
     except HFValidationError:
         got = "neither a folder nor a name of the form OWNER/NAME"
     except LocalEntryNotFoundError:
         is_cached = isinstance(try_to_load_from_cache(name_or_path, "config.json", cache_dir), str)
-        if is_cached and _is_out_of_reach(name_or_path):
+        if is_cached and (is_lost or _is_out_of_reach(name_or_path)):
+            _OUT_OF_REACH.add(name_or_path)
             return None
         got = "no such folder, not in the hub's cache, and the hub cannot be reached"
     except EntryNotFoundError:
@@ -61,7 +67,6 @@ def find_model_file(name_or_path: str, filename: str, cache_dir: str | None = No
     )
 
 
-@functools.cache
 def _is_out_of_reach(name: str) -> bool:
     """Return whether the hub gives nothing of a model, be it that this machine is offline."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -422,15 +423,27 @@ def test_what_is_no_model_is_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_cached_model_needs_no_hub(tiny: Path, tmp_path: Path) -> None:
+def test_a_cached_model_needs_no_hub(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is not beside its config was not there when the hub could be asked."""
-    snapshot = tmp_path / "models--org--tiny" / "snapshots" / ("0" * 40)
+    asked: list[bool] = []
+    download = huggingface_hub.hf_hub_download
+
+    def counting(*args: Any, local_files_only: bool, **options: Any) -> str:
+        asked.append(not local_files_only)
+        return download(*args, local_files_only=local_files_only, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", counting)
+    snapshot = tmp_path / "models--org--cached" / "snapshots" / ("0" * 40)
     shutil.copytree(tiny, snapshot)
-    (tmp_path / "models--org--tiny" / "refs").mkdir()
-    (tmp_path / "models--org--tiny" / "refs" / "main").write_text("0" * 40)
-    found = find_model_file("org/tiny", "config.json", str(tmp_path))
+    (tmp_path / "models--org--cached" / "refs").mkdir()
+    (tmp_path / "models--org--cached" / "refs" / "main").write_text("0" * 40)
+    found = find_model_file("org/cached", "config.json", str(tmp_path))
     assert found == snapshot / "config.json"
-    assert find_model_file("org/tiny", "added_tokens.json", str(tmp_path)) is None
+    assert find_model_file("org/cached", "added_tokens.json", str(tmp_path)) is None
+    assert find_model_file("org/cached", "tokenizer.json", str(tmp_path)) is None
+    assert asked == [True, True, False], "once it is not reached, it is not asked again"
     with pytest.raises(ModelError, match="cannot be found"):
         find_model_file("org/other", "config.json", str(tmp_path))
 
