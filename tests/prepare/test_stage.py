@@ -489,6 +489,28 @@ pipeline.prepare(pipeline.PrepareConfig(
     assert not any(_runs(child) for child in children)
 
 
+def test_ctrl_c_is_one_line_while_workers_are_started(tiny_t5: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+from pipeline.cli import run
+from pipeline.prepare.engines import local as workers
+{code_for_small()}
+add = workers.ProcessPoolExecutor.submit
+def submit_and_interrupt(pool, function, *args):
+    future = add(pool, function, *args)
+    os.killpg(0, signal.SIGINT)
+    return future
+workers.ProcessPoolExecutor.submit = submit_and_interrupt
+sys.exit(run(["prepare", "--data-path", {str(SAMPLE)!r}, "--model-name-or-path", {str(tiny_t5)!r},
+    "--output-dir", {str(tmp_path / "processed")!r}, "--num-workers", "2"]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+    assert not list((tmp_path / "processed").glob(".tmp*"))
+
+
 def _runs(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ class LocalEngine:
 
     def _submit(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         assert self._pool is not None, "start() comes first"
-        with hidden_main(), _no_dead_worker():
+        with hidden_main(), _no_interrupts(), _no_dead_worker():
             future = self._pool.submit(function, *args)
 
         def result() -> Any:
@@ -120,6 +121,19 @@ def _start_method() -> str:
         if len(list(Path("/proc/self/task").iterdir())) == 1:
             return "fork"
     return "spawn"
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Keep ctrl-c waiting, here and in workers that are started, which are not ready for it yet."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on every system
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -161,6 +175,9 @@ def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
     _settings_file, _cache = settings_file, cache
     if not hold_folder(cache.temporary):
         os._exit(1)  # the run was killed, and the next one took it away
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-c ends a worker without a word
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # A worker a core is enough; threads in each would fight for them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=end_with_parent, daemon=True).start()
