@@ -15,7 +15,6 @@ from pipeline.fit.checkpoint.format import find_checkpoint
 from pipeline.fit.stage import fit
 from pipeline.generation.config import GenerationOptions
 from pipeline.generation.model import open_model
-from tests.fit.helpers import changed
 
 
 @contextlib.contextmanager
@@ -32,12 +31,18 @@ def denied(path: Path) -> Iterator[None]:
         path.chmod(mode)
 
 
-@pytest.fixture
-def output(config: FitConfig) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def output(tiny: Path, prepared: Path) -> Iterator[Path]:
     """An output folder with a checkpoint, where every user may look."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        out = fit(changed(config, output_dir=f"{folder}/out", save_strategy="steps", max_steps=1))
+        config = FitConfig(
+            data_path=str(prepared),
+            model_name_or_path=str(tiny),
+            output_dir=f"{folder}/out",
+            max_steps=1,
+        )
+        out = fit(config)
         open_model(out, GenerationOptions())  # imports what another user may not
         yield out
 

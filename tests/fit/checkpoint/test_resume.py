@@ -111,24 +111,24 @@ def test_dropout_is_on_and_seeded(run: FitConfig, still: Path, tmp_path: Path) -
 
 
 def test_a_finished_run_started_again_does_nothing(
-    run: FitConfig, capsys: pytest.CaptureFixture[str]
+    finished: FitConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = fit(run)
+    out = Path(finished.output_dir)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     capsys.readouterr()
-    assert fit(run) == out
+    assert fit(finished) == out
     assert "nothing to train" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "run.json"])
 def test_a_finished_run_without_its_trained_folder_writes_it_again(
-    run: FitConfig, lost: str
+    finished: FitConfig, tmp_path: Path, lost: str
 ) -> None:
-    out = fit(run)
+    out = shutil.copytree(finished.output_dir, tmp_path / "out")
     log, weights = log_of(out), weights_of(out)
     (out / lost).unlink()
-    fit(run)
+    fit(changed(finished, output_dir=str(out)))
     assert log_of(out) == log
     again = weights_of(out)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
@@ -226,11 +226,15 @@ def test_other_settings_are_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"learning_rate": 2e-2}, "--learning-rate 0.02 (was 0.01)"),
+        (
+            {"learning_rate": 2e-2, "lr_scheduler_type": "linear"},
+            "--learning-rate 0.02 (was 0.01), --lr-scheduler-type linear (was cosine)",
+        ),
         ({"weight_decay": 0.3, "seed": 7}, "--seed 7 (was 42), --weight-decay 0.3 (was 0.1)"),
-        ({"lr_scheduler_type": "linear"}, "--lr-scheduler-type linear (was cosine)"),
-        ({"max_steps": 9}, "total steps 9 (was 6)"),
-        ({"optim": "adamw_torch_fused"}, "--optim adamw_torch_fused (was adamw_torch)"),
+        (
+            {"max_steps": 9, "optim": "adamw_torch_fused"},
+            "total steps 9 (was 6), --optim adamw_torch_fused (was adamw_torch)",
+        ),
         ({"train_batch_size": 5}, "global batch size 5 (was 4)"),
     ],
 )

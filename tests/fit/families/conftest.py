@@ -57,8 +57,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
     return family
 
 
-VARIANTS = {"t5-untied", "flan-t5-tied", "ul2", "longt5-local", "switch-untied", "bart-untied"}
-"""Of another that is there: they differ in what is tied, or in one layer."""
+VARIANTS = {
+    "t5-untied",
+    "flan-t5",
+    "flan-t5-tied",
+    "ul2",
+    "longt5-local",
+    "switch-untied",
+    "bart-untied",
+}
+"""Of another that is there, or of the other tests' Flan-T5: in what is tied, or in one layer."""
 
 
 @pytest.fixture(

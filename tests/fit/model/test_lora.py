@@ -181,7 +181,7 @@ def test_a_newline_is_written_after_lora(
     assert theirs.decode(written, skip_special_tokens=True) == answer
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "muon"])
+@pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(
     small: FitConfig, tmp_path: Path, optim: str
 ) -> None:
