@@ -28,7 +28,7 @@ def test_each_has_its_values_and_the_plain_ones_stay(
         assert entry["eval_same_loss"] == entry["eval_loss"]
         assert entry["eval_same_bits_per_byte"] == entry["eval_bits_per_byte"]
         assert entry["eval_all_loss"] != entry["eval_loss"]
-    assert f"eval all loss {evaluations[-1]['eval_all_loss']:.4g}" in capsys.readouterr().err
+    assert f"eval_all_loss {evaluations[-1]['eval_all_loss']:.4g}" in capsys.readouterr().err
     without = [
         {
             name: value
