@@ -22,7 +22,7 @@ test: lint types docs-check docs
 
 # All tests, the slow ones too
 test-slow: _venv
-    {{ bin }}/python -m pytest -m "not gpu" -o faulthandler_timeout=3600
+    {{ bin }}/python -m pytest -m "not gpu" --hypothesis-profile=thorough -o faulthandler_timeout=3600
 
 # The fast tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 test-oldest: _venv

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pipeline.tokenizer import TextTokenizer, load_tokenizer
 from scripts.tiny_t5 import make_tiny_t5, read_texts
@@ -35,6 +36,9 @@ REAL_TOKENIZER = Path(
     os.environ.get("FLAN_T5_TOKENIZER", ROOT.parent / "shared" / "flan-t5-tokenizer")
 )
 """The real vocabulary, where a copy is at hand: a folder with tokenizer.json and spiece.model."""
+
+# Where a test does not say how many: hypothesis's 100, and more with --hypothesis-profile=thorough.
+settings.register_profile("thorough", max_examples=300)
 
 # Collecting imports half a million objects that stay: to look through them again and again for
 # garbage takes a third of the collection's time, and a part of each test's.

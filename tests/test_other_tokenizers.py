@@ -87,7 +87,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 def test_no_text_gives_a_control_id(spare: TextTokenizer, full: TextTokenizer, text: str) -> None:
     for tokenizer in (spare, full):
         (ids,) = tokenizer.encode_batch([text])
@@ -99,7 +99,7 @@ def test_no_text_gives_a_control_id(spare: TextTokenizer, full: TextTokenizer, t
 
 
 @given(st.text(st.sampled_from("abxif0 .,:;()'#<>/{}^~`\\ひ\n\t"), max_size=40))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 def test_text_comes_back_to_the_letter(spare: TextTokenizer, text: str) -> None:
     (ids,) = spare.encode_batch([text])
     assert spare.decode(ids) == text

@@ -92,13 +92,13 @@ KNOWN = st.text(
 
 
 @given(KNOWN)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_text_comes_back_to_the_letter(real_tokenizer: TextTokenizer, text: str) -> None:
     assert real_tokenizer.decode(real_tokenizer.encode_batch([text])[0]) == text
 
 
 @given(st.text(st.sampled_from("abcXYZ019 .,:;!?()[]'\"#*-_/+=%&$@|>\n\t<\\^`{}~"), max_size=80))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_printable_ascii_comes_back_to_the_letter(any_tokenizer: TextTokenizer, text: str) -> None:
     assert any_tokenizer.decode(any_tokenizer.encode_batch([text])[0]) == text
 
@@ -136,7 +136,7 @@ def test_printable_ascii_comes_back_to_the_letter(any_tokenizer: TextTokenizer, 
         max_size=12,
     ).map("".join)
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_nasty_text_gives_no_control_id_and_the_ids_of_auto_tokenizer(
     any_tokenizer: TextTokenizer, auto: Any, text: str
 ) -> None:
@@ -147,7 +147,7 @@ def test_nasty_text_gives_no_control_id_and_the_ids_of_auto_tokenizer(
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_any_text_gives_the_ids_of_auto_tokenizer(
     any_tokenizer: TextTokenizer, auto: Any, text: str
 ) -> None:
@@ -157,7 +157,7 @@ def test_any_text_gives_the_ids_of_auto_tokenizer(
 
 
 @given(st.lists(st.text(st.sampled_from("ab #:Human\n\t\x01 ＃\u0301"), max_size=12), max_size=4))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 def test_ids_of_lines_one_after_another_are_the_ids_of_the_text(
     any_tokenizer: TextTokenizer, lines: list[str]
 ) -> None:

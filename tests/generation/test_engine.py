@@ -298,12 +298,12 @@ def test_a_cancelled_request_frees_its_place(
     """Two rows: both taken for a very long time, until one who waits gets a place."""
     engine = engine_of(decoder_of(plain_model, rows=2))
     longest = Sampling(max_new_tokens=100_000)
-    endless = [
+    endless = (
         s
         for s in sources
         if engine.submit(s, Sampling(max_new_tokens=60)).result().finish_reason == "length"
-    ]
-    running = [engine.submit(source, longest) for source in endless[:2]]
+    )
+    running = [engine.submit(source, longest) for source in list(itertools.islice(endless, 2))]
     waiting = engine.submit(sources[0], Sampling(max_new_tokens=4))
     given_up = engine.submit(sources[1], longest)
     given_up.cancel()

@@ -103,7 +103,7 @@ def test_no_texts_have_no_ids(line_tokenizer: LineTokenizer) -> None:
 
 
 @given(st.lists(TEXTS, max_size=12))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None)
 def test_every_text_has_the_tokenizers_ids(
     any_tokenizer: TextTokenizer, line_tokenizer: LineTokenizer, texts: list[str]
 ) -> None:
@@ -111,7 +111,7 @@ def test_every_text_has_the_tokenizers_ids(
 
 
 @given(st.lists(st.text(max_size=20), max_size=8))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 def test_texts_of_any_characters_have_the_tokenizers_ids(
     any_tokenizer: TextTokenizer, line_tokenizer: LineTokenizer, texts: list[str]
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_text_is_regular_where_its_words_stand_for_themselves(
 
 
 @given(st.lists(TEXTS, max_size=12))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None)
 def test_a_regular_line_holds_the_answers_ids_behind_its_tag(
     any_tokenizer: TextTokenizer, line_tokenizer: LineTokenizer, answers: list[str]
 ) -> None:

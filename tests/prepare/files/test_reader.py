@@ -121,7 +121,7 @@ ARRAY = json.dumps(RAW, indent=1).encode()
 
 
 @given(cut=st.integers(1, len(ARRAY) - 1))
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 def test_an_array_cut_anywhere_gives_each_whole_record_and_one_fault(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:
