@@ -74,7 +74,11 @@ def sharpen(model: Any) -> None:
                 weight.mul_(3)
 
 
-@pytest.mark.parametrize("chunk_bytes", [None, 1 << 13], ids=["whole", "chunks"])
+@pytest.mark.parametrize(
+    "chunk_bytes",
+    [pytest.param(None, marks=pytest.mark.slow), 1 << 13],
+    ids=["whole", "chunks"],
+)
 def test_loss_and_gradients_are_those_of_transformers(
     family: Family, chunk_bytes: int | None, tmp_path: Path
 ) -> None:
