@@ -495,6 +495,7 @@ import os, signal, sys
 from pipeline.cli import run
 from pipeline.prepare.engines import local as workers
 {code_for_small()}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 add = workers.ProcessPoolExecutor.submit
 def submit_and_interrupt(pool, function, *args):
     future = add(pool, function, *args)

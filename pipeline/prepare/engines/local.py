@@ -175,7 +175,8 @@ def _start_worker(settings_file: Path, cache: ChunkCache) -> None:
     _settings_file, _cache = settings_file, cache
     if not hold_folder(cache.temporary):
         os._exit(1)  # the run was killed, and the next one took it away
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-c ends a worker without a word
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-c ends a worker without a word
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # A worker a core is enough; threads in each would fight for them.
