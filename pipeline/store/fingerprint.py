@@ -11,8 +11,9 @@ from pipeline.errors import InputError
 from pipeline.store.remote import AnyPath, open_binary
 
 _LENGTH = 24
-# In bytes. Much, as a thread that hashes waits for those that work in Python each time.
-_HASHED_AT_ONCE = 1 << 23
+# In bytes. Much of a large file, as a thread that hashes waits for those that work in Python each
+# time; little of a small one, as the memory costs more than its hash.
+_HASHED_FIRST, _HASHED_AT_ONCE = 1 << 17, 1 << 23
 
 
 def key_of(*parts: Any) -> str:
@@ -28,11 +29,13 @@ def sha256_of_file(path: AnyPath) -> str:
         InputError: The file cannot be read.
     """
     try:
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
+        digest, buffer = hashlib.sha256(), bytearray(_HASHED_FIRST)
         with open_binary(path) as file:
             while size := file.readinto(buffer):
-                digest.update(buffer[:size])
+                digest.update(memoryview(buffer)[:size])
                 advance(size)
+                if size == len(buffer) < _HASHED_AT_ONCE:
+                    buffer = bytearray(4 * size)
         return digest.hexdigest()
     except OSError as error:
         raise InputError(

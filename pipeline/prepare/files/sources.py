@@ -214,9 +214,11 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 def _is_regular(path: Path) -> bool:
     """Return whether a path of a folder is a file; say it of a link that leads nowhere."""
+    if path.is_file():
+        return True
     if path.is_symlink() and not path.exists():
         note(f"skipped, a broken link: {path.name}")
-    return path.is_file()
+    return False
 
 
 def _raise(error: OSError) -> None:
