@@ -6,6 +6,7 @@ characters without a piece are made.
 
 import base64
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Vocabulary:
     @functools.cached_property
     def ids(self) -> dict[str, int]:
         """The id of each piece."""
-        return {piece: i for i, (piece, _) in enumerate(self.pieces)}
+        return dict(zip([piece for piece, _ in self.pieces], itertools.count(), strict=False))
 
     @functools.cached_property
     def has_bytes(self) -> bool:

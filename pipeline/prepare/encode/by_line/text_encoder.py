@@ -159,10 +159,11 @@ class _WordLines:
     def encode(self, texts: Sequence[str]) -> Lines:
         """Return the ids of texts; those of an irregular text are not to be used."""
         encoded = [text.encode("utf-8") for text in texts]
-        characters = np.frombuffer(bytearray(b"\n" + b"\n".join(encoded) + b"\n"), np.uint8)
-        cuts = np.flatnonzero(
-            (characters == ord(" ")) | (characters == ord("\n")) | (characters == ord("\t"))
-        )
+        characters = np.frombuffer(bytearray(b"\n".join([b"", *encoded, b""])), np.uint8)
+        is_cut = characters == ord(" ")
+        is_cut |= characters == ord("\n")
+        is_cut |= characters == ord("\t")
+        cuts = np.flatnonzero(is_cut)
         before = characters[cuts]
         characters[cuts] = ord(" ")  # a newline or tab leads the ids of the same word
         words, numbers = distinct_runs(characters, cuts)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.prepare.encode.by_line.trie import NOWHERE, Trie
 from pipeline.tokenizer import TextTokenizer
 from pipeline.tokenizer.vocabulary import SPACE
 
@@ -37,16 +38,15 @@ LONGEST_WORD = 1 << 16
 
 _NEAR = 1e-6  # sums over a word are far more exact than that
 _NEVER = -1e300  # less than any sum, and its difference from -inf is a number
-_NOWHERE, _ROOT = 0, 1
 
 
 class UnigramTable:
     """The pieces as a trie over bytes, in arrays.
 
-    ``_code[byte]`` numbers the bytes of pieces from 1, 0 is any other. ``_next[node * width +
-    code]`` is the node after a byte, 0 where there is none; ``_piece[node]`` is the id of the
-    piece that ends there, or -1; ``_score[node]`` its score. ``_parts[256 * a + b]`` tells whether
-    two bytes stand side by side in no piece.
+    ``_code[byte]`` numbers the bytes of pieces from 1, 0 is any other. The trie (``trie.py``) leads
+    from node to node; ``_piece[node]`` is the id of the piece that ends there, or -1;
+    ``_score[node]`` its score. ``_parts[256 * a + b]`` tells whether two bytes stand side by side
+    in no piece.
     """
 
     def __init__(
@@ -70,20 +70,23 @@ class UnigramTable:
         kept = [
             i
             for i, text in enumerate(texts)
-            if i >= num_controls and known.issuperset(text) and ("<" not in text or text == "<")
+            if i >= num_controls
+            and text
+            and known.issuperset(text)
+            and ("<" not in text or text == "<")
         ]
         encoded = [texts[i].encode("utf-8") for i in kept]
         used = sorted(set(b"".join(encoded)))
-        self._width = 1 + len(used)
+        width = 1 + len(used)
         self._code = np.zeros(256, np.int32)
-        self._code[used] = np.arange(1, self._width)
+        self._code[used] = np.arange(1, width)
         codes = self._code[_padded(encoded)]
-        self._next, nodes = _build_trie(codes, self._width)
-        self._piece = np.full(len(self._next) // self._width, -1, np.int32)
+        self._trie, nodes = Trie.of(codes, width)
+        self._piece = np.full(self._trie.size, -1, np.int32)
         self._piece[nodes] = kept
         scores = np.array([score for _, score in pieces])
         self._score = np.where(self._piece >= 0, scores[self._piece], -np.inf)
-        parts = np.ones((self._width, self._width), bool)
+        parts = np.ones((width, width), bool)
         parts[codes[:, :-1], codes[:, 1:]] = False
         parts[0, :] = parts[:, 0] = True
         self._parts = parts[self._code[:, None], self._code].ravel()
@@ -138,7 +141,7 @@ class UnigramTable:
         is_sure = np.ones(len(lengths), bool)
         for at in range(longest):
             alive = np.arange(reach[at])
-            node = self._next[_ROOT * self._width + column[at]]
+            node = self._trie.first(column[at])
             for size in range(1, longest - at + 1):
                 end = at + size
                 sums = score[at][alive] + self._score[node]
@@ -152,9 +155,8 @@ class UnigramTable:
                 if end == longest:
                     break
                 alive = alive[: np.searchsorted(alive, reach[end])]
-                node = self._next[node[: len(alive)] * self._width + column[end][alive]]
-                found = np.flatnonzero(node)
-                alive, node = alive[found], node[found]
+                found, node = self._trie.following(node[: len(alive)], column[end][alive])
+                alive = alive[found]
                 if not len(alive):
                     break
         return _walk_back(ending, width, lengths, is_sure)
@@ -179,7 +181,7 @@ def _walk_back(
 ) -> tuple[list[IntArray], list[npt.NDArray[np.int32]]]:
     base = np.cumsum([0, *map(len, ending)])
     nodes, widths = np.concatenate(ending), np.concatenate(width)
-    reaches_end = nodes[base[lengths] + np.arange(len(lengths))] != _NOWHERE
+    reaches_end = nodes[base[lengths] + np.arange(len(lengths))] != NOWHERE
     unit = np.flatnonzero(is_sure & reaches_end)
     end = lengths[unit]
     units, found = [], []
@@ -216,22 +218,6 @@ def _padded(pieces: Sequence[bytes]) -> Bytes:
     longest = max(map(len, pieces))
     joined = b"".join(piece.ljust(longest, b"\0") for piece in pieces)
     return np.frombuffer(joined, np.uint8).reshape(len(pieces), longest)
-
-
-def _build_trie(codes: npt.NDArray[np.int32], width: int) -> tuple[npt.NDArray[np.int32], IntArray]:
-    """Return the trie's transitions, and the node where each row of codes ends, at its zeros."""
-    lengths = np.count_nonzero(codes, axis=1)
-    nodes = np.full(len(codes), _ROOT)
-    edges, size = [], _ROOT + 1
-    for at in range(codes.shape[1]):
-        alive = np.flatnonzero(lengths > at)
-        found, which = np.unique(nodes[alive] * width + codes[alive, at], return_inverse=True)
-        edges.append(found)
-        nodes[alive] = size + which
-        size += len(found)
-    following = np.zeros(size * width, np.int32)
-    following[np.concatenate(edges)] = np.arange(_ROOT + 1, size)
-    return following, nodes
 
 
 def unigram_table(tokenizer: TextTokenizer) -> UnigramTable | None:
