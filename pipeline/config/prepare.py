@@ -141,3 +141,14 @@ class PrepareConfig(PrepareOptions):
     cache_dir: str | None = option(
         None, help="Cache folder for models from the hub. Default: the Hugging Face cache."
     )
+
+    def check(self) -> None:
+        """Refuse what the settings say together."""
+        super().check()
+        if self.eval_data_path and self.eval_fraction:
+            raise ConfigError(
+                "the eval split is set in two ways",
+                where="--eval-data-path",
+                got=f"--eval-fraction {self.eval_fraction} too",
+                do="leave one of them out",
+            )

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from filelock import FileLock
 from pipeline.console.logs import note
 from pipeline.errors import PreparedFolderError
 from pipeline.json_object import read_json_object
-from pipeline.prepare.files.sources import FileState, is_settled
+from pipeline.prepare.files.sources import Source, is_settled
 from pipeline.store.atomic import output_errors, remove_folder, write_file
 from pipeline.store.manifest import read_manifest
 
@@ -39,7 +38,7 @@ class PreparedCache:
     def find(self) -> Path | None:
         """Return the complete prepared folder of this input, or None."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            entry = read_json_object(self._entry(self.key))
+            entry = read_json_object(self._entry)
             return self.complete(str(entry["fingerprint"]))
         return None
 
@@ -55,19 +54,15 @@ class PreparedCache:
             return None
         return path if manifest.fingerprint == fingerprint else None
 
-    def remember(self, fingerprint: str, states: Sequence[FileState]) -> None:
+    def remember(self, fingerprint: str, sources: Sequence[Source]) -> None:
         """Write down where this input's preparation is, if a change of its files would show."""
-        if all(map(is_settled, states)):
-            write_file(self._entry(self.key), json.dumps({"fingerprint": fingerprint}))
+        if all(is_settled(source.state) for source in sources):
+            write_file(self._entry, json.dumps({"fingerprint": fingerprint}))
 
     @property
     def chunks(self) -> Path:
         """Where the chunks lie that preparations in this folder share."""
         return self.folder / ".chunks"
-
-    def lock(self, name: str) -> AbstractContextManager[None]:
-        """Hold a lock of this folder."""
-        return lock_in(self.folder, name)
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
@@ -85,8 +80,9 @@ class PreparedCache:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _entry(self, key: str) -> Path:
-        return self.folder / ".index" / f"{key}.json"
+    @property
+    def _entry(self) -> Path:
+        return self.folder / ".index" / f"{self.key}.json"
 
 
 @contextlib.contextmanager

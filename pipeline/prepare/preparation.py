@@ -10,7 +10,7 @@ from pipeline.console.logs import note
 from pipeline.console.progress import ByteProgress
 from pipeline.console.units import counted
 from pipeline.errors import InputError
-from pipeline.prepare.cache import PreparedCache
+from pipeline.prepare.cache import PreparedCache, lock_in
 from pipeline.prepare.collected import Collected
 from pipeline.prepare.encode.chunk_content import EVAL, TRAIN
 from pipeline.prepare.engines import make_engine, tasks
@@ -21,12 +21,7 @@ from pipeline.prepare.files.file_index import FileIndex
 from pipeline.prepare.files.file_kind import Kind, recognize
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.segments import PieceReader, Segment, changed
-from pipeline.prepare.files.sources import (
-    FileState,
-    Source,
-    note_held_out,
-    states_of,
-)
+from pipeline.prepare.files.sources import Source, note_held_out
 from pipeline.prepare.options import row_options
 from pipeline.prepare.prepared_writer import PreparedWriter
 from pipeline.prepare.read.rejections import (
@@ -40,44 +35,27 @@ from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
 
 
-def make_prepared_folder(
-    config: PrepareConfig,
-    sources: list[Source],
-    states: list[FileState],
-    cache: PreparedCache,
-) -> Path:
-    """Read files, make what is not kept of earlier runs, and publish a prepared folder.
+class Preparation:
+    """One run, from the files to the published folder.
 
     Args:
         config: The settings.
         sources: The files, in order.
-        states: What they were like when the run began.
         cache: Where the folder goes.
-
-    Raises:
-        InputError: A path cannot be read, or no pair is left.
-        TokenizerError: The tokenizer cannot be loaded.
-        OutputError: The result cannot be written. Nothing is published then.
     """
-    return _Preparation(config, sources, states, cache).run()
 
-
-class _Preparation:
-    """One run, from the files to the published folder."""
-
-    def __init__(
-        self,
-        config: PrepareConfig,
-        sources: list[Source],
-        states: list[FileState],
-        cache: PreparedCache,
-    ) -> None:
-        self._config, self._sources, self._states = config, sources, states
-        self._cache = cache
+    def __init__(self, config: PrepareConfig, sources: list[Source], cache: PreparedCache) -> None:
+        self._config, self._sources, self._cache = config, sources, cache
         self._collected = Collected(sources)
 
     def run(self) -> Path:
-        """Do the work in a temporary sibling and publish it."""
+        """Read files, make what is not kept of earlier runs, and publish a prepared folder.
+
+        Raises:
+            InputError: A path cannot be read, or no pair is left.
+            TokenizerError: The tokenizer cannot be loaded.
+            OutputError: The result cannot be written. Nothing is published then.
+        """
         with rare_collections(), self._cache.temporary() as temporary:
             chunks = ChunkCache(self._cache.chunks, temporary)
             engine = make_engine(self._config, chunks)
@@ -86,14 +64,14 @@ class _Preparation:
             finally:
                 engine.close()
         # Last: a run that finds the folder at once takes nothing away that a killed one left.
-        self._cache.remember(final.name, self._states)
+        self._cache.remember(final.name, self._sources)
         return final
 
     def _run(self, temporary: Path, chunks: ChunkCache, engine: Engine) -> Path:
-        self._groups = group_files(self._sources, self._states)
+        self._groups = group_files(self._sources)
         self._group_of = {file: group for group in self._groups for file in group.files}
         engine.start(self._config, self._num_bytes(range(len(self._sources))))
-        index = FileIndex(self._cache.folder, lambda: engine.info().key, chunks)
+        index = FileIndex(self._cache.folder, self._sources, lambda: engine.info().key, chunks)
         self._kinds = self._recognize(index)
         segments = self._planner(engine).segments(self._groups)  # while the tokenizer is loaded
         self._info = engine.info()
@@ -104,7 +82,7 @@ class _Preparation:
         folder = temporary / "prepared"
         shards = self._write(folder, chunks, engine, segments)
         self._check_unchanged()
-        index.remember(self._groups, self._sources, self._states, self._kinds)
+        index.remember(self._groups, self._kinds)
         if not any(shard.rows for shard in shards if shard.split == TRAIN):
             raise self._nothing_left()
         fingerprint = key_of(
@@ -113,10 +91,12 @@ class _Preparation:
             self._info.tokenizer_fingerprint,
             SCHEMA_VERSION,
         )
-        with self._cache.lock(fingerprint):
+        with lock_in(self._cache.folder, fingerprint):
             final = self._cache.complete(fingerprint)
             if final is None:
-                final = self._publish(folder, fingerprint, shards)
+                write_manifest(folder, self._manifest(fingerprint, shards))
+                final = self._cache.folder / fingerprint
+                publish_folder(folder, final)
             else:
                 names = ", ".join(source["name"] for source in read_manifest(final).sources)
                 note(f"already prepared, from the same content in {names}")
@@ -124,9 +104,7 @@ class _Preparation:
 
     def _recognize(self, index: FileIndex) -> list[Kind | None]:
         """Return how each file is read; take from the index what is known of them."""
-        known = list[str | None]()
-        for group in self._groups:
-            known += index.find(group, self._sources, self._states)
+        known = [kind for group in self._groups for kind in index.find(group)]
         kinds = recognize(self._sources, known)
         read = [s for s, kind in zip(self._sources, kinds, strict=True) if kind is not None]
         if not any(source.split for source in self._sources):
@@ -134,12 +112,11 @@ class _Preparation:
         return kinds
 
     def _num_bytes(self, files: Any) -> int:
-        return sum(self._states[file][0] for file in files)
+        return sum(self._sources[file].state[0] for file in files)
 
     def _planner(self, engine: Engine) -> Planner:
         return Planner(
             self._sources,
-            self._states,
             self._kinds,
             lambda *stretch: engine.submit(tasks.anchors, *stretch),
             lambda *table: engine.submit(tasks.row_ranges, *table),
@@ -176,9 +153,8 @@ class _Preparation:
 
     def _check_unchanged(self) -> None:
         """Refuse what was read of a file that is not the one that the run began with."""
-        for file, (source, before) in enumerate(zip(self._sources, self._states, strict=True)):
-            (after,) = states_of([source])
-            if after != before and not self._is_same(file):
+        for file, source in enumerate(self._sources):
+            if source.state_now() != source.state and not self._is_same(file):
                 raise changed(source)
 
     def _is_same(self, file: int) -> bool:
@@ -194,12 +170,6 @@ class _Preparation:
     def _digests(self, key: str) -> set[str]:
         chunk = ChunkCache(self._cache.chunks, Path()).find(key)
         return {piece["digest"] for piece in chunk.content["pieces"]} if chunk else set()
-
-    def _publish(self, folder: Path, fingerprint: str, shards: list[Shard]) -> Path:
-        write_manifest(folder, self._manifest(fingerprint, shards))
-        final = self._cache.folder / fingerprint
-        publish_folder(folder, final)
-        return final
 
     def _nothing_left(self) -> InputError:
         stats, counts = self._collected.stats, self._collected.counts()
@@ -236,9 +206,9 @@ class _Preparation:
             config=row_options(self._config)
             | {"model_name_or_path": Path(model).resolve().name if Path(model).is_dir() else model},
             sources=[
-                {"name": source.name, "bytes": state[0], "format": kind} | counts.as_json()
-                for source, state, kind, counts in zip(
-                    self._sources, self._states, self._kinds, self._collected.files, strict=True
+                {"name": source.name, "bytes": source.state[0], "format": kind} | counts.as_json()
+                for source, kind, counts in zip(
+                    self._sources, self._kinds, self._collected.files, strict=True
                 )
                 if kind is not None
             ],

@@ -8,11 +8,10 @@ from pathlib import Path
 from pipeline.config import PrepareConfig
 from pipeline.config.fields import is_url
 from pipeline.console.logs import note
-from pipeline.errors import ConfigError
 from pipeline.hub.model_files import source_files
 from pipeline.model_kind import check_model_kind
 from pipeline.prepare.cache import PreparedCache, lock_in
-from pipeline.prepare.files.sources import FileState, Source, find_sources, states_of
+from pipeline.prepare.files.sources import Source, find_sources
 from pipeline.prepare.options import row_options
 from pipeline.prepare.read.remarks import remarks
 from pipeline.store.fingerprint import key_of, sha256_of_file
@@ -60,23 +59,6 @@ def cache_folder() -> Path:
     return (named if named.is_absolute() else Path.home() / ".cache") / "duet-t5"
 
 
-def _sources(config: PrepareConfig) -> list[Source]:
-    """Return the files to read: those of the eval split first, so that train has none of theirs.
-
-    Raises:
-        ConfigError: The eval split is asked for in two ways.
-        InputError: A path is missing, or a glob matches nothing.
-    """
-    if config.eval_data_path and config.eval_fraction:
-        raise ConfigError(
-            "the eval split is set in two ways",
-            where="--eval-data-path",
-            got=f"--eval-fraction {config.eval_fraction} too",
-            do="leave one of them out",
-        )
-    return find_sources(config.data_path, config.eval_data_path)
-
-
 def prepare_here(config: PrepareConfig) -> Path:
     """Do what ``prepare`` does, on this machine's disk."""
     folder = find_or_make(config)
@@ -90,9 +72,9 @@ def prepare_here(config: PrepareConfig) -> Path:
 def find_or_make(config: PrepareConfig) -> Path:
     """Return the prepared folder, without a word of what stands in it."""
     check_model_kind(config.model_name_or_path, config.cache_dir)
-    sources = _sources(config)
-    states = states_of(sources)
-    files = [(s.identity(), state, s.split) for s, state in zip(sources, states, strict=True)]
+    # The eval split comes first, so that train has none of it.
+    sources = find_sources(config.data_path, config.eval_data_path)
+    files = [(source.identity(), source.state, source.split) for source in sources]
     model = source_files(config.model_name_or_path, config.cache_dir)
     tokenizer_key = [(path.name, sha256_of_file(path)) for path in model]
     key = key_of(files, row_options(config), tokenizer_key, SCHEMA_VERSION)
@@ -102,20 +84,18 @@ def find_or_make(config: PrepareConfig) -> Path:
         if config.engine == "ray":
             from pipeline.prepare.engines.ray import in_own_process
 
-            folder = in_own_process(_make, config, sources, states, cache)
+            folder = in_own_process(_make, config, sources, cache)
         else:
-            folder = _make(config, sources, states, cache)
+            folder = _make(config, sources, cache)
     else:
         note("already prepared, from the same files with the same options")
     return folder
 
 
-def _make(
-    config: PrepareConfig, sources: list[Source], states: list[FileState], cache: PreparedCache
-) -> Path:
+def _make(config: PrepareConfig, sources: list[Source], cache: PreparedCache) -> Path:
     """Make the prepared folder, unless another process did, which had the lock."""
     # Imported late: what was prepared before is found in half the time without it.
-    from pipeline.prepare.preparation import make_prepared_folder
+    from pipeline.prepare.preparation import Preparation
 
-    with cache.lock(cache.key):
-        return cache.find() or make_prepared_folder(config, sources, states, cache)
+    with lock_in(cache.folder, cache.key):
+        return cache.find() or Preparation(config, sources, cache).run()

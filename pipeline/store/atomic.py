@@ -186,15 +186,14 @@ def _lock(descriptor: int, *flags: str) -> None:
     Raises:
         BlockingIOError: Another process has it, and ``LOCK_NB`` is among the flags.
     """
-    with contextlib.suppress(ImportError):
+    try:
         import fcntl
 
-        try:
-            fcntl.flock(descriptor, sum(getattr(fcntl, flag) for flag in flags))
-        except BlockingIOError:
-            raise
-        except OSError:
-            _lock(descriptor, "LOCK_EX")
+        fcntl.flock(descriptor, sum(getattr(fcntl, flag) for flag in flags))
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        pass
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from pipeline.prepare.files.json_values import Fault, Record, end_fault
 from pipeline.prepare.files.planning import Planner, group_files
 from pipeline.prepare.files.reading import find_files, read_files
 from pipeline.prepare.files.segments import Piece, PieceReader, Segment, reading_at
-from pipeline.prepare.files.sources import find_sources, states_of
+from pipeline.prepare.files.sources import find_sources
 from tests import forms
 from tests.prepare import test_fuzz
 from tests.prepare.helpers import cut_at
@@ -206,10 +206,9 @@ def read_in_pieces(path: Path) -> Found:
         return lambda: anchors
 
     sources = find_sources([str(path)])
-    states = states_of(sources)
-    planner = Planner(sources, states, recognize(sources, [None]), find, find)
+    planner = Planner(sources, recognize(sources, [None]), find, find)
     engine: Any = _ReadingEngine()
-    segments = planner.segments(group_files(sources, states))
+    segments = planner.segments(group_files(sources))
     found, brackets, resumed = Found(), 0, False
     for done in OrderedChunks(engine, segments, dedup=False):
         chunk: Any = done.chunk

@@ -558,11 +558,11 @@ PLAIN = f"""
 import sys
 from pipeline.prepare import stage
 {code_for_small()}
-lock = stage.PreparedCache.lock
-def say_and_lock(cache, name):
+lock_in = stage.lock_in
+def say_and_lock(folder, name):
     print("at the lock", file=sys.stderr, flush=True)
-    return lock(cache, name)
-stage.PreparedCache.lock = say_and_lock
+    return lock_in(folder, name)
+stage.lock_in = say_and_lock
 from pipeline.cli import run
 sys.exit(run(sys.argv[1:]))
 """

@@ -1,11 +1,19 @@
 """Writes are whole or not there."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.store.atomic import output_errors, publish_folder, write_file
+from pipeline.store.atomic import (
+    hold_folder,
+    locked_folder,
+    output_errors,
+    publish_folder,
+    remove_folder,
+    write_file,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -47,3 +55,21 @@ def test_the_file_at_fault_is_named(tmp_path: Path) -> None:
     expected = r"where: .*/nowhere/x; got: No such file"
     with pytest.raises(OutputError, match=expected), output_errors(tmp_path):
         (tmp_path / "nowhere" / "x").write_text("")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_disk_without_locks_is_written_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, "no locks")
+
+    fcntl = pytest.importorskip("fcntl", reason="not on this system")
+    monkeypatch.setattr(fcntl, "flock", fail)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert hold_folder(folder)
+    with locked_folder(folder):
+        pass
+    remove_folder(folder)
+    assert not folder.exists()

@@ -2,29 +2,29 @@
 
     .index/files/4a…-9c…json   {"kinds": ["json"], "segments": [[pieces, key of the chunk], …]}
 
+A piece is the number of its file in the group, and the next five fields of ``Piece``; the kind of a
+file without records is null.
+
 Whether a file is the same is told by its path, size, times and number on the disk. One that
 changed a moment ago is not trusted: it might have changed again, within the clock's last tick.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.console.logs import note
 from pipeline.errors import OutputError
-from pipeline.prepare.files.file_kind import Kind
+from pipeline.prepare.files.file_kind import NO_RECORDS, Kind, NoData
 from pipeline.prepare.files.planning import Group
 from pipeline.prepare.files.segments import Piece, Segment
-from pipeline.prepare.files.sources import FileState, Source, is_settled
+from pipeline.prepare.files.sources import Source, is_settled
 from pipeline.store.atomic import output_errors
 from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.seals import read_checked, write_checked
 
-PASSED_OVER = "passed over"
-_FIELDS = ("start", "end", "starts_at_anchor", "ends_file", "size")
+_SCHEMA = 2  # of an entry
 
 
 class FileIndex:
@@ -32,96 +32,84 @@ class FileIndex:
 
     Args:
         folder: The ``--output-dir``.
+        sources: The files of this run.
         settings_key: Returns what names all that decides how segments become chunks. It is asked
             only about files that some run has read: others need not wait for the tokenizer.
         chunks: Where chunks are kept.
     """
 
-    def __init__(self, folder: Path, settings_key: Callable[[], str], chunks: ChunkCache) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        settings_key: Callable[[], str],
+        chunks: ChunkCache,
+    ) -> None:
         self._folder, self._chunks = folder / ".index/files", chunks
-        self._settings_key = settings_key
+        self._sources, self._settings_key = sources, settings_key
         self._read_before = {path.name.partition("-")[0] for path in self._folder.glob("*.json")}
 
-    def find(
-        self, group: Group, sources: Sequence[Source], states: Sequence[FileState]
-    ) -> list[str | None]:
-        """Return how the files of a group are read, where that is known; set its segments then."""
-        unknown: list[str | None] = [None] * len(group.files)
-        if not all(is_settled(states[i]) for i in group.files):
-            return unknown
-        name = _name(group, sources, states)
-        if name not in self._read_before:
+    def find(self, group: Group) -> list[Kind | NoData | None]:
+        """Return what the files of a group are, where that is known; set its segments then."""
+        unknown: list[Kind | NoData | None] = [None] * len(group.files)
+        name = self._name(group)
+        if name not in self._read_before or not self._is_settled(group):
             return unknown
         found = read_checked(self._path(name))
-        if found is None:
+        if found is None or any(self._chunks.find(key) is None for _, key in found["segments"]):
             return unknown
-        segments = list[Segment]()
-        for pieces, key in found["segments"]:
-            if self._chunks.find(key) is None:
-                return unknown
-            read = [self._piece(group, piece, found["kinds"], sources, states) for piece in pieces]
-            segments.append(Segment(tuple(read), known=key))
-        group.known = segments
-        kinds: list[str | None] = found["kinds"]
-        return kinds
+        kinds: list[Kind | None] = found["kinds"]
+        group.known = [
+            Segment(tuple(self._piece(group, kinds, *piece) for piece in pieces), known=key)
+            for pieces, key in found["segments"]
+        ]
+        return [kind or NO_RECORDS for kind in kinds]
 
-    def remember(
-        self,
-        groups: Sequence[Group],
-        sources: Sequence[Source],
-        states: Sequence[FileState],
-        kinds: Sequence[Kind | None],
-    ) -> None:
+    def remember(self, groups: Sequence[Group], kinds: Sequence[Kind | None]) -> None:
         """Keep what this run read, of those files that nobody changed meanwhile."""
         for group in groups:
             pieces = [piece for segment, _ in group.segments for piece in segment.pieces]
             is_own = all(p.file in group.files and p.content is None for p in pieces)
-            if group.known is None and is_own and all(is_settled(states[i]) for i in group.files):
-                entry = {
-                    "kinds": [kinds[i] or PASSED_OVER for i in group.files],
-                    "segments": [
-                        [[_packed(group, piece) for piece in segment.pieces], key]
-                        for segment, key in group.segments
-                    ],
-                }
-                path = self._path(_name(group, sources, states))
-                # In the run's own folder first: what is half there goes with it.
-                written = self._chunks.temporary / path.name
-                with _note_errors(), output_errors(path):
-                    write_checked(written, entry)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    written.replace(path)
+            if group.known is None and is_own and self._is_settled(group):
+                segments = [
+                    ([_packed(group, piece) for piece in segment.pieces], key)
+                    for segment, key in group.segments
+                ]
+                entry = {"kinds": [kinds[i] for i in group.files], "segments": segments}
+                self._write(self._path(self._name(group)), entry)
+
+    def _write(self, path: Path, entry: dict[str, Any]) -> None:
+        # In the run's own folder first: what is half there goes with it.
+        written = self._chunks.temporary / path.name
+        try:
+            with output_errors(path):
+                write_checked(written, entry)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                written.replace(path)
+        except OutputError as error:
+            note(
+                f"the index of read files is not saved, and the next run reads them again: {error}"
+            )
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}-{self._settings_key()}.json"
 
+    def _name(self, group: Group) -> str:
+        """Return what names the files of a group, as they are."""
+        files = [self._sources[i] for i in group.files]
+        return key_of(_SCHEMA, [[s.identity(), s.state, s.split, s.is_named] for s in files])
+
+    def _is_settled(self, group: Group) -> bool:
+        return all(is_settled(self._sources[i].state) for i in group.files)
+
     def _piece(
-        self,
-        group: Group,
-        packed: dict[str, Any],
-        kinds: list[Any],
-        sources: Sequence[Source],
-        states: Sequence[FileState],
+        self, group: Group, kinds: Sequence[Kind | None], number: int, *stretch: Any
     ) -> Piece:
-        number = packed["file"]
-        file = group.files[number]
-        piece = Piece(file, sources[file], kinds[number], states[file])
-        return replace(piece, **{name: packed[name] for name in _FIELDS})
+        file, kind = group.files[number], kinds[number]
+        assert kind is not None, "it was read"
+        return Piece(file, self._sources[file], kind, *stretch)
 
 
-def _name(group: Group, sources: Sequence[Source], states: Sequence[FileState]) -> str:
-    """Return what names the files of a group, as they are."""
-    files = ((sources[i], states[i]) for i in group.files)
-    return key_of([[s.identity(), state, s.split, s.is_named] for s, state in files])
-
-
-def _packed(group: Group, piece: Piece) -> dict[str, Any]:
-    return {"file": group.files.index(piece.file)} | {n: getattr(piece, n) for n in _FIELDS}
-
-
-@contextlib.contextmanager
-def _note_errors() -> Any:
-    try:
-        yield
-    except OutputError as error:
-        note(f"the index of read files is not saved, and the next run reads them again: {error}")
+def _packed(group: Group, piece: Piece) -> list[Any]:
+    stretch = [piece.start, piece.end, piece.starts_at_anchor, piece.ends_file, piece.size]
+    return [group.files.index(piece.file), *stretch]

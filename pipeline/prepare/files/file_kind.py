@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal
 
 from pipeline.console.logs import note
 from pipeline.errors import InputError
@@ -72,32 +72,34 @@ NO_DATA = (*_BINARIES.values(), _TAR, _EMPTY, _BROKEN, _WIDE, _LFS, _PAGE, _CSV,
 """Everything that a file without records may be."""
 
 
-def recognize(sources: Sequence[Source], known: Sequence[str | None]) -> list[Kind | None]:
+NO_RECORDS = NoData("no records in it", "give ShareGPT records as JSON, JSON Lines or Parquet")
+"""One of which an earlier run told what it is."""
+
+
+def recognize(
+    sources: Sequence[Source], known: Sequence[Kind | NoData | None]
+) -> list[Kind | None]:
     """Return how each file is read; None for those of folders and globs that are no data.
 
     Args:
         sources: The files.
-        known: What earlier runs found them to be, kinds or other words; such a file is not opened.
+        known: What earlier runs found them to be; such a file is not opened.
 
     Raises:
         InputError: A file that was named is no data, or a folder holds none.
     """
     kinds = list[Kind | None]()
-    for source, kind in zip(sources, known, strict=True):
-        if kind is not None:
-            is_read = kind in get_args(Kind)
-            if not is_read:
-                note(f"skipped, no records in it: {source.name}")
-            kinds.append(cast(Kind, kind) if is_read else None)
+    for source, before in zip(sources, known, strict=True):
+        found = before or kind_of(source.path, is_named=source.is_named)
+        if isinstance(found, str):
+            kinds.append(found)
             continue
-        found = kind_of(source.path, is_named=source.is_named)
-        if isinstance(found, NoData) and source.is_named:
+        if source.is_named:
             raise InputError(
                 "not a file of records", where=source.path, got=found.what, do=found.do
             )
-        if isinstance(found, NoData):
-            note(f"skipped, {found.what}: {source.name}")
-        kinds.append(None if isinstance(found, NoData) else found)
+        note(f"skipped, {found.what}: {source.name}")
+        kinds.append(None)
     _check_each_gives_one(sources, kinds)
     return kinds
 

@@ -21,7 +21,7 @@ from pipeline.prepare.files.anchors import (
 )
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.segments import ALL_ROWS, Piece, Segment, indent_at
-from pipeline.prepare.files.sources import FileState, Source
+from pipeline.prepare.files.sources import Source
 from pipeline.prepare.files.streams import BrokenStreamError, read_text
 
 # In bytes: what one task looks for anchors in, and what is unpacked at a time.
@@ -47,7 +47,7 @@ class Group:
     """What this run made of it, once that is known, and the keys of the chunks."""
 
 
-def group_files(sources: Sequence[Source], states: Sequence[FileState]) -> list[Group]:
+def group_files(sources: Sequence[Source]) -> list[Group]:
     """Put files into groups, each by itself or with its neighbours.
 
     Where a group of small files ends, the name and the size of its last file decide: so a new file
@@ -55,8 +55,8 @@ def group_files(sources: Sequence[Source], states: Sequence[FileState]) -> list[
     """
     groups, held, usual = list[Group](), 0, anchors_module.USUAL
     is_open = False
-    for i, (source, state) in enumerate(zip(sources, states, strict=True)):
-        size = state[0]
+    for i, source in enumerate(sources):
+        size = source.state[0]
         is_small = size < usual
         fits = is_open and is_small and held + size < 2 * usual
         if fits and sources[i - 1].split == source.split:
@@ -65,11 +65,12 @@ def group_files(sources: Sequence[Source], states: Sequence[FileState]) -> list[
             groups.append(Group([i]))
             held = 0
         held += size
-        is_open = is_small and not _ends_group(source, size)
+        is_open = is_small and not _ends_group(source)
     return groups
 
 
-def _ends_group(source: Source, size: int) -> bool:
+def _ends_group(source: Source) -> bool:
+    size = source.state[0]
     digest = hashlib.sha256(f"{source.path.name} {size}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:8], "big") * anchors_module.USUAL < size << 64
 
@@ -79,7 +80,6 @@ class Planner:
 
     Args:
         sources: The files.
-        states: What they were like when the run began.
         kinds: How each is read; None: it is skipped.
         find_anchors: Starts to look for the places where JSON may be cut.
         find_rows: The same of tables.
@@ -88,12 +88,11 @@ class Planner:
     def __init__(
         self,
         sources: Sequence[Source],
-        states: Sequence[FileState],
         kinds: Sequence[Kind | None],
         find_anchors: FindAnchors,
         find_rows: FindRows,
     ) -> None:
-        self._sources, self._states, self._kinds = sources, states, kinds
+        self._sources, self._kinds = sources, kinds
         self._find_anchors, self._find_rows = find_anchors, find_rows
 
     def segments(self, groups: Sequence[Group]) -> Iterator[Segment]:
@@ -114,10 +113,10 @@ class Planner:
                 yield Segment(tuple(pieces))
 
     def _whole(self, file: int) -> Piece:
-        kind, state = self._kinds[file], self._states[file]
+        source, kind = self._sources[file], self._kinds[file]
         assert kind is not None, "it is skipped"
-        end = state[0] if kind == "json" else ALL_ROWS
-        return Piece(file, self._sources[file], kind, state, end=end, size=state[0])
+        size = source.state[0]
+        return Piece(file, source, kind, end=size if kind == "json" else ALL_ROWS, size=size)
 
     def _cut(self, whole: Piece) -> Iterator[Piece]:
         if whole.kind == "json":

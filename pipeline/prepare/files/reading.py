@@ -32,7 +32,7 @@ def read_files(files: Iterable[DataFile]) -> Iterator[tuple[Source, Record | Fau
         InputError: A file cannot be read.
     """
     for source, kind in files:
-        reader, position = PieceReader(Piece(0, source, kind, source.state())), 0
+        reader, position = PieceReader(Piece(0, source, kind)), 0
         for found in reader.values():
             position = found.position + 1
             yield source, found

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.prepare.files.anchors import ReadAt, record_after
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.json_values import Fault, Record, ValueReader
-from pipeline.prepare.files.sources import FileState, Source
+from pipeline.prepare.files.sources import Source
 from pipeline.prepare.files.streams import (
     BrokenStreamError,
     as_utf8,
@@ -37,8 +37,6 @@ class Piece:
     """The file's index among a run's."""
     source: Source
     kind: Kind
-    state: FileState
-    """What the file was like when the run began."""
     start: int = 0
     """A byte of JSON, or a row of a table."""
     end: int = ALL_ROWS
@@ -76,8 +74,8 @@ class Piece:
     def is_visible(self) -> bool:
         """Return whether the file can be seen from here, with the size and time that it had."""
         try:
-            return self.source.state()[:2] == self.state[:2]
-        except (OSError, InputError):
+            return self.source.state_now()[:2] == self.source.state[:2]
+        except InputError:
             return False
 
     def with_content(self) -> "Piece":
@@ -200,12 +198,12 @@ class PieceReader:
         Raises:
             InputError: It is another one.
         """
-        piece = self.piece
-        if piece.content is not None or piece.source.state() == piece.state:
+        source = self.piece.source
+        if self.piece.content is not None or (now := source.state_now()) == source.state:
             return
         # A new link to a file changes its state, too, and not what is in it.
-        if piece.source.state()[:1] != piece.state[:1] or self.digest() != digest:
-            raise changed(piece.source)
+        if now[0] != source.state[0] or self.digest() != digest:
+            raise changed(source)
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the text of the stretch, without a mark at the file's start."""

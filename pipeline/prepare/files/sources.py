@@ -39,6 +39,8 @@ class Source:
     """Whether that path is the file itself, and no folder or glob."""
     split: str | None = None
     """The split that it was given for."""
+    state: FileState = (0, 0, 0, 0)
+    """What it was like when it was found."""
 
     def identity(self) -> str:
         """Return the whole path."""
@@ -51,13 +53,13 @@ class Source:
         parts = _parts(self.path)
         return "/".join(parts[len(above) :] if parts[: len(above)] == above else parts[-1:])
 
-    def state(self) -> FileState:
-        """Return what changes when the file does; of a URL, only the size is known."""
-        if not isinstance(self.path, Path):
-            return (remote.info(self.path) or {}).get("size") or 0, 0, 0, 0
-        stat = self.path.stat()
-        times = (getattr(stat, name, 0) for name in ("st_mtime_ns", "st_ctime_ns", "st_ino"))
-        return (stat.st_size, *times)  # type: ignore[return-value]
+    def state_now(self) -> FileState:
+        """Return what it is like now.
+
+        Raises:
+            InputError: It is not there any more.
+        """
+        return _state(self.path)
 
 
 # What Hugging Face writes beside data.
@@ -92,9 +94,25 @@ def find_sources(data_path: Sequence[str], held_out: Sequence[str] = ()) -> list
         found += [(path, given, is_named, split_of) for path in paths]
     names = _names([path for path, *_ in found])
     return [
-        Source(path, name, given, is_named, split_of)
+        Source(path, name, given, is_named, split_of, _state(path))
         for (path, given, is_named, split_of), name in zip(found, names, strict=True)
     ]
+
+
+def _state(path: AnyPath) -> FileState:
+    """Return what changes when a file does; of a URL, only the size is known."""
+    if not isinstance(path, Path):
+        return (remote.info(path) or {}).get("size") or 0, 0, 0, 0
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(
+            "a file cannot be read",
+            where=path,
+            got=error.strerror or error,
+            do="check that nothing moves or deletes it",
+        ) from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def note_held_out(sources: Sequence[Source]) -> None:
@@ -135,7 +153,11 @@ def _expand(given: str) -> tuple[Sequence[AnyPath], bool]:
         raise InputError(
             "no such path", where=given, got="nothing there", do=f"check --data-path{_hint(given)}"
         )
-    matches = _local_glob(given) if isinstance(path, Path) else remote.glob(path)
+    matches: Sequence[AnyPath]
+    if isinstance(path, Path):
+        matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]
+    else:
+        matches = remote.glob(path)
     files = [match for match in matches if _type(match) == "file"]
     if not files:
         got = "only folders match" if matches else "no match"
@@ -225,10 +247,6 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _local_glob(pattern: str) -> list[Path]:
-    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-
-
 def _names(paths: Sequence[AnyPath]) -> list[str]:
     """Return for each path as many of its last parts as tell it from the others."""
     parts = [_parts(path.absolute() if isinstance(path, Path) else path) for path in paths]
@@ -245,23 +263,6 @@ def _names(paths: Sequence[AnyPath]) -> list[str]:
 def _parts(path: object) -> tuple[str, ...]:
     """Return the parts of a path, or of a URL as it is written."""
     return path.parts if isinstance(path, Path) else tuple(str(path).split("/"))
-
-
-def states_of(sources: Sequence[Source]) -> list[FileState]:
-    """Return what changes when the files do.
-
-    Raises:
-        InputError: One is not there any more.
-    """
-    try:
-        return [source.state() for source in sources]
-    except OSError as error:
-        raise InputError(
-            "a file cannot be read",
-            where=error.filename,
-            got=error.strerror or error,
-            do="check that nothing moves or deletes it",
-        ) from error
 
 
 def is_settled(state: FileState) -> bool:

@@ -21,7 +21,7 @@ from pipeline.config import PrepareConfig
 from pipeline.prepare.files import anchors, planning
 from pipeline.prepare.files.anchors import choose_anchors, find_anchors, record_after
 from pipeline.prepare.files.file_kind import recognize
-from pipeline.prepare.files.sources import find_sources, states_of
+from pipeline.prepare.files.sources import find_sources
 from pipeline.store.manifest import read_manifest
 from pipeline.store.shards import open_split
 from tests.conftest import record
@@ -250,9 +250,8 @@ def test_a_packed_text_without_a_place_to_cut_at_is_read_to_its_end(
     monkeypatch.setattr(planning, "find_anchors", find)
     (tmp_path / "x.gz").write_bytes(gzip.compress(text.encode(), 0))
     sources = find_sources([str(tmp_path / "x.gz")])
-    states = states_of(sources)
-    planner = planning.Planner(sources, states, recognize(sources, [None]), find, find)
-    pieces = [p for s in planner.segments(planning.group_files(sources, states)) for p in s.pieces]
+    planner = planning.Planner(sources, recognize(sources, [None]), find, find)
+    pieces = [p for s in planner.segments(planning.group_files(sources)) for p in s.pieces]
     assert b"".join(piece.content or b"" for piece in pieces) == text.encode()
 
 
