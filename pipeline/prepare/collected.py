@@ -8,15 +8,11 @@ from pipeline.prepare.encode.dataset_stats import DatasetStats
 from pipeline.prepare.engines.ordering import Done
 from pipeline.prepare.files.json_values import end_fault
 from pipeline.prepare.files.sources import Source
-from pipeline.prepare.read.rejections import (
-    RejectedFile,
-    content_of,
-    parse_line,
-    rejection_line,
-)
+from pipeline.prepare.read.rejections import content_of, left_out, parse_line, published_line
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import ContentHash, key_of, rejected_frame
+from pipeline.store.shards import LinesWriter
 
 
 class Collected:
@@ -30,12 +26,10 @@ class Collected:
         self._sources = sources
         self.stats, self.content = DatasetStats(), ContentHash()
         self.files = [FileCounts() for _ in sources]
-        self.first_rejection: tuple[str, int, str] | None = None
-        """Its file, its position there, and what ``rejection_line`` ends with."""
         self._conversations = 0
         self._split: str | None = None
 
-    def take(self, done: Done, chunks: ChunkCache, rejected: RejectedFile) -> None:
+    def take(self, done: Done, chunks: ChunkCache, rejected: LinesWriter) -> None:
         """Take in what is counted of a chunk, and what was left out of it."""
         content = done.chunk.content
         if done.segment.split != self._split:  # where one ends decides the rows, too
@@ -54,17 +48,13 @@ class Collected:
                 for line in lines:
                     number, position, rest = parse_line(line)
                     file = done.segment.pieces[number].file
-                    self._leave_out(file, starts[number] + position, rest, rejected)
+                    name = self._sources[file].name
+                    rejected.write(published_line(name, starts[number] + position, rest))
         for piece in done.segment.pieces:
             if piece.ends_file:
                 self._end_file(piece.file, rejected)
 
-    def _leave_out(self, file: int, position: int, rest: str, rejected: RejectedFile) -> None:
-        name = self._sources[file].name
-        rejected.write(name, position, rest)
-        self.first_rejection = self.first_rejection or (name, position, rest)
-
-    def _end_file(self, file: int, rejected: RejectedFile) -> None:
+    def _end_file(self, file: int, rejected: LinesWriter) -> None:
         """Check that the brackets of a file match, where nothing in it was broken."""
         counts = self.files[file]
         found = None if counts.is_resumed else end_fault(counts.brackets, counts.records)
@@ -73,8 +63,8 @@ class Collected:
         error = RejectedError(found.reason, found.detail)
         self.content.records(rejected_frame(found.reason, content_of(found, error)))
         self.stats.reasons[found.reason] += 1
-        rest = parse_line(rejection_line(0, found, error))[2]
-        self._leave_out(file, found.position, rest, rejected)
+        name = self._sources[file].name
+        rejected.write(published_line(name, found.position, left_out(found, error)))
         counts.records, counts.rejected = counts.records + 1, counts.rejected + 1
 
     def counts(self) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """One preparation: plan, encode, put together, publish."""
 
+import contextlib
+import functools
 import platform
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.prepare.cache import PreparedCache, lock_in
 from pipeline.prepare.collected import Collected
 from pipeline.prepare.encode.chunk_content import EVAL, TRAIN
-from pipeline.prepare.engines import make_engine, tasks
+from pipeline.prepare.engines import make_engine
 from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.engines.gc_tuning import rare_collections
 from pipeline.prepare.engines.ordering import Done, OrderedChunks
@@ -24,15 +27,14 @@ from pipeline.prepare.files.segments import PieceReader, Segment, changed
 from pipeline.prepare.files.sources import Source, note_held_out
 from pipeline.prepare.options import row_options
 from pipeline.prepare.prepared_writer import PreparedWriter
-from pipeline.prepare.read.rejections import (
-    RejectedFile,
-    in_words,
-)
+from pipeline.prepare.read.rejections import in_words
 from pipeline.prepare.read.remedies import remedy_for
 from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
+from pipeline.store.rejected import rejected_records
+from pipeline.store.shards import LinesWriter
 
 
 class Preparation:
@@ -84,7 +86,7 @@ class Preparation:
         self._check_unchanged()
         index.remember(self._groups, self._kinds)
         if not any(shard.rows for shard in shards if shard.split == TRAIN):
-            raise self._nothing_left()
+            raise self._nothing_left(folder)
         fingerprint = key_of(
             self._collected.content.hexdigest(),
             row_options(self._config),
@@ -118,8 +120,8 @@ class Preparation:
         return Planner(
             self._sources,
             self._kinds,
-            lambda *stretch: engine.submit(tasks.anchors, *stretch),
-            lambda *table: engine.submit(tasks.row_ranges, *table),
+            functools.partial(engine.submit, "anchors"),
+            functools.partial(engine.submit, "row_ranges"),
         )
 
     def _write(
@@ -129,11 +131,11 @@ class Preparation:
         has_eval = bool(self._config.eval_fraction) or any(s.split == EVAL for s in self._sources)
         splits = [TRAIN, EVAL] if has_eval else [TRAIN]
         prepared = PreparedWriter(folder, splits, self._info.vocab_size)
-        tokenizer = engine.submit(tasks.tokenizer_files)
+        tokenizer = engine.submit("tokenizer_files")
         ordered = OrderedChunks(engine, segments, dedup=self._config.dedup)
         read = [i for i, kind in enumerate(self._kinds) if kind is not None]
         with (
-            RejectedFile(folder / REJECTED) as rejected,
+            contextlib.closing(LinesWriter(folder / REJECTED)) as rejected,
             ByteProgress("preparing", self._num_bytes(read)) as progress,
         ):
             for done in ordered:
@@ -171,7 +173,7 @@ class Preparation:
         chunk = ChunkCache(self._cache.chunks, Path()).find(key)
         return {piece["digest"] for piece in chunk.content["pieces"]} if chunk else set()
 
-    def _nothing_left(self) -> InputError:
+    def _nothing_left(self, folder: Path) -> InputError:
         stats, counts = self._collected.stats, self._collected.counts()
         if stats.pairs and self._config.eval_data_path:
             return InputError(
@@ -189,9 +191,9 @@ class Preparation:
             )
         reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"
         first, records = "", counted(counts["records"], "record")
-        if self._collected.first_rejection:
-            name, position, rest = self._collected.first_rejection
-            first = f"; the first, record {position} of {name}: {in_words(rest)}"
+        for rejection in islice(rejected_records(folder), 1):
+            place = "record {position} of {file}".format_map(rejection)
+            first = f"; the first, {place}: {in_words(rejection)}"
         return InputError(
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),

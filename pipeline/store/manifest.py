@@ -49,8 +49,6 @@ class Manifest:
     files: dict[str, FileSeal] = dataclasses.field(default_factory=dict)
     """Bytes and SHA-256 of every other file of the folder."""
     schema_version: int = SCHEMA_VERSION
-    checksum: str = ""
-    """Of all before it, as it is written."""
 
     def rows(self, split: str) -> int:
         """The number of rows of a split; 0 where there is none."""
@@ -66,20 +64,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     shards = {shard.path for shard in manifest.shards}
     names = sorted(_names_in(folder) - shards)
     files = {name: FileSeal.of(folder / name) for name in names}
-    write_file(folder / FILENAME, _text_of(dataclasses.replace(manifest, files=files)))
+    whole = dataclasses.replace(manifest, files=files)
+    fields = {field.name: getattr(whole, field.name) for field in dataclasses.fields(whole)}
+    write_file(folder / FILENAME, sealed_json(fields))
 
 
 def _names_in(folder: Path) -> set[str]:
     """Return the files below a prepared folder, but for the manifest and what is not of it."""
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     return found - {FILENAME, SETTINGS}  # the command leaves its settings there afterwards
-
-
-def _text_of(manifest: Manifest) -> str:
-    """Return the content of ``manifest.json``."""
-    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
-    del fields["checksum"]
-    return sealed_json(fields)
 
 
 def verify_prepared(folder: Path) -> tuple[int, int]:
@@ -115,11 +108,11 @@ def _not_as_written(path: Path, got: object) -> PreparedFolderError:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a prepared folder's manifest and check that its shards are there.
+    """Read a prepared folder's manifest and check that its files are there.
 
     Raises:
         PreparedFolderError: No folder, no manifest (the preparation did not end), another
-            schema, or a shard missing or of another size.
+            schema, a file missing, or a shard of another size.
     """
     path = folder / FILENAME
     again = "run duet prepare, and give the path that it prints"
@@ -143,6 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
         if version == SCHEMA_VERSION:
             shards = [Shard(**shard) for shard in fields.pop("shards")]
             files = {name: FileSeal(**seal) for name, seal in fields.pop("files", {}).items()}
+            fields.pop("checksum", None)  # which verify_prepared looks at
             manifest = Manifest(shards=shards, files=files, **fields)
             _check_types(manifest)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -157,21 +151,14 @@ def read_manifest(folder: Path) -> Manifest:
             got=f"schema {version}, this one reads {SCHEMA_VERSION}",
             do=again,
         )
-    for name in _other_files(manifest):
-        if not (folder / name).is_file():
-            raise PreparedFolderError(
-                "a file of the prepared folder is missing",
-                where=folder / name,
-                got="no such file",
-                do=again,
-            )
-    for shard in manifest.shards:
-        file = folder / shard.path
+    shard_sizes = {shard.path: shard.bytes for shard in manifest.shards}
+    for name in (*manifest.files, *shard_sizes):
+        file = folder / name
         size = file.stat().st_size if file.is_file() else None
-        if size != shard.bytes:
-            got = "no such file" if size is None else f"{size} bytes, not {shard.bytes}"
+        if size is None or size != shard_sizes.get(name, size):
+            got = "no such file" if size is None else f"{size} bytes, not {shard_sizes[name]}"
             raise PreparedFolderError(
-                "a shard is missing or damaged", where=file, got=got, do=again
+                "a file of the prepared folder is missing or damaged", where=file, got=got, do=again
             )
     return manifest
 
@@ -180,17 +167,3 @@ def _check_types(manifest: Manifest) -> None:
     for field in ("config", "counts", "unused_keys", "tokens"):
         if not isinstance(getattr(manifest, field), dict):
             raise TypeError(f"{field} is no object")
-
-
-def _other_files(manifest: Manifest) -> list[str]:
-    """Return the files beside shards and manifest without which a prepared folder is not whole."""
-    states = [
-        f"{s}/{name}" for s in manifest.splits() for name in ("state.json", "dataset_info.json")
-    ]
-    return [
-        "dataset_dict.json",
-        "rejected.jsonl",
-        "tokenizer/tokenizer.json",
-        "tokenizer/tokenizer_config.json",
-        *states,
-    ]

@@ -109,7 +109,7 @@ def test_nobody_waits_for_the_tokenizer_to_look_through_a_file_that_is_new(
             return super().info()
 
         def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
-            events.append(task.__name__)
+            events.append(task)
             return super().submit(task, *args)
 
     monkeypatch.setattr(

@@ -236,7 +236,7 @@ def check_without_pictures(path: Path) -> Page:
         (["data", "--output-path", "data/x.html"], ["where: --output-path", "outside of it"]),
         (["run", "--output-path", "empty"], ["cannot write", "empty"]),
         (["broken"], ["a file of a run cannot be read", "line 1"]),
-        (["damaged"], ["a shard is missing or damaged"]),
+        (["damaged"], ["a file of the prepared folder is missing or damaged"]),
     ],
 )
 def test_bad_input_is_one_line(

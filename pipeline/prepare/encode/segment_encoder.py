@@ -58,6 +58,11 @@ class SegmentEncoder:
         """Return the ranges of rows that a table is read in."""
         return row_ranges(whole.source.path, whole.kind, usual)
 
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Return the files of the tokenizer, to be kept beside the rows."""
+        settings = self.settings
+        return settings.tokenizer.saved_files(model_max_length=settings.model_max_length)
+
     def encode(self, segment: Segment, *, anew: bool = False) -> Chunk | None:
         """Return the chunk of a segment, which is pinned; None where the segment is not clean.
 

@@ -1,17 +1,17 @@
 """Where segments are encoded: what every engine does. It maps; what and in which order is not its.
 
-A task is a function of ``tasks.py``; an engine calls it with the encoder of the process that it
-runs in, and with the arguments that it was submitted with.
+A task is a method of ``SegmentEncoder``, by its name: so who hands it over does without NumPy and
+Arrow, whose imports would be a third of its time. An engine calls it of the encoder of the process
+that it runs in.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.config import PrepareConfig
 from pipeline.prepare.options import EncodingInfo
 
-Task = Callable[..., Any]
-"""Takes a SegmentEncoder first."""
+Task = Literal["anchors", "row_ranges", "encode", "edit", "tokenizer_files"]
 
 
 class Engine(Protocol):

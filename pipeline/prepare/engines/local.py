@@ -85,7 +85,7 @@ class LocalEngine:
     def submit(self, task: Task, *args: Any) -> Callable[[], Any]:
         """Hand over a task; without workers it is run when its result is asked for."""
         if self._pool is None:
-            return lambda: task(self._encoder, *args)
+            return lambda: getattr(self._encoder, task)(*args)
         return self._submit(_run, task, args)
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ def _run(task: Task, args: tuple[Any, ...]) -> Any:
     global _encoder
     if _encoder is None:
         _encoder = _new_encoder(_settings_of_all, _cache)
-    return task(_encoder, *args)
+    return getattr(_encoder, task)(*args)
 
 
 def _settings_of_all() -> "EncodingSettings":

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.conversation import Conversation
 from pipeline.prepare.encode.chunk_content import Edit, unpacked
-from pipeline.prepare.engines import tasks
 from pipeline.prepare.engines.base import Engine
 from pipeline.prepare.files.segments import Segment
 from pipeline.prepare.read.joining import join, joins
@@ -95,7 +94,7 @@ class OrderedChunks:
             read.edit.repeats = tuple(self._repeats(read))
         if not read.edit and read.chunk.is_checked:
             return lambda: read.chunk
-        return self._engine.submit(tasks.edit, read.segment, read.chunk, read.edit)
+        return self._engine.submit("edit", read.segment, read.chunk, read.edit)
 
     def _repeats(self, read: _Read) -> Iterator[int]:
         """Yield the conversations that repeat an earlier one."""
@@ -135,7 +134,7 @@ class OrderedChunks:
     def _read_again(self, segment: Segment) -> _Read:
         """Read a segment in one piece with as many of the next as it takes to be clean."""
         more = 0
-        while (chunk := self._engine.submit(tasks.encode, segment)()) is None:
+        while (chunk := self._engine.submit("encode", segment)()) is None:
             more = max(2 * more, 1)
             for _ in range(more):
                 following = self._next_of_file(segment)
@@ -157,7 +156,7 @@ class OrderedChunks:
             segment = next(self._segments, None)
             if segment is None:
                 break
-            self._under_way.append((segment, self._engine.submit(tasks.encode, segment)))
+            self._under_way.append((segment, self._engine.submit("encode", segment)))
         return self._under_way.popleft() if self._under_way else None
 
 

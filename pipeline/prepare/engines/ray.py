@@ -162,7 +162,7 @@ class RayEngine:
             sent = tuple(a.with_content() if isinstance(a, Segment) else a for a in args)
             if all(isinstance(a, Segment) and a.has_content() for a in sent):
                 return self.submit(task, *sent)()
-            return task(self._encoder, *args)
+            return getattr(self._encoder, task)(*args)
         if contents is not None:
             self._cache.receive(result, contents)
         return result
@@ -225,7 +225,7 @@ def run_on_node(
         is_file = isinstance(arg, Piece | Segment)
         if (is_file and not arg.is_visible()) or (isinstance(arg, Chunk) and not shares_cache):
             return UNSEEN, None
-    result = task(encoder, *args)
+    result = getattr(encoder, task)(*args)
     if isinstance(result, Chunk) and not shares_cache:
         return result, encoder.cache.contents(result)
     return result, None

@@ -2,57 +2,21 @@
 
 import json
 import re
-from pathlib import Path
-from typing import Self
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.read.values import RejectedError
-from pipeline.store.atomic import output_errors
 
 _SHOWN = 200  # characters of a record
-
-
-class RejectedFile:
-    """Writes ``rejected.jsonl``, one line of JSON a record."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        self._path = path
-        with output_errors(path):
-            self._file = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        """Return the file; leaving the block closes it."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        with output_errors(self._path):
-            self._file.close()
-
-    def write(self, file: str, position: int, rest: str) -> None:
-        """Append a record: its file, its position there, and what ``rejection_line`` ends with."""
-        head = json.dumps({"file": file, "position": position})
-        with output_errors(self._path):
-            self._file.write(f"{head[:-1]}, {rest}}}\n")
 
 
 def rejection_line(piece: int, found: Record | Fault, error: RejectedError) -> str:
     """Return what a chunk keeps of a record that was left out, in one line.
 
-    The number of its piece, its position there, and the inside of a JSON object: the record is
-    whole where it parsed, else its text if there is any.
+    The number of its piece, its position there, and what ``left_out`` gives.
     """
-    rest = json.dumps({"reason": error.reason, "detail": error.detail})[1:-1]
-    if isinstance(found, Record):
-        rest += f', "record": {_json_line(found)}'
-    elif found.text is not None:
-        rest += f', "text": {json.dumps(found.text)}'
-    return f"{piece}\t{found.position}\t{rest}"
+    return f"{piece}\t{found.position}\t{left_out(found, error)}"
 
 
 def parse_line(line: str) -> tuple[int, int, str]:
@@ -61,19 +25,35 @@ def parse_line(line: str) -> tuple[int, int, str]:
     return int(piece), int(position), rest
 
 
-def in_words(rest: str) -> str:
-    """Return what ``rejection_line`` ends with for people: why, and how the record begins.
+def left_out(found: Record | Fault, error: RejectedError) -> str:
+    """Return why a record was left out, and itself, as the inside of a JSON object.
 
-    >>> in_words('"reason": "cut_off", "detail": "in a record", "text": "{\\\\"id\\\\""')
+    The record is whole where it parsed, else its text if there is any.
+    """
+    rest = json.dumps({"reason": error.reason, "detail": error.detail})[1:-1]
+    if isinstance(found, Record):
+        rest += f', "record": {_json_line(found)}'
+    elif found.text is not None:
+        rest += f', "text": {json.dumps(found.text)}'
+    return rest
+
+
+def published_line(file: str, position: int, rest: str) -> str:
+    """Return a line of ``rejected.jsonl``: a file, a position there, and what ``left_out`` gave."""
+    return f"{json.dumps({'file': file, 'position': position})[:-1]}, {rest}}}"
+
+
+def in_words(rejection: Mapping[str, Any]) -> str:
+    """Return a line of ``rejected.jsonl`` for people: why, and how the record begins.
+
+    >>> in_words({"reason": "cut_off", "detail": "in a record", "text": '{"id"'})
     'cut_off: in a record; {"id"'
     """
-    why, found, what = rest.partition(', "record": ')
-    if not found:
-        why, found, what = rest.partition(', "text": ')
-        what = json.loads(what) if found else ""
-    fields = json.loads(f"{{{why}}}")
+    what = str(rejection.get("text", ""))
+    if "record" in rejection:
+        what = json.dumps(rejection["record"], ensure_ascii=False)
     shown = f"; {what[:_SHOWN]}" + ("…" if what[_SHOWN:] else "") if what else ""
-    return f"{fields['reason']}: {fields['detail']}{shown}"
+    return f"{rejection['reason']}: {rejection['detail']}{shown}"
 
 
 def content_of(found: Record | Fault, error: RejectedError) -> str:

@@ -21,7 +21,6 @@ import pytest
 from pipeline.config import PrepareConfig
 from pipeline.errors import ConfigError, DuetError
 from pipeline.prepare.encode.chunk_content import Edit
-from pipeline.prepare.encode.segment_encoder import SegmentEncoder
 from pipeline.prepare.engines.ray import UNSEEN, libraries, run_on_node
 from pipeline.prepare.stage import prepare
 from pipeline.store.chunk_cache import Chunk, ChunkCache
@@ -308,7 +307,7 @@ def test_an_address_that_cannot_be_used_is_refused(engine: str, address: str) ->
 def test_a_node_with_other_libraries_is_refused() -> None:
     settings = SimpleNamespace(hex=lambda: "name")
     with pytest.raises(DuetError, match="a node has other libraries than the driver"):
-        run_on_node({"pyarrow": "0.1"}, [settings], SegmentEncoder.encode, ())
+        run_on_node({"pyarrow": "0.1"}, [settings], "encode", ())
 
 
 def test_a_node_that_does_not_see_the_cache_takes_nothing_out_of_a_chunk(
@@ -322,5 +321,5 @@ def test_a_node_that_does_not_see_the_cache_takes_nothing_out_of_a_chunk(
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda _: sent))
     chunk = Chunk(key="k", files={}, content={})
     change = Edit(repeats=(0,))
-    found = run_on_node(libraries(), [context], SegmentEncoder.edit, (chunk, change, None))
+    found = run_on_node(libraries(), [context], "edit", (chunk, change, None))
     assert found == (UNSEEN, None)
