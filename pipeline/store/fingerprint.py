@@ -7,8 +7,7 @@ from typing import Any
 
 from pipeline.console.progress import advance
 from pipeline.conversation import Conversation, Turn
-from pipeline.errors import InputError
-from pipeline.store.remote import AnyPath, open_binary
+from pipeline.store.remote import AnyPath, open_binary, unreadable
 
 _LENGTH = 24
 # In bytes. Much of a large file, as a thread that hashes waits for those that work in Python each
@@ -38,12 +37,7 @@ def sha256_of_file(path: AnyPath) -> str:
                     buffer = bytearray(4 * size)
         return digest.hexdigest()
     except OSError as error:
-        raise InputError(
-            "a file cannot be read",
-            where=path,
-            got=error.strerror or error,
-            do="check its permissions",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 class ContentHash:

@@ -90,10 +90,24 @@ def open_binary(path: AnyPath) -> io.BufferedReader:
     """Open a file for reading, on this machine or elsewhere.
 
     Raises:
-        OSError: It cannot be read, here.
-        InputError: It cannot be read, elsewhere; also while reading.
+        InputError: It cannot be read; elsewhere also while reading.
     """
-    return path.open("rb") if isinstance(path, Path) else io.BufferedReader(_Reader(path), _BUFFER)
+    try:
+        if isinstance(path, Path):
+            return path.open("rb")
+        return io.BufferedReader(_Reader(path), _BUFFER)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: object, error: OSError) -> InputError:
+    """Return the one line that says that a file cannot be read."""
+    return InputError(
+        "a file cannot be read",
+        where=path,
+        got=error.strerror or error,
+        do="check the path, its permissions and the disk it is on",
+    )
 
 
 def range_reader(path: "UPath") -> Callable[[int, int], bytes]:

@@ -12,10 +12,9 @@ from pipeline.prepare.files.sources import Source
 from pipeline.prepare.files.streams import (
     BrokenStreamError,
     is_packed,
-    open_file,
     read_text,
 )
-from pipeline.store.remote import AnyPath
+from pipeline.store.remote import AnyPath, open_binary
 
 Kind = Literal["json", "packed json", "parquet", "arrow"]
 """How a file is read. ``packed json`` can only be read from its start: it is compressed, or in
@@ -114,7 +113,7 @@ def kind_of(path: AnyPath, *, is_named: bool) -> Kind | NoData:
     Raises:
         InputError: It cannot be opened.
     """
-    with open_file(path) as file:
+    with open_binary(path) as file:
         head = file.read(_FIRST)
         if _PLAIN_JSON.match(head):
             return "json"

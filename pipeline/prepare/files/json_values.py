@@ -31,21 +31,32 @@ _MOST_KEPT = 1 << 16  # characters of a broken value; the rest of a file may be 
 
 @dataclass(slots=True)
 class Record:
-    """One whole record: position, value, and JSON text (one of a table has none)."""
+    """One whole record: value, and JSON text (one of a table has none)."""
 
-    position: int
     value: Any
-    text: str | None
+    text: str | None = None
+    position: int = 0
+    """Its place among the records of a piece."""
 
 
 @dataclass(slots=True)
 class Fault:
     """A place that is no record: the reason's name, what is wrong, and the text if there is any."""
 
-    position: int
     reason: str
     detail: str
     text: str | None = None
+    position: int = 0
+
+
+def records_of(found: Record | Fault) -> Iterator[Record | Fault]:
+    """Yield the records that what was found is made of; most are one."""
+    elements = elements_of(found.value) if isinstance(found, Record) else None
+    if elements is None:
+        yield found
+    else:
+        for element in elements:
+            yield from records_of(Record(element))
 
 
 # What a number, a word or an escape looks like when the text ends inside it.
@@ -80,9 +91,9 @@ def end_fault(brackets: int, position: int) -> Fault | None:
         position: The number of records before it.
     """
     if brackets > 0:
-        return Fault(position, "cut_off", "the array has no end")
+        return Fault("cut_off", "the array has no end", position=position)
     if brackets < 0:
-        return Fault(position, "broken_json", "a ] that closes nothing")
+        return Fault("broken_json", "a ] that closes nothing", position=position)
     return None
 
 
@@ -93,7 +104,7 @@ class ValueReader:
         chunks: The text, UTF-8, without a byte-order mark.
         ends_file: Nothing follows: then a value that starts at the end is cut off. Elsewhere
             the stretch is not clean, and is to be read with what follows.
-        error: Returns, at the end, why the file ends there, if it should not.
+        error: Why the file ends there, if it should not.
         indent_before: Returns the indent of the line that the text begins in.
     """
 
@@ -102,12 +113,11 @@ class ValueReader:
         chunks: Iterable[bytes],
         *,
         ends_file: bool = True,
-        error: Callable[[], str | None] = lambda: None,
+        error: str | None = None,
         indent_before: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._window = TextWindow(iter(chunks), indent_before)
-        self._ends_file, self._error = ends_file, error
-        self._position, self._is_cut = 0, False
+        self._window = TextWindow(iter(chunks), indent_before, error)
+        self._ends_file, self._is_cut = ends_file, False
         self._opened_data = list[int]()  # the brackets that were open before each broken object
         self.brackets = 0
         """Brackets that were opened, less those that were closed."""
@@ -129,24 +139,13 @@ class ValueReader:
             else:
                 found = self._value()
                 if found is not None:
-                    yield from self._numbered(found)
+                    yield found
                 elif not self._ends_file:
                     self.is_clean = False
                     return
-        error = self._error()
-        if error is not None and not self._is_cut:
+        if window.error is not None and not self._is_cut:
             self._is_cut = self.is_resumed = True
-            yield from self._numbered(Fault(0, "cut_off", error))
-
-    def _numbered(self, found: Record | Fault) -> Iterator[Record | Fault]:
-        elements = elements_of(found.value) if isinstance(found, Record) else None
-        if elements is None:
-            found.position = self._position
-            self._position += 1
-            yield found
-        else:
-            for element in elements:
-                yield from self._numbered(Record(0, element, None))
+            yield Fault("cut_off", window.error)
 
     def _is_list_of_turns(self) -> bool:
         """Return whether the array at the window's place begins with a turn."""
@@ -219,7 +218,7 @@ class ValueReader:
             for _ in ("key", "value"):
                 found = self._value()
                 if not isinstance(found, Record):
-                    yield from () if found is None else self._numbered(found)
+                    yield from () if found is None else (found,)
                     return
                 if window.skip_separators() == ":":
                     window.at += 1
@@ -235,7 +234,7 @@ class ValueReader:
         if escaped and self._opens_data():
             return None
         window.at = end
-        return _invalid(text, escaped) if escaped else Record(0, value, text)
+        return _invalid(text, escaped) if escaped else Record(value, text)
 
     def _fault(self, reason: str, detail: str) -> Fault | None:
         """Pass over a broken value; None where the stretch ends before reading can resume."""
@@ -265,8 +264,8 @@ class ValueReader:
         if reason != "cut_off" and (escaped := _ESCAPED_BYTE.search(text)):
             return _invalid(text, escaped)
         if reason == "cut_off":
-            self._is_cut, detail = True, self._error() or _CUT_IN_RECORD
-        return Fault(0, reason, detail, _shown(text))
+            self._is_cut, detail = True, window.error or _CUT_IN_RECORD
+        return Fault(reason, detail, _shown(text))
 
     def _skip_nested(self) -> Fault | None:
         """Pass over a value that is nested too deep to decode, and keep some of its text."""
@@ -277,12 +276,12 @@ class ValueReader:
                 depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
                 if depth == 0:
                     text, window.at = window.text[window.at : match.end()], match.end()
-                    return Fault(0, "wrong_shape", "nested too deep", _shown(text[:_MOST_KEPT]))
+                    return Fault("wrong_shape", "nested too deep", _shown(text[:_MOST_KEPT]))
             if window.ended:
                 if not self._ends_file:
                     return None
                 window.at, self._is_cut, self.is_resumed = len(window.text), True, True
-                return Fault(0, "cut_off", self._error() or _CUT_IN_RECORD)
+                return Fault("cut_off", window.error or _CUT_IN_RECORD)
             window.grow()
 
 
@@ -295,7 +294,7 @@ def _end_of_silence(text: str, start: int) -> int:
 
 def _invalid(text: str, escaped: re.Match[str]) -> Fault:
     byte = ord(escaped[0]) - 0xDC00
-    return Fault(0, "invalid_utf8", f"byte {byte:#04x} is not UTF-8", _shown(text[:_MOST_KEPT]))
+    return Fault("invalid_utf8", f"byte {byte:#04x} is not UTF-8", _shown(text[:_MOST_KEPT]))
 
 
 def _shown(text: str) -> str:

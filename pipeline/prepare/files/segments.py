@@ -7,17 +7,16 @@ was right to cut there is known after reading: then the piece is clean.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.prepare.files.anchors import ReadAt, record_after
 from pipeline.prepare.files.file_kind import Kind
-from pipeline.prepare.files.json_values import Fault, Record, ValueReader
+from pipeline.prepare.files.json_values import Fault, Record, ValueReader, records_of
 from pipeline.prepare.files.sources import Source
 from pipeline.prepare.files.streams import (
-    BrokenStreamError,
     as_utf8,
     read_range,
     read_text,
@@ -163,7 +162,10 @@ class PieceReader:
             content = sha256_of_file(piece.source.path)
         else:
             found = hashlib.sha256()
-            for chunk in self._chunks():
+            chunks: Iterable[bytes] = self._chunks()
+            if not isinstance(piece.source.path, Path):  # for its hash and its records, sent once
+                chunks = self._sent = list(chunks)
+            for chunk in chunks:
                 found.update(chunk)
             content = found.hexdigest()
         return key_of(how, content)
@@ -174,18 +176,22 @@ class PieceReader:
         Raises:
             InputError: It cannot be read.
         """
+        records = (record for found in self._found() for record in records_of(found))
+        for position, record in enumerate(records):
+            record.position = position
+            yield record
+
+    def _found(self) -> Iterator[Record | Fault]:
         piece = self.piece
         if piece.kind in ("parquet", "arrow"):
             from pipeline.prepare.files.tables import read_rows
 
             yield from read_rows(piece.source.path, piece.kind, piece.start, piece.end)
             return
-        errors = list[str]()
-        packed = piece.kind == "packed json" and piece.content is None
         reader = ValueReader(
-            _told(read_text(piece.source.path), errors) if packed else self._chunks(),
+            self._chunks(),
             ends_file=piece.ends_file,
-            error=lambda: errors[0] if errors else piece.error,
+            error=piece.error,
             indent_before=self._indent_before,
         )
         yield from reader
@@ -210,12 +216,13 @@ class PieceReader:
         piece = self.piece
         if piece.content is not None:
             yield piece.content
-            return
-        chunks = read_range(piece.source.path, piece.start, piece.end)
-        if not isinstance(piece.source.path, Path):  # for its hash and its records, sent once
-            self._sent = self._sent or list(chunks)
-            chunks = iter(self._sent)
-        yield from as_utf8(chunks) if piece.start == 0 else chunks
+        elif self._sent:
+            yield from self._sent
+        elif piece.kind == "packed json":
+            yield from read_text(piece.source.path)
+        else:
+            chunks = read_range(piece.source.path, piece.start, piece.end)
+            yield from as_utf8(chunks) if piece.start == 0 else chunks
 
     def _indent_before(self) -> int:
         """Return the indent of the line that the piece begins in."""
@@ -259,11 +266,3 @@ def indent_at(read_at: ReadAt, place: int, first: int) -> int:
         if start == 0:
             return first
         end = start
-
-
-def _told(chunks: Iterator[bytes], errors: list[str]) -> Iterator[bytes]:
-    """Yield the chunks of a stream that may be cut; put down how it ended."""
-    try:
-        yield from chunks
-    except BrokenStreamError as error:
-        errors.append(str(error))

@@ -106,12 +106,7 @@ def _state(path: AnyPath) -> FileState:
     try:
         stat = path.stat()
     except OSError as error:
-        raise InputError(
-            "a file cannot be read",
-            where=path,
-            got=error.strerror or error,
-            do="check that nothing moves or deletes it",
-        ) from error
+        raise remote.unreadable(path, error) from error
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

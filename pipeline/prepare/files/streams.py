@@ -11,8 +11,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from pipeline.errors import InputError
-from pipeline.store.remote import AnyPath, open_binary, range_reader
+from pipeline.store.remote import AnyPath, open_binary, range_reader, unreadable
 
 BOM = codecs.BOM_UTF8
 # Small pieces in: when a piece is damaged, all that was unpacked before it is already out.
@@ -52,28 +51,6 @@ class BrokenStreamError(Exception):
 def is_packed(head: bytes) -> bool:
     """Return whether a file that begins so has to be unpacked, or decoded, from its start."""
     return head.startswith((*_UNPACKERS, *_ENCODINGS))
-
-
-def open_file(path: AnyPath) -> BinaryIO:
-    """Open a file for reading.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
-    try:
-        return open_binary(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: object, error: OSError) -> InputError:
-    """Return the one line that says that a file cannot be read."""
-    return InputError(
-        "a file cannot be read",
-        where=path,
-        got=error.strerror or error,
-        do="check the path, its permissions and the disk it is on",
-    )
 
 
 def read_range(path: AnyPath, start: int, end: int) -> Iterator[bytes]:
@@ -121,7 +98,7 @@ def read_text(path: AnyPath) -> Iterator[bytes]:
         BrokenStreamError: After the last byte that can be read, where the stream is cut or damaged.
         InputError: The file cannot be read.
     """
-    with open_file(path) as file:
+    with open_binary(path) as file:
         yield from as_utf8(_unpacked(file, path))
 
 

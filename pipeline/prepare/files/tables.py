@@ -9,12 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.prepare.files.elements import elements_of
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.json_values import Fault, Record
-from pipeline.prepare.files.streams import open_file, read_range
+from pipeline.prepare.files.streams import read_range
 from pipeline.store.fingerprint import sha256_of_file
-from pipeline.store.remote import AnyPath
+from pipeline.store.remote import AnyPath, open_binary
 
 _BROKEN = (OSError, pa.ArrowException, ValueError)
 _BATCH = 256
@@ -64,18 +63,13 @@ def _cut(groups: Iterable[tuple[int, int]], size: int, most: int) -> list[tuple[
 
 
 def read_rows(path: AnyPath, kind: Kind, start: int, end: int) -> Iterator[Record | Fault]:
-    """Yield the records in a range of rows; where the file is broken, a fault ends it."""
-    position = 0
+    """Yield the rows of a range as they are; where the file is broken, a fault ends it."""
     try:
         for batch in _batches(path, kind, start, end):
-            for found in _records(batch):
-                for record in _elements(found):
-                    record.position = position
-                    position += 1
-                    yield record
+            yield from _records(batch)
     except _BROKEN as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Fault(position, f"broken_{kind}", f"the file is cut off or damaged ({detail})")
+        yield Fault(f"broken_{kind}", f"the file is cut off or damaged ({detail})")
 
 
 def rows_digest(path: AnyPath, kind: Kind, start: int, end: int) -> str:
@@ -104,7 +98,7 @@ def _parquet_table(path: AnyPath) -> Iterator[Any]:
     # Imported late: few read Parquet, and it takes long.
     import pyarrow.parquet as pq
 
-    with open_file(path) as file, pq.ParquetFile(file) as table:
+    with open_binary(path) as file, pq.ParquetFile(file) as table:
         yield table
 
 
@@ -157,7 +151,7 @@ def _arrow_batches(path: AnyPath) -> Iterator[pa.RecordBatch]:
         if isinstance(path, Path):
             file = stack.enter_context(pa.memory_map(str(path)))
         else:
-            file = stack.enter_context(open_file(path))
+            file = stack.enter_context(open_binary(path))
         head = file.read(6)
         file.seek(0)
         if head == b"ARROW1":
@@ -169,21 +163,10 @@ def _arrow_batches(path: AnyPath) -> Iterator[pa.RecordBatch]:
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record | Fault]:
     try:
-        for value in batch.to_pylist():
-            yield Record(0, value, None)
-    except (UnicodeDecodeError, ValueError):  # of one row or more
+        yield from map(Record, batch.to_pylist())
+    except ValueError as error:  # of one row or more; bytes that are no UTF-8 are one
+        if batch.num_rows == 1:
+            yield Fault("invalid_utf8", str(error))
+            return
         for i in range(batch.num_rows):
-            try:
-                (value,) = batch.slice(i, 1).to_pylist()
-                yield Record(0, value, None)
-            except (UnicodeDecodeError, ValueError) as error:
-                yield Fault(0, "invalid_utf8", str(error))
-
-
-def _elements(found: Record | Fault) -> Iterator[Record | Fault]:
-    elements = elements_of(found.value) if isinstance(found, Record) else None
-    if elements is None:
-        yield found
-    else:
-        for element in elements:
-            yield from _elements(Record(0, element, None))
+            yield from _records(batch.slice(i, 1))

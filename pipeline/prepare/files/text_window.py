@@ -4,6 +4,8 @@ import codecs
 import re
 from collections.abc import Callable, Iterator
 
+from pipeline.prepare.files.streams import BrokenStreamError
+
 SEPARATORS = re.compile(r"[ \t\n\r,\ufeff]*")
 """What may stand between values; files put together have a byte-order mark where each began."""
 INDENT = re.compile(r"[ \t]*")
@@ -15,9 +17,13 @@ class TextWindow:
     Bytes that are no UTF-8 are decoded to lone surrogates, as ``surrogateescape`` has them.
     """
 
-    def __init__(self, chunks: Iterator[bytes], indent_before: Callable[[], int]) -> None:
+    def __init__(
+        self, chunks: Iterator[bytes], indent_before: Callable[[], int], error: str | None
+    ) -> None:
         self.text, self.at, self.ended = "", 0, False
         self.has_escapes = False
+        self.error = error
+        """Why the chunks end, if they should not."""
         self._chunks = chunks
         self._strict = codecs.getincrementaldecoder("utf-8")()
         self._indent_before: Callable[[], int] = indent_before
@@ -60,7 +66,10 @@ class TextWindow:
             self.grow()
 
     def _next(self) -> str:
-        chunk = next(self._chunks, b"")
+        try:
+            chunk = next(self._chunks, b"")
+        except BrokenStreamError as error:
+            chunk, self.error = b"", str(error)
         self.ended = not chunk
         try:
             return self._strict.decode(chunk, self.ended)
