@@ -6,8 +6,9 @@ import re
 import pytest
 
 from pipeline.conversation import ROLES_BY_NAME, Role
+from pipeline.prepare.files.elements import TURN_KEYS
 from pipeline.prepare.files.file_kind import NO_DATA
-from pipeline.prepare.read.forms import FORMS, TURN_LISTS, UNREAD_FORMS
+from pipeline.prepare.read.forms import FORMS, UNREAD_FORMS
 from pipeline.prepare.read.ids import ID_KEYS
 from pipeline.prepare.read.records import (
     MEDIA_KEYS,
@@ -47,13 +48,13 @@ def test_each_example_is_read_as_the_page_says(row: list[str]) -> None:
     found = parse_record(json.loads(example.strip("`")), ROLES_BY_NAME, counts)
     turns = [f"{turn.role.lower()}: {turn.text}".replace("\n", "⏎") for turn in found.turns]
     assert "; ".join(turns) == expected
-    is_list = name.strip("`") in TURN_LISTS or name in ("a list of turns", "JSON in a string")
+    is_list = name.strip("`") in TURN_KEYS or name in ("a list of turns", "JSON in a string")
     assert counts.forms == ({} if is_list else {name: 1})
 
 
 def test_every_form_has_an_example_in_the_order_of_the_code() -> None:
     names = [row[0].strip("`") for row in FORM_ROWS]
-    assert names == [*TURN_LISTS, "a list of turns", "JSON in a string", *(f.name for f in FORMS)]
+    assert names == [*TURN_KEYS, "a list of turns", "JSON in a string", *(f.name for f in FORMS)]
 
 
 def test_every_form_that_is_not_read_is_named() -> None:
@@ -76,7 +77,7 @@ def test_the_speakers_are_those_of_the_code() -> None:
 def test_the_keys_are_those_of_the_code() -> None:
     named = [key for keys, _, _ in table("key") for key in quoted(keys)]
     assert named == [
-        *(*TURN_LISTS, *ID_KEYS, *SYSTEM_KEYS, "tools", *MEDIA_KEYS),
+        *(*TURN_KEYS, *ID_KEYS, *SYSTEM_KEYS, "tools", *MEDIA_KEYS),
         *(*NAME_KEYS, *TEXT_KEYS, "weight", "train", *CALL_KEYS, *THINKING_KEYS),
     ]
 

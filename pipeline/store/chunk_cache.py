@@ -120,9 +120,9 @@ class ChunkCache:
         """Return where a chunk is, or would be."""
         return self._folder / key[:2] / key
 
-    def new(self, schema: "pa.Schema") -> "ChunkWriter":
+    def new(self) -> "ChunkWriter":
         """Start to write a chunk."""
-        return ChunkWriter(self, schema)
+        return ChunkWriter(self)
 
     def contents(self, chunk: Chunk) -> dict[str, bytes]:
         """Return the bytes of a pinned chunk's files: all that another cache needs of it."""
@@ -167,12 +167,10 @@ class ChunkCache:
 class ChunkWriter:
     """Writes one chunk; it is there, complete, after ``publish`` and not before."""
 
-    def __init__(self, cache: ChunkCache, schema: "pa.Schema") -> None:
-        self._cache, self._schema = cache, schema
-        self._temporary = cache.sibling()
+    def __init__(self, cache: ChunkCache) -> None:
+        self._cache, self._temporary = cache, cache.sibling()
         self._writers: dict[str, ShardWriter] = {}
         self._rejected: LinesWriter | None = None
-        self._kept: dict[str, ShardFile] = {}
 
     def __enter__(self) -> Self:
         make_empty(self._temporary)
@@ -188,7 +186,7 @@ class ChunkWriter:
         """Append rows to a split."""
         if split not in self._writers:
             path = self._temporary / f"{split}.arrow"
-            self._writers[split] = ShardWriter(path, self._schema)
+            self._writers[split] = ShardWriter(path, batch.schema)
         self._writers[split].write(batch)
 
     def reject(self, line: str) -> None:
@@ -197,15 +195,9 @@ class ChunkWriter:
             self._rejected = LinesWriter(self._temporary / REJECTED)
         self._rejected.write(line)
 
-    def keep(self, path: Path, file: ShardFile) -> None:
-        """Take over what was left out of another chunk."""
-        link(path, self._temporary / REJECTED)
-        self._kept[REJECTED] = file
-
     def publish(self, key: str, content: dict[str, Any]) -> Chunk:
         """Finish the files and move the chunk into place, over one that is there."""
         files = {f"{split}.arrow": writer.close() for split, writer in self._writers.items()}
-        files |= self._kept
         if self._rejected is not None:
             files[REJECTED] = self._rejected.close()
         chunk = Chunk(key=key, files=files, content=content)

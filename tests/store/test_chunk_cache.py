@@ -32,7 +32,7 @@ def rows(*names: str) -> pa.RecordBatch:
 
 
 def make(store: ChunkCache, key: str = KEY, *, evaluated: bool = True) -> Chunk:
-    with store.new(SCHEMA) as writer:
+    with store.new() as writer:
         writer.write("train", rows("a", "b"))
         writer.write("train", rows("c"))
         if evaluated:
@@ -48,7 +48,7 @@ def everything(folder: Path) -> list[str]:
 
 def test_a_part_is_there_after_publish_and_not_before(store: ChunkCache, tmp_path: Path) -> None:
     assert store.find(KEY) is None
-    with store.new(SCHEMA) as writer:
+    with store.new() as writer:
         writer.write("train", rows("a"))
         assert store.find(KEY) is None
         assert not store.path(KEY).exists()
@@ -75,7 +75,7 @@ def test_what_was_published_is_found_with_its_counts_and_rows(store: ChunkCache)
 
 
 def test_a_part_without_rows_has_no_shards(store: ChunkCache) -> None:
-    with store.new(SCHEMA) as writer:
+    with store.new() as writer:
         info = writer.publish(KEY, {"reasons": {"empty_answer": 3}})
     assert info.files == {}
     assert store.find(KEY) == info
@@ -233,11 +233,11 @@ def test_pinning_says_when_a_part_was_last_used(store: ChunkCache) -> None:
 
 
 def test_an_abandoned_writer_leaves_nothing(store: ChunkCache, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), store.new(SCHEMA) as writer:
+    with pytest.raises(RuntimeError, match="stop"), store.new() as writer:
         writer.write("train", rows("a"))
         assert everything(tmp_path) != []
         raise RuntimeError("stop")
-    with store.new(SCHEMA) as writer:
+    with store.new() as writer:
         writer.write("train", rows("a"))  # and never published
     assert everything(tmp_path) == []
     assert everything(tmp_path / "run") == []
@@ -245,7 +245,7 @@ def test_an_abandoned_writer_leaves_nothing(store: ChunkCache, tmp_path: Path) -
 
 
 def test_a_writer_starts_anew_where_another_was_killed(store: ChunkCache, tmp_path: Path) -> None:
-    writer = store.new(SCHEMA)
+    writer = store.new()
     writer.__enter__()
     writer.write("train", rows("left by a kill"))
     writer.write("eval", rows("left by a kill"))
@@ -302,7 +302,7 @@ def test_publishing_over_a_part_leaves_pinned_files_of_the_old_one(
 def test_two_runs_making_one_part_both_have_it(store: ChunkCache, tmp_path: Path) -> None:
     (tmp_path / "other run").mkdir()
     other = ChunkCache(tmp_path / ".chunks", tmp_path / "other run")
-    with store.new(SCHEMA) as one, other.new(SCHEMA) as two:
+    with store.new() as one, other.new() as two:
         for writer in (one, two):
             writer.write("train", rows("a"))
         first, second = (w.publish(KEY, {}) for w in (one, two))
@@ -355,9 +355,9 @@ def test_two_runs_may_publish_one_part_at_the_same_moment(
     (tmp_path / "other run").mkdir()
     other = ChunkCache(tmp_path / ".chunks", tmp_path / "other run")
     meanwhile = _Meanwhile(monkeypatch, "rename", skip=rename)
-    with store.new(SCHEMA) as writer:
+    with store.new() as writer:
         writer.write("train", rows("a"))
-        with other.new(SCHEMA) as second:
+        with other.new() as second:
             second.write("train", rows("a"))
             meanwhile.event = lambda: second.publish(KEY, {})
             info = writer.publish(KEY, {})

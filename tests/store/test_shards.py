@@ -38,7 +38,7 @@ def write_parts(
     store = ChunkCache(folder / "kept", folder / "temporary")
     prepared = PreparedWriter(folder, splits, 32_109)
     for i, part in enumerate(parts):
-        with store.new(SCHEMA) as writer:
+        with store.new() as writer:
             for split, batches in part.items():
                 for rows in batches:
                     writer.write(split, rows)

@@ -47,7 +47,9 @@ def edited(chunk: Chunk, change: Edit, cache: ChunkCache, start: ChunkRows) -> d
         else:
             writer.write(split, batch)
     if REJECTED in chunk.files:
-        writer.keep(cache.pinned(chunk.key, REJECTED), chunk.files[REJECTED])
+        with cache.pinned(chunk.key, REJECTED).open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                writer.reject(line.removesuffix("\n"))
     for i in gone:
         rows[i] = REPEAT
     if change.start is not None:

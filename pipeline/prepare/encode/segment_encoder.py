@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.conversation import Conversation, split_part_id
 from pipeline.prepare.encode.chunk_content import REPEAT, Edit, packed
 from pipeline.prepare.encode.chunk_edits import edited
@@ -30,7 +28,6 @@ from pipeline.prepare.read.rejections import content_of, rejection_line
 from pipeline.prepare.read.values import RejectedError
 from pipeline.store.chunk_cache import Chunk, ChunkCache, ChunkWriter
 from pipeline.store.fingerprint import accepted_frame, key_of, rejected_frame, turns_digest
-from pipeline.store.shards import row_schema
 
 # In characters. Conversations are encoded in groups: a segment may be one file of gigabytes.
 _GROUP = 1 << 23
@@ -106,14 +103,14 @@ class SegmentEncoder:
             chunk = made
         if not change:
             return chunk
-        with self.cache.new(self.schema) as writer:
+        with self.cache.new() as writer:
             rows = ChunkRows(lambda: self.pair_encoder, self.settings, split, writer)
             return writer.publish(key, edited(chunk, change, self.cache, rows))
 
     def _make(
         self, segment: Segment, readers: list[PieceReader], digests: list[str], key: str
     ) -> Chunk | None:
-        with self.cache.new(self.schema) as writer:
+        with self.cache.new() as writer:
             reading = _Reading(self.settings, readers, writer)
             rows = ChunkRows(lambda: self.pair_encoder, self.settings, segment.split, writer)
             for group in _groups(reading.kept()):
@@ -125,11 +122,6 @@ class SegmentEncoder:
             if any(reader.depends_on_before for reader in readers):
                 key = key_of(key, str(segment.pieces[0].source.path), segment.pieces[0].start)
             return writer.publish(key, reading.content(rows, digests))
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the rows."""
-        return row_schema(self.settings.tokenizer.vocab_size)
 
     @functools.cached_property
     def settings(self) -> EncodingSettings:

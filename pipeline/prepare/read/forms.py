@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.conversation import has_visible
+from pipeline.prepare.files.elements import TURN_KEYS
 from pipeline.prepare.read.values import is_text, kind_of, not_text, parsed, wrong_shape
-
-TURN_LISTS = ("conversations", "conversation", "messages")
-"""Where turns are looked for; null or an empty list yields to the next."""
 
 Record = Mapping[str, Any]
 Message = dict[str, Any]
@@ -68,13 +66,13 @@ def holds_records(record: Record) -> bool:
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, dict):
         return False
-    return any(key in first for key in TURN_LISTS) or form_of(first) is not None
+    return any(key in first for key in TURN_KEYS) or form_of(first) is not None
 
 
 def nearest_form(keys: Iterable[str]) -> str:
     """Return the name of the form that has most of some keys; among equals, of fewest others."""
     names = set(keys)
-    known = {"{conversations: [{from, value}, …]}": {*TURN_LISTS, "from", "value"}}
+    known = {"{conversations: [{from, value}, …]}": {*TURN_KEYS, "from", "value"}}
     known["{messages: [{role, content}, …]}"] = {"messages", "role", "content"}
     known |= {form.name: set(form.keys) for form in FORMS}
     best = max(known, key=lambda name: (len(known[name] & names), -len(known[name] - names)))
@@ -219,7 +217,7 @@ def turns_in(record: Record) -> tuple[str | None, list[Any], list[str]]:
         RejectedError: Turns under such a key are no list.
     """
     looked_at = []
-    for key in TURN_LISTS:
+    for key in TURN_KEYS:
         value = record.get(key)
         if value is None:
             continue

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.conversation import ROLES_BY_NAME, Conversation, Role, Turn, has_visible
-from pipeline.prepare.files.elements import NumberText
+from pipeline.prepare.files.elements import TURN_KEYS, NumberText
 from pipeline.prepare.read.forms import form_of, holds_records, nearest_form, turns_in, unread_form
 from pipeline.prepare.read.html import HTML_STARTS, html_to_markdown, looks_like_html
 from pipeline.prepare.read.ids import ID_KEYS, content_id, has_id, id_of
@@ -248,7 +248,7 @@ def _shown_keys(value: dict[str, Any]) -> str:
 
 
 def _formless(value: dict[str, Any]) -> RejectedError:
-    if any(key in value for key in ("conversations", "conversation", "messages")):
+    if any(key in value for key in TURN_KEYS):
         return RejectedError("no_turns", "a record without turns")
     keys = _shown_keys(value)
     if holds_records(value):

@@ -9,32 +9,22 @@ from pipeline.tokenizer import TextTokenizer
 _RUN = re.compile(r" {2,}|\t+")
 
 
-class Losses:
-    """Names what texts lose on their way to ids and back.
+def losses(text: str, ids: Sequence[int], tokenizer: TextTokenizer) -> Iterator[str]:
+    """Yield ``lost_newlines``, ``lost_spaces``, ``lost_characters`` where a text loses such.
 
     Args:
+        text: An answer.
+        ids: Its ids; of an unknown token, ``Unknowns`` says what it was.
         tokenizer: Of any kind; the lossless one is not asked.
     """
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._loses_nothing = tokenizer.is_lossless
-
-    def of(self, text: str, ids: Sequence[int]) -> Iterator[str]:
-        """Yield ``lost_newlines``, ``lost_spaces``, ``lost_characters`` where it loses such.
-
-        Args:
-            text: An answer.
-            ids: Its ids; of an unknown token, ``Unknowns`` says what it was.
-        """
-        if self._loses_nothing or (back := self._tokenizer.decode(ids)) == text:
-            return
-        if back.count("\n") < text.count("\n"):
-            yield "lost_newlines"
-        if len(_RUN.findall(back)) < len(_RUN.findall(text)):
-            yield "lost_spaces"
-        if self._tokenizer.unk_id not in ids and _visible(back) != _visible(text):
-            yield "lost_characters"
+    if tokenizer.is_lossless or (back := tokenizer.decode(ids)) == text:
+        return
+    if back.count("\n") < text.count("\n"):
+        yield "lost_newlines"
+    if len(_RUN.findall(back)) < len(_RUN.findall(text)):
+        yield "lost_spaces"
+    if tokenizer.unk_id not in ids and _visible(back) != _visible(text):
+        yield "lost_characters"
 
 
 def _visible(text: str) -> str:

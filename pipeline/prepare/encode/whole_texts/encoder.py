@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.conversation import Conversation
 from pipeline.prepare.encode.pairs import PairCounts, answer_turns
 from pipeline.prepare.encode.rows.batch import Rows
-from pipeline.prepare.encode.rows.losses import Losses
+from pipeline.prepare.encode.rows.losses import losses
 from pipeline.prepare.encode.rows.targets import Targets
 from pipeline.prepare.encode.rows.unknown import Unknowns
 from pipeline.prepare.encode.whole_texts.fitting import SourceFitter
@@ -44,7 +44,6 @@ class WholeTextEncoder:
         self._dtype = id_dtype(self.schema)
         self._tokenizer = tokenizer
         self._fitter = SourceFitter(tokenizer, model_max_length)
-        self._losses = Losses(tokenizer)
         unknowns = Unknowns(tokenizer, has_words=False)
         self._targets = Targets(
             tokenizer, target_length, unknowns, self._dtype, last_turn_only=last_turn_only
@@ -93,5 +92,6 @@ class WholeTextEncoder:
         found = [(at, np.array(i, self._dtype), True) for at, i in zip(answers, ids, strict=True)]
         chosen = self._targets.choose(found, conversation, counts)
         for at, answer in chosen:
-            counts.reasons.update(self._losses.of(turns[at].text, answer.tolist()))
+            lost = losses(turns[at].text, answer.tolist(), self._tokenizer)
+            counts.reasons.update(lost)
         return chosen
