@@ -1,11 +1,8 @@
 """All that decides how segments become chunks: the tokenizer, and the options that concern rows."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
-import pyarrow as pa
-import tokenizers
-
-from pipeline import __version__
 from pipeline.config import PrepareConfig
 from pipeline.conversation import Role
 from pipeline.prepare.options import EncodingInfo, row_options
@@ -38,8 +35,7 @@ def load_settings(config: PrepareConfig) -> EncodingSettings:
         ModelError, TokenizerError: It cannot be loaded.
     """
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.chat_template)
-    # By the modules themselves: ``importlib.metadata`` takes longer to import than to ask.
-    versions = {"tokenizers": tokenizers.__version__, "pyarrow": pa.__version__}
+    versions = {name: version(name) for name in ("duet-t5", "tokenizers", "pyarrow")}
     # The libraries that write the bytes belong to the key: a chunk is what would be made now.
     libraries = [versions[name] for name in ("pyarrow", "tokenizers")]
     info = EncodingInfo(
@@ -48,7 +44,7 @@ def load_settings(config: PrepareConfig) -> EncodingSettings:
         vocab_size=tokenizer.vocab_size,
         is_rendered=tokenizer.template is not None,
         template_changes=tokenizer.template.changes if tokenizer.template is not None else "",
-        versions={"duet-t5": __version__} | versions,
+        versions=versions,
     )
     return EncodingSettings(
         tokenizer=tokenizer,
