@@ -10,9 +10,7 @@ from pipeline.conversation import Conversation, Turn
 from pipeline.store.remote import AnyPath, open_binary, unreadable
 
 _LENGTH = 24
-# In bytes. Much of a large file, as a thread that hashes waits for those that work in Python each
-# time; little of a small one, as the memory costs more than its hash.
-_HASHED_FIRST, _HASHED_AT_ONCE = 1 << 17, 1 << 23
+_HASHED_AT_ONCE = 1 << 17  # in bytes; the fresh memory of a larger buffer costs more than a hash
 
 
 def key_of(*parts: Any) -> str:
@@ -28,13 +26,11 @@ def sha256_of_file(path: AnyPath) -> str:
         InputError: The file cannot be read.
     """
     try:
-        digest, buffer = hashlib.sha256(), bytearray(_HASHED_FIRST)
+        digest, buffer = hashlib.sha256(), bytearray(_HASHED_AT_ONCE)
         with open_binary(path) as file:
             while size := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:size])
                 advance(size)
-                if size == len(buffer) < _HASHED_AT_ONCE:
-                    buffer = bytearray(4 * size)
         return digest.hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error

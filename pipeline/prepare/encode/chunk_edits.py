@@ -56,7 +56,9 @@ def edited(chunk: Chunk, change: Edit, cache: ChunkCache, start: ChunkRows) -> d
         rows[0] = new_rows
     digests = b"".join(change.digests(content)).hex()
     rows = rows[: len(rows) - change.drops_last]
-    return content | {"rows": rows, "digests": digests, "stats": stats.as_json()}
+    # What its neighbours ask about stays with the chunk as it was read.
+    kept = {name: content[name] for name in ("pieces", "frames")}
+    return kept | {"rows": rows, "digests": digests, "stats": stats.as_json()}
 
 
 def _rows_of(
