@@ -33,7 +33,6 @@ from pipeline.store.atomic import publish_folder, write_files
 from pipeline.store.chunk_cache import REJECTED, ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.manifest import SCHEMA_VERSION, Manifest, Shard, read_manifest, write_manifest
-from pipeline.store.rejected import rejected_records
 from pipeline.store.shards import LinesWriter
 
 
@@ -191,9 +190,9 @@ class Preparation:
             )
         reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"
         first, records = "", counted(counts["records"], "record")
-        for rejection in islice(rejected_records(folder), 1):
-            place = "record {position} of {file}".format_map(rejection)
-            first = f"; the first, {place}: {in_words(rejection)}"
+        with (folder / REJECTED).open(encoding="utf-8", newline="\n") as lines:
+            for line in islice(lines, 1):
+                first = f"; the first, {in_words(line)}"
         return InputError(
             "no pair is left to train on",
             where=", ".join(s.name for s in self._sources[:5]),

@@ -10,13 +10,16 @@ from pipeline.conversation import Conversation, Turn
 from pipeline.store.remote import AnyPath, open_binary, unreadable
 
 _LENGTH = 24
-_HASHED_AT_ONCE = 1 << 17  # in bytes; the fresh memory of a larger buffer costs more than a hash
+# In bytes. The fresh memory of a larger buffer costs as much as the hash. A thread that hashes
+# beside one that works in Python would want a larger one: it waits for it after each piece.
+_HASHED_AT_ONCE = 1 << 17
 
 
 def key_of(*parts: Any) -> str:
     """Return a short name of some JSON values: 24 hexadecimal digits of their SHA-256."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:_LENGTH]
+    # A path may hold bytes that are no UTF-8, which Python has as lone surrogates.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_LENGTH]
 
 
 def sha256_of_file(path: AnyPath) -> str:

@@ -135,7 +135,7 @@ def read_manifest(folder: Path) -> Manifest:
         version = fields["schema_version"]
         if version == SCHEMA_VERSION:
             shards = [Shard(**shard) for shard in fields.pop("shards")]
-            files = {name: FileSeal(**seal) for name, seal in fields.pop("files", {}).items()}
+            files = {name: FileSeal(**seal) for name, seal in fields.pop("files").items()}
             fields.pop("checksum", None)  # which verify_prepared looks at
             manifest = Manifest(shards=shards, files=files, **fields)
             _check_types(manifest)

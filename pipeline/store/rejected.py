@@ -57,11 +57,20 @@ def rejected_records(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / FILENAME
     try:
         with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-    except (OSError, ValueError) as error:
+            for line in file:
+                yield json.loads(line, parse_int=_integer)
+    except (OSError, ValueError, RecursionError) as error:
         raise PreparedFolderError(
             "the list of rejected records cannot be read",
             where=path,
             got=error,
             do="run duet prepare again",
         ) from error
+
+
+def _integer(text: str) -> int | str:
+    """Return a whole number; one that is too long for Python stays as it was written."""
+    try:
+        return int(text)
+    except ValueError:
+        return text

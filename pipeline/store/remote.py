@@ -3,7 +3,7 @@
 Which file system a URL means, and with what credentials, is fsspec's business; ``s3://`` and
 ``gs://`` want a package of their own. A network that fails is never taken for a file that ends, nor
 a right that is missing for a path that is not there: so files are looked up by ``info``, which says
-which it is, and read through ``open_binary``.
+which it is, and read through ``open_binary``, which opens this machine's files too.
 """
 
 import contextlib
@@ -106,7 +106,9 @@ def unreadable(path: object, error: OSError) -> InputError:
         "a file cannot be read",
         where=path,
         got=error.strerror or error,
-        do="check the path, its permissions and the disk it is on",
+        do="check that nothing moves or deletes it"
+        if isinstance(error, FileNotFoundError)
+        else "check the path, its permissions and the disk it is on",
     )
 
 

@@ -34,7 +34,7 @@ from tests.prepare.helpers import cut_at
 
 fuzz = settings(test_fuzz.fuzz, max_examples=test_fuzz.EXAMPLES or 100)
 loads = functools.partial(json.loads, parse_int=NumberText, parse_float=NumberText)
-TURN_LISTS = ("conversations", "conversation", "messages")
+TURN_KEYS = ("conversations", "conversation", "messages")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def is_turn(value: Any) -> bool:
 
 
 def no_turns_in(value: dict[str, Any]) -> bool:
-    return not any(key in value for key in TURN_LISTS)
+    return not any(key in value for key in TURN_KEYS)
 
 
 def elements(value: Any) -> Iterator[Any]:
@@ -106,7 +106,7 @@ def elements(value: Any) -> Iterator[Any]:
     inner: Any = None
     if isinstance(value, list) and not (value and is_turn(value[0])):
         inner = value
-    elif isinstance(value, dict) and all(value.get(key) in (None, []) for key in TURN_LISTS):
+    elif isinstance(value, dict) and all(value.get(key) in (None, []) for key in TURN_KEYS):
         data = value.get("data")
         if isinstance(data, list) and data and all(isinstance(item, dict | list) for item in data):
             inner = [data] if is_turn(data[0]) else data

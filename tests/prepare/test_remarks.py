@@ -119,6 +119,23 @@ def test_more_than_a_tenth_rejected_is_said_with_the_commonest_detail(prepare: P
     )
 
 
+@pytest.mark.parametrize("good", [[], GOOD[:1]])
+def test_a_number_of_any_size_stands_in_what_is_rejected(
+    prepare: Prepare, tmp_path: Path, good: list[Any]
+) -> None:
+    text = json.dumps([*good, record("a", "q", "a", roles=("human", "alien"))])
+    path = tmp_path / "long.json"
+    path.write_text(text.replace('"id": "a"', f'"x": {"1" * 5_000}, "id": "a"'))
+    if good:
+        (line,) = prepare([], data_path=(str(path),))
+        assert "1 of 2 records were rejected; 1 of them for unknown_role" in line
+    else:
+        with pytest.raises(
+            InputError, match=r"record 0 of long\.json: unknown_role: .*; \{.*.x.: 11"
+        ):
+            prepare([], data_path=(str(path),))
+
+
 def test_a_tenth_rejected_is_not(prepare: Prepare) -> None:
     assert prepare([*GOOD, {}, {}]) == []
 

@@ -285,6 +285,14 @@ def test_parts_join_across_files_and_kinds(
     assert (found["conversations"], found["pairs"]) == (1, 2)
 
 
+def test_a_file_name_that_is_no_utf8_is_read(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    name = os.fsdecode(b"a\xff.json")
+    (tmp_path / "records" / name).write_text(json.dumps([record("a", "q", "a")]))
+    folder = prepare(tmp_path / "records")
+    assert [source["name"] for source in read_manifest(folder).sources] == ["a\ufffd.json"]
+
+
 @pytest.mark.parametrize("value", [[], [record("a", "q")], [{"x": 1}], [record("a", "q", " ")]])
 def test_no_pair_left_is_an_error_and_nothing_is_published(
     prepare: Callable[..., Path], tmp_path: Path, write_json: WriteJson, value: Any

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 TURN_KEYS = ("conversations", "conversation", "messages")
-"""Where a record has its turns; null or an empty list yields to the next."""
+"""Where a record has its turns, the first that is neither null nor an empty list."""
 
 
 class NumberText(str):

@@ -24,7 +24,7 @@ from pipeline.store.chunk_cache import ChunkCache
 from pipeline.store.fingerprint import key_of
 from pipeline.store.seals import read_checked, write_checked
 
-_SCHEMA = 2  # of an entry
+_SCHEMA = 2  # of an entry: its form, and the order of the fields of ``Piece``
 
 
 class FileIndex:

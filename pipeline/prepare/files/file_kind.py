@@ -9,11 +9,7 @@ from typing import Literal
 from pipeline.console.logs import note
 from pipeline.errors import InputError
 from pipeline.prepare.files.sources import Source
-from pipeline.prepare.files.streams import (
-    BrokenStreamError,
-    is_packed,
-    read_text,
-)
+from pipeline.prepare.files.streams import BrokenStreamError, is_packed, read_text
 from pipeline.store.remote import AnyPath, open_binary
 
 Kind = Literal["json", "packed json", "parquet", "arrow"]
@@ -70,9 +66,8 @@ _BINARY = NoData(
 NO_DATA = (*_BINARIES.values(), _TAR, _EMPTY, _BROKEN, _WIDE, _LFS, _PAGE, _CSV, _TEXT, _BINARY)
 """Everything that a file without records may be."""
 
-
 NO_RECORDS = NoData("no records in it", "give ShareGPT records as JSON, JSON Lines or Parquet")
-"""One of which an earlier run told what it is."""
+"""A file that an earlier run skipped; what it is was not kept."""
 
 
 def recognize(

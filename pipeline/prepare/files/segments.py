@@ -16,12 +16,7 @@ from pipeline.prepare.files.anchors import ReadAt, record_after
 from pipeline.prepare.files.file_kind import Kind
 from pipeline.prepare.files.json_values import Fault, Record, ValueReader, records_of
 from pipeline.prepare.files.sources import Source
-from pipeline.prepare.files.streams import (
-    as_utf8,
-    read_range,
-    read_text,
-    reading_at,
-)
+from pipeline.prepare.files.streams import as_utf8, read_range, read_text, reading_at
 from pipeline.store.fingerprint import key_of, sha256_of_file
 
 ALL_ROWS = 1 << 62

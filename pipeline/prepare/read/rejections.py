@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from pipeline.prepare.files.json_values import Fault, Record
 from pipeline.prepare.read.values import RejectedError
@@ -43,17 +41,23 @@ def published_line(file: str, position: int, rest: str) -> str:
     return f"{json.dumps({'file': file, 'position': position})[:-1]}, {rest}}}"
 
 
-def in_words(rejection: Mapping[str, Any]) -> str:
-    """Return a line of ``rejected.jsonl`` for people: why, and how the record begins.
+def in_words(line: str) -> str:
+    """Return a line of ``rejected.jsonl`` for people: which record, why, and how it begins.
 
-    >>> in_words({"reason": "cut_off", "detail": "in a record", "text": '{"id"'})
-    'cut_off: in a record; {"id"'
+    A record is shown as it was written, and not parsed: it may hold numbers of any size.
+
+    >>> in_words('{"file": "a", "position": 3, "reason": "cut_off", "detail": "in", "text": "{"}')
+    'record 3 of a: cut_off: in; {'
     """
-    what = str(rejection.get("text", ""))
-    if "record" in rejection:
-        what = json.dumps(rejection["record"], ensure_ascii=False)
+    head, found, what = line.rstrip("\n").partition(', "record": ')
+    if found:
+        what = what[:-1]
+    else:
+        head, found, what = line.rstrip("\n").partition(', "text": ')
+        what = json.loads(what[:-1]) if found else ""
+    fields = json.loads(head + "}" if found else head)
     shown = f"; {what[:_SHOWN]}" + ("…" if what[_SHOWN:] else "") if what else ""
-    return f"{rejection['reason']}: {rejection['detail']}{shown}"
+    return "record {position} of {file}: {reason}: {detail}".format_map(fields) + shown
 
 
 def content_of(found: Record | Fault, error: RejectedError) -> str:

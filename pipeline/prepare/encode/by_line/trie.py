@@ -15,8 +15,8 @@ class Trie:
     """Nodes, numbered from the root on, level by level, and what follows them.
 
     What follows a node by a code has the slot ``_base[node] + code``. Most nodes are followed by
-    one other and take a single slot anywhere, so all slots are a quarter of what a row of codes for
-    each node would be: fresh memory costs more than the search.
+    one other and take a single slot anywhere, so all slots take a quarter of the memory of a row of
+    codes for each node: fresh memory costs more than the search.
     """
 
     _base: npt.NDArray[np.int64]
