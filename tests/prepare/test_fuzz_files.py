@@ -5,6 +5,7 @@ pieces so small that most texts are cut. ``just fuzz`` feeds it anew, like ``tes
 """
 
 import bz2
+import contextlib
 import functools
 import gzip
 import json
@@ -281,13 +282,13 @@ def test_any_text_that_is_cut_gives_what_was_whole(
         raise told(error, content) from error
 
 
-def is_list_but_for_its_end(text: str) -> bool:
-    """Return whether the bracket of an array around it would end a list: nobody can tell then."""
-    try:
-        loads(text + "]")
-    except ValueError:
-        return False
-    return True
+def is_ended_by(text: str, end: str) -> bool:
+    """Return whether what ends a file makes a broken record whole: nobody can tell then."""
+    for size in range(1, len(end) + 1):
+        with contextlib.suppress(ValueError):
+            loads(text + end[:size])
+            return True
+    return False
 
 
 @fuzz
@@ -306,7 +307,10 @@ def test_any_record_that_is_broken_costs_no_other(
     bare = texts[broken].rstrip()
     first = len(bare) - len(bare.lstrip()) + 1
     texts[broken] = bare[: data.draw(st.integers(first, len(bare) - 1))]
-    assume(not is_list_but_for_its_end(texts[broken]))
+    assume(not is_ended_by(texts[broken], how.end or "]"))
+    # A list that breaks off in its first turn leaves a bracket open, so that the end of the data is
+    # not seen: what follows them is rejected, too.
+    assume(not (layout.startswith("data") and texts[broken].lstrip().startswith("[")))
     content = PACKINGS[packing](how.write(texts)[0].encode())
     try:
         values, faults = read(folder, content)
