@@ -32,7 +32,7 @@ class Done:
     """What it gives among the others."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Read:
     """A segment that was read, and what the others change of it."""
 
@@ -50,7 +50,7 @@ class _Read:
         turns: int = self.chunk.content["first_turns"]
         return turns
 
-    @property
+    @functools.cached_property
     def first(self) -> Conversation | None:
         """The first conversation, where it may continue an earlier segment's."""
         found = self.chunk.content["first"]
@@ -59,9 +59,13 @@ class _Read:
     @property
     def last(self) -> Conversation | None:
         """The last one, where it may go on in a later segment."""
-        found = self.chunk.content["last"]
         if self.edit.start is not None and len(self.chunk.content["rows"]) == 1:
             return self.edit.start
+        return self._last
+
+    @functools.cached_property
+    def _last(self) -> Conversation | None:
+        found = self.chunk.content["last"]
         return found and unpacked(found)
 
 
@@ -94,7 +98,11 @@ class OrderedChunks:
             read.edit.repeats = tuple(self._repeats(read))
         if not read.edit and read.chunk.is_checked:
             return lambda: read.chunk
-        return self._engine.submit("edit", read.segment, read.chunk, read.edit)
+        # What its neighbours asked about may be long, and need not be sent.
+        content = read.chunk.content | {"first": None, "last": None}
+        return self._engine.submit(
+            "edit", read.segment, replace(read.chunk, content=content), read.edit
+        )
 
     def _repeats(self, read: _Read) -> Iterator[int]:
         """Yield the conversations that repeat an earlier one."""
