@@ -6,35 +6,39 @@ stdout carries the result alone (a path, an answer); everything else goes to std
 
 import functools
 import os
+import pkgutil
 import sys
+from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
 from pipeline.commands.flags import UsageError, modernise, read_values
 from pipeline.commands.launch import is_launched_here, is_to_say
 from pipeline.commands.run_file import RunFile, leave_settings, read_run_files, write_run_file
-from pipeline.config import (
-    CacheConfig,
-    DoctorConfig,
-    ExportConfig,
-    FitConfig,
-    InspectConfig,
-    PrepareConfig,
-    TrainConfig,
-    VerifyConfig,
-)
 from pipeline.config.run_file import json_schema
 from pipeline.console import streams
 from pipeline.console.logs import note
 from pipeline.console.progress import importing
 from pipeline.errors import DuetError
-from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
-from pipeline.report.config import ReportConfig
+
+if TYPE_CHECKING:
+    from pipeline.config import (
+        CacheConfig,
+        DoctorConfig,
+        ExportConfig,
+        FitConfig,
+        InspectConfig,
+        PrepareConfig,
+        TrainConfig,
+        VerifyConfig,
+    )
+    from pipeline.generation.config import ChatConfig, EvalConfig, GenerateConfig, ServeConfig
+    from pipeline.report.config import ReportConfig
 
 
-def _prepare(config: PrepareConfig) -> None:
+def _prepare(config: "PrepareConfig") -> None:
     from pipeline.prepare.stage import prepare
 
     folder = prepare(config)
@@ -42,67 +46,67 @@ def _prepare(config: PrepareConfig) -> None:
     print(folder)
 
 
-def _fit(config: FitConfig) -> None:
+def _fit(config: "FitConfig") -> None:
     with importing():
         from pipeline.commands.training import run_fit
 
     run_fit(config)
 
 
-def _train(config: TrainConfig) -> None:
+def _train(config: "TrainConfig") -> None:
     with importing():
         from pipeline.commands.training import run_train
 
     run_train(config)
 
 
-def _inspect(config: InspectConfig) -> None:
+def _inspect(config: "InspectConfig") -> None:
     from pipeline.inspection.stage import inspect
 
     inspect(config)
 
 
-def _report(config: ReportConfig) -> None:
+def _report(config: "ReportConfig") -> None:
     from pipeline.report.stage import report
 
     print(report(config))
 
 
-def _verify(config: VerifyConfig) -> None:
+def _verify(config: "VerifyConfig") -> None:
     from pipeline.commands.verify import verify
 
     for line in verify(config):
         print(line)
 
 
-def _cache(config: CacheConfig) -> None:
+def _cache(config: "CacheConfig") -> None:
     from pipeline.commands.cache import cache
 
     for line in cache(config):
         print(line)
 
 
-def _doctor(config: DoctorConfig) -> None:
+def _doctor(config: "DoctorConfig") -> None:
     from pipeline.commands.doctor import doctor
 
     print(doctor(config))
 
 
-def _chat(config: ChatConfig) -> None:
+def _chat(config: "ChatConfig") -> None:
     with importing():
         from pipeline.generation.chat.stage import chat
 
     chat(config)
 
 
-def _generate(config: GenerateConfig) -> None:
+def _generate(config: "GenerateConfig") -> None:
     with importing():
         from pipeline.generation.generate import generate
 
     print(generate(config))
 
 
-def _eval(config: EvalConfig) -> None:
+def _eval(config: "EvalConfig") -> None:
     import json
 
     with importing():
@@ -114,85 +118,96 @@ def _eval(config: EvalConfig) -> None:
     print(json.dumps(report, indent=2))
 
 
-def _serve(config: ServeConfig) -> int:
+def _serve(config: "ServeConfig") -> int:
     with importing():
         from pipeline.generation.server.stage import serve
 
     return serve(config)
 
 
-def _export(config: ExportConfig) -> None:
+def _export(config: "ExportConfig") -> None:
     with importing():
         from pipeline.export import export
 
     print(export(config))
 
 
-COMMANDS: dict[str, tuple[type[Any], Any, str]] = {
-    "prepare": (
-        PrepareConfig,
-        _prepare,
-        "Turn ShareGPT records into a prepared folder.",
-    ),
-    "fit": (FitConfig, _fit, "Train a Flan-T5 on a prepared folder."),
-    "train": (
-        TrainConfig,
-        _train,
-        "Prepare and fit in one command, with the flags of train_flant5.",
-    ),
-    "inspect": (
-        InspectConfig,
-        _inspect,
-        "Show what a prepared folder holds, and what was left out.",
-    ),
-    "report": (
-        ReportConfig,
-        _report,
-        "Write an HTML page with charts of a prepared folder, or of runs.",
-    ),
-    "verify": (
-        VerifyConfig,
-        _verify,
-        "Check every file of a folder against its checksums.",
-    ),
-    "cache": (
-        CacheConfig,
-        _cache,
-        "List or prune what prepare keeps for later runs.",
-    ),
-    "doctor": (
-        DoctorConfig,
-        _doctor,
-        "Show versions, devices, disk, and what is missing.",
-    ),
-    "chat": (
-        ChatConfig,
-        _chat,
-        "Chat with a trained model on a terminal.",
-    ),
-    "generate": (
-        GenerateConfig,
-        _generate,
-        "Answer many conversations with a trained model.",
-    ),
-    "eval": (
-        EvalConfig,
-        _eval,
-        "Evaluate trained models on known answers.",
-    ),
-    "serve": (
-        ServeConfig,
-        _serve,
-        "Serve a trained model: an OpenAI-compatible API and a chat page.",
-    ),
-    "export": (
-        ExportConfig,
-        _export,
-        "Export a trained model to another format.",
-    ),
-}
-"""Each command's settings, function and help."""
+class Commands(UserDict[str, tuple[Any, Any, str]]):
+    """Each command's settings class, function and help; the class is imported when it is used."""
 
+    def __getitem__(self, name: str) -> tuple[type[Any], Any, str]:
+        """Return what a command is."""
+        config_class, function, text = self.data[name]
+        if isinstance(config_class, str):
+            config_class = pkgutil.resolve_name(config_class)
+        return config_class, function, text
+
+
+COMMANDS = Commands(
+    {
+        "prepare": (
+            "pipeline.config:PrepareConfig",
+            _prepare,
+            "Turn ShareGPT records into a prepared folder.",
+        ),
+        "fit": ("pipeline.config:FitConfig", _fit, "Train a Flan-T5 on a prepared folder."),
+        "train": (
+            "pipeline.config:TrainConfig",
+            _train,
+            "Prepare and fit in one command, with the flags of train_flant5.",
+        ),
+        "inspect": (
+            "pipeline.config:InspectConfig",
+            _inspect,
+            "Show what a prepared folder holds, and what was left out.",
+        ),
+        "report": (
+            "pipeline.report.config:ReportConfig",
+            _report,
+            "Write an HTML page with charts of a prepared folder, or of runs.",
+        ),
+        "verify": (
+            "pipeline.config:VerifyConfig",
+            _verify,
+            "Check every file of a folder against its checksums.",
+        ),
+        "cache": (
+            "pipeline.config:CacheConfig",
+            _cache,
+            "List or prune what prepare keeps for later runs.",
+        ),
+        "doctor": (
+            "pipeline.config:DoctorConfig",
+            _doctor,
+            "Show versions, devices, disk, and what is missing.",
+        ),
+        "chat": (
+            "pipeline.generation.config:ChatConfig",
+            _chat,
+            "Chat with a trained model on a terminal.",
+        ),
+        "generate": (
+            "pipeline.generation.config:GenerateConfig",
+            _generate,
+            "Answer many conversations with a trained model.",
+        ),
+        "eval": (
+            "pipeline.generation.config:EvalConfig",
+            _eval,
+            "Evaluate trained models on known answers.",
+        ),
+        "serve": (
+            "pipeline.generation.config:ServeConfig",
+            _serve,
+            "Serve a trained model: an OpenAI-compatible API and a chat page.",
+        ),
+        "export": (
+            "pipeline.config:ExportConfig",
+            _export,
+            "Export a trained model to another format.",
+        ),
+    }
+)
 
 _INTERRUPTED = 130  # what a shell expects of a program that ctrl-c ended
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.commands.trainer_flags import ALIASES, IGNORED, REFUSED
-from pipeline.config import FitOptions
 from pipeline.config.fields import flag
 from pipeline.config.kinds import kinds_of
 from pipeline.recipes import recipe_names
@@ -93,7 +92,7 @@ def modernise(args: Sequence[str], config_class: type[Any]) -> Arguments:
     ['--bf16', '--data-path', 'x']
     """
     flags = flags_of(config_class) | {name: each.is_switch for name, each in COMMON.items()}
-    trains = issubclass(config_class, FitOptions)
+    trains = config_class.takes_trainer_flags
     result, notes, rest = list[str](), list[str](), list(args)
     common: dict[str, list[str]] = {}
     while rest:

@@ -11,13 +11,15 @@ import signal
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import FitConfig, TrainConfig
 from pipeline.config.run_file import FILENAME, run_file_of
 from pipeline.console.logs import note
 from pipeline.errors import ConfigError, ProcessError
 from pipeline.world import World
+
+if TYPE_CHECKING:
+    from pipeline.config import FitConfig, TrainConfig
 
 _LAUNCHED = "DUET_LAUNCHED"
 """In the environment of the processes that are started here: a folder that they share."""
@@ -25,7 +27,7 @@ _SECONDS_TO_SAVE = 120
 """Until a process that was asked to stop is killed, which may hang; torchrun's own limit is 30."""
 
 
-def processes_to_start(config: FitConfig | TrainConfig) -> int:
+def processes_to_start(config: "FitConfig | TrainConfig") -> int:
     """Return how many processes are to be started; 1: none, the run is in this one.
 
     Raises:
@@ -48,7 +50,7 @@ def processes_to_start(config: FitConfig | TrainConfig) -> int:
     return max(torch.cuda.device_count(), 1)
 
 
-def launch(command: str, config: FitConfig | TrainConfig, processes: int) -> None:
+def launch(command: str, config: "FitConfig | TrainConfig", processes: int) -> None:
     """Run a command in several processes of this machine, to the end.
 
     Args:

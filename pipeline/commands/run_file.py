@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.commands.flags import FALSE, TRUE, UsageError, ignored, nearest
 from pipeline.commands.trainer_flags import ALIASES
-from pipeline.config import FitOptions, TrainConfig
 from pipeline.config.fields import flag, is_url
 from pipeline.config.kinds import Kind, kinds_of
 from pipeline.config.run_file import FILENAME, run_file_of, run_file_text
@@ -141,9 +140,13 @@ class _Reader:
     def __init__(self, name: str, command: str, config_class: type[Any]) -> None:
         self._name, self._command = name, command
         self._kinds = kinds_of(config_class)
-        self._trains = issubclass(config_class, FitOptions)
+        self._trains = config_class.takes_trainer_flags
         # A file of both stages serves each of them.
-        self._other_stage = kinds_of(TrainConfig) if command in ("prepare", "fit") else {}
+        self._other_stage: Mapping[str, Kind] = {}
+        if command in ("prepare", "fit"):
+            from pipeline.config import TrainConfig  # late: it takes long to make
+
+            self._other_stage = kinds_of(TrainConfig)
         self._passed_over: list[str] = []
         self._ignored: list[str] = []
         self.values: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pipeline.errors import ConfigError
 
@@ -169,6 +169,9 @@ def _json_or_text(text: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The base of all settings: text of each path, each value in its bounds, then ``check``."""
+
+    takes_trainer_flags: ClassVar[bool] = False
+    """Whether flags of the Hugging Face trainer that are none of its own are known."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that cannot be."""

@@ -5,7 +5,7 @@ them; here is what they say together, and the views that builders take.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.config.fields import parse_kwargs, require, shared_values
 from pipeline.config.fit_options.model import ModelOptions
@@ -26,6 +26,8 @@ EVAL_METRICS = ("loss", "bits_per_byte")
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(ModelOptions, MonitoringOptions, TrainingOptions):
     """What decides a training run on given rows. Defaults are the Hugging Face trainer's."""
+
+    takes_trainer_flags: ClassVar[bool] = True
 
     def check(self) -> None:
         """Refuse what the settings say together."""
