@@ -8,6 +8,8 @@ transformers: each public name is loaded when it is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pipeline.lazy_names import importer
+
 if TYPE_CHECKING:
     from pipeline.config import FitConfig as FitConfig
     from pipeline.config import PrepareConfig as PrepareConfig
@@ -44,13 +46,13 @@ _STAGES = ("fit", "prepare")  # packages that can be called: see callable_module
 
 __all__ = sorted([*_HOMES, *_STAGES])
 
+_imported = importer(__name__, _HOMES)
+
 
 def __getattr__(name: str) -> Any:
     if name in _STAGES:
         return importlib.import_module(f"pipeline.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return _imported(name)
 
 
 def __dir__() -> list[str]:

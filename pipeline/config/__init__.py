@@ -9,8 +9,9 @@ Each name is imported when it is first asked for: a class of sixty fields takes 
 make, and a command uses one of them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipeline.lazy_names import importer
 
 if TYPE_CHECKING:
     from pipeline.config.commands import CacheConfig as CacheConfig
@@ -33,30 +34,26 @@ if TYPE_CHECKING:
     from pipeline.config.views import Strategy as Strategy
 
 _HOMES = {
-    "CacheConfig": "commands",
-    "DoctorConfig": "commands",
-    "EVAL_METRICS": "fit_options",
-    "ExportConfig": "commands",
-    "FitConfig": "fit",
-    "FitOptions": "fit_options",
-    "HubOptions": "hub",
-    "InspectConfig": "commands",
-    "Optimizer": "views",
-    "PrepareConfig": "prepare",
-    "PrepareOptions": "prepare",
-    "ROLE_NAMES": "prepare",
-    "RoleName": "prepare",
-    "Scheduler": "views",
-    "Strategy": "views",
-    "TRACKERS": "fit_options",
-    "TrainConfig": "fit",
-    "VerifyConfig": "commands",
+    "CacheConfig": "pipeline.config.commands",
+    "DoctorConfig": "pipeline.config.commands",
+    "EVAL_METRICS": "pipeline.config.fit_options",
+    "ExportConfig": "pipeline.config.commands",
+    "FitConfig": "pipeline.config.fit",
+    "FitOptions": "pipeline.config.fit_options",
+    "HubOptions": "pipeline.config.hub",
+    "InspectConfig": "pipeline.config.commands",
+    "Optimizer": "pipeline.config.views",
+    "PrepareConfig": "pipeline.config.prepare",
+    "PrepareOptions": "pipeline.config.prepare",
+    "ROLE_NAMES": "pipeline.config.prepare",
+    "RoleName": "pipeline.config.prepare",
+    "Scheduler": "pipeline.config.views",
+    "Strategy": "pipeline.config.views",
+    "TRACKERS": "pipeline.config.fit_options",
+    "TrainConfig": "pipeline.config.fit",
+    "VerifyConfig": "pipeline.config.commands",
 }
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"pipeline.config.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'pipeline.config' has no attribute {name!r}")
+__getattr__ = importer(__name__, _HOMES)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import platform
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ class Preparation:
         reasons = ", ".join(f"{name} {n}" for name, n in counts["reasons"].items()) or "none"
         first, records = "", counted(counts["records"], "record")
         with (folder / REJECTED).open(encoding="utf-8", newline="\n") as lines:
-            for line in islice(lines, 1):
+            if line := lines.readline():
                 first = f"; the first, {in_words(line)}"
         return InputError(
             "no pair is left to train on",

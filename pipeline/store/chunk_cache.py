@@ -171,6 +171,7 @@ class ChunkWriter:
         self._cache, self._temporary = cache, cache.sibling()
         self._writers: dict[str, ShardWriter] = {}
         self._rejected: LinesWriter | None = None
+        self._kept: dict[str, ShardFile] = {}
 
     def __enter__(self) -> Self:
         make_empty(self._temporary)
@@ -195,9 +196,15 @@ class ChunkWriter:
             self._rejected = LinesWriter(self._temporary / REJECTED)
         self._rejected.write(line)
 
+    def keep(self, path: Path, file: ShardFile) -> None:
+        """Take over what was left out of another chunk."""
+        link(path, self._temporary / REJECTED)
+        self._kept[REJECTED] = file
+
     def publish(self, key: str, content: dict[str, Any]) -> Chunk:
         """Finish the files and move the chunk into place, over one that is there."""
         files = {f"{split}.arrow": writer.close() for split, writer in self._writers.items()}
+        files |= self._kept
         if self._rejected is not None:
             files[REJECTED] = self._rejected.close()
         chunk = Chunk(key=key, files=files, content=content)

@@ -47,18 +47,14 @@ def edited(chunk: Chunk, change: Edit, cache: ChunkCache, start: ChunkRows) -> d
         else:
             writer.write(split, batch)
     if REJECTED in chunk.files:
-        with cache.pinned(chunk.key, REJECTED).open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                writer.reject(line.removesuffix("\n"))
+        writer.keep(cache.pinned(chunk.key, REJECTED), chunk.files[REJECTED])
     for i in gone:
         rows[i] = REPEAT
     if change.start is not None:
         rows[0] = new_rows
     digests = b"".join(change.digests(content)).hex()
     rows = rows[: len(rows) - change.drops_last]
-    # What its neighbours ask about stays with the chunk as it was read.
-    kept = {name: content[name] for name in ("pieces", "frames")}
-    return kept | {"rows": rows, "digests": digests, "stats": stats.as_json()}
+    return content | {"rows": rows, "digests": digests, "stats": stats.as_json()}
 
 
 def _rows_of(

@@ -218,7 +218,8 @@ class ValueReader:
             for _ in ("key", "value"):
                 found = self._value()
                 if not isinstance(found, Record):
-                    yield from () if found is None else (found,)
+                    if found is not None:
+                        yield found
                     return
                 if window.skip_separators() == ":":
                     window.at += 1
